@@ -1,0 +1,1 @@
+"""Retail Assets: software-defined retail data, from raw files to tested marts."""

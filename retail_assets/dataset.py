@@ -1,0 +1,175 @@
+"""Dataset and Column: one declaration of a table, from which every schema derives.
+
+Here: the translation of a declaration to Arrow, DuckDB and Dagster's UI, and the comparison of
+a declaration with what a table really has. Not here: which tables exist (each domain's
+contract.py), reading or writing them (resources/).
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import dagster as dg
+    import pyarrow as pa
+
+_DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
+_DUCKDB_TYPES = {
+    "string": "VARCHAR",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "bool": "BOOLEAN",
+    "date": "DATE",
+    "timestamp": "TIMESTAMP",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, logical type, meaning and duties.
+
+    ``type`` is one of string, int32, int64, bool, date, timestamp (naive, microseconds) or
+    ``decimal(precision,scale)``. ``pii`` marks personal data, which stops at the dimensions.
+    """
+
+    name: str
+    type: str
+    description: str
+    nullable: bool = False
+    key: bool = False
+    pii: bool = False
+
+    def __post_init__(self) -> None:
+        if self.type not in _DUCKDB_TYPES and not _DECIMAL.fullmatch(self.type):
+            known = ", ".join([*_DUCKDB_TYPES, "decimal(p,s)"])
+            raise ValueError(f"column {self.name}: unknown type {self.type!r}; one of {known}")
+
+    @property
+    def duckdb_type(self) -> str:
+        """The column's type as DuckDB spells it."""
+        if match := _DECIMAL.fullmatch(self.type):
+            return f"DECIMAL({match[1]},{match[2]})"
+        return _DUCKDB_TYPES[self.type]
+
+    @property
+    def arrow_type(self) -> "pa.DataType":
+        """The column's type in Arrow, and so in Parquet."""
+        import pyarrow as pa
+
+        if match := _DECIMAL.fullmatch(self.type):
+            return pa.decimal128(int(match[1]), int(match[2]))
+        return {
+            "string": pa.string(),
+            "int32": pa.int32(),
+            "int64": pa.int64(),
+            "bool": pa.bool_(),
+            "date": pa.date32(),
+            "timestamp": pa.timestamp("us"),
+        }[self.type]
+
+
+@dataclass(frozen=True)
+class SchemaDrift:
+    """How a table's columns differ from its declaration; falsy where they do not."""
+
+    missing: tuple[Column, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    retyped: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.retyped)
+
+    @property
+    def only_adds_nullable(self) -> bool:
+        """True where adding nullable columns is all that the table needs."""
+        return not (self.unexpected or self.retyped) and all(c.nullable for c in self.missing)
+
+    def describe(self) -> str:
+        """One line: what is missing, unexpected or of another type."""
+        parts = []
+        if self.missing:
+            parts.append("missing " + ", ".join(f"{c.name} {c.type}" for c in self.missing))
+        if self.unexpected:
+            parts.append("unexpected " + ", ".join(self.unexpected))
+        if self.retyped:
+            parts.append("other type: " + ", ".join(self.retyped))
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One table: where it belongs, its columns in order, how it is partitioned and clustered."""
+
+    schema: str
+    name: str
+    description: str
+    columns: tuple[Column, ...]
+    partition_by: str | None = None
+    cluster_by: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [c.name for c in self.columns]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.table}: a column is declared twice")
+        for name in (self.partition_by, *self.cluster_by):
+            if name is not None and name not in names:
+                raise ValueError(f"{self.table}: {name} is not one of its columns")
+
+    @property
+    def table(self) -> str:
+        """``schema.name``, as the warehouse knows it."""
+        return f"{self.schema}.{self.name}"
+
+    @cached_property
+    def column_names(self) -> tuple[str, ...]:
+        """The columns' names, in order."""
+        return tuple(c.name for c in self.columns)
+
+    @cached_property
+    def arrow_schema(self) -> "pa.Schema":
+        """The Arrow (and Parquet) schema, nullability included."""
+        import pyarrow as pa
+
+        return pa.schema([pa.field(c.name, c.arrow_type, nullable=c.nullable) for c in self.columns])
+
+    @cached_property
+    def duckdb_columns(self) -> dict[str, str]:
+        """Name to DuckDB type, in order."""
+        return {c.name: c.duckdb_type for c in self.columns}
+
+    def duckdb_ddl(self) -> str:
+        """The column list of a DuckDB CREATE TABLE."""
+        return ", ".join(
+            f'"{c.name}" {c.duckdb_type}{"" if c.nullable else " NOT NULL"}' for c in self.columns
+        )
+
+    def compare(self, found: Mapping[str, str]) -> SchemaDrift:
+        """Hold DuckDB's name-to-type mapping ``found`` against the declaration."""
+        return SchemaDrift(
+            missing=tuple(c for c in self.columns if c.name not in found),
+            unexpected=tuple(name for name in found if name not in self.duckdb_columns),
+            retyped=tuple(
+                f"{c.name} is {found[c.name]}, declared {c.duckdb_type}"
+                for c in self.columns
+                if c.name in found and found[c.name] != c.duckdb_type
+            ),
+        )
+
+    def table_schema(self) -> "dg.TableSchema":
+        """The columns as Dagster's UI shows them; personal ones are tagged ``pii``."""
+        import dagster as dg
+
+        return dg.TableSchema(
+            columns=[
+                dg.TableColumn(
+                    c.name,
+                    c.type,
+                    description=c.description,
+                    constraints=dg.TableColumnConstraints(nullable=c.nullable, unique=c.key),
+                    tags={"pii": "true"} if c.pii else {},
+                )
+                for c in self.columns
+            ]
+        )

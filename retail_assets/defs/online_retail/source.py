@@ -1,0 +1,396 @@
+"""The source of online retail: what it holds now, typed once, and which days that changes.
+
+Here: fetching, typing and the manifest that says what was found. Not here: what becomes of the
+days (assets.py), how a row is typed (transforms.py), HTTP (resources/download.py).
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import dagster as dg
+
+from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA, QUARANTINE
+from retail_assets.defs.online_retail.transforms import (
+    TYPING_VERSION,
+    DayLedger,
+    day_ledgers,
+    days_outside,
+    label_sources,
+    match_header,
+    quarantine_table,
+    type_rows,
+)
+from retail_assets.resources.download import Fingerprint, fetch, is_url, probe, redact
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.tabular import TextTable, open_tables
+
+UNPLACED = "__unknown__"
+MANIFEST = f"{DOMAIN}/source"
+PROCESSED = f"{DOMAIN}/processed"
+ALLOW_EMPTYING_FLAG = "allow_emptying"
+_MOST_EMPTIED = 0.1
+
+
+class SourceError(Exception):
+    """The source is readable but cannot be taken; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One fetched file: what its origin said of it, and where its bytes lie in the raw zone."""
+
+    location: str
+    etag: str | None
+    last_modified: str | None
+    size: int | None
+    sha256: str
+    bytes: int
+    raw: str
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What a conditional request asks against."""
+        return Fingerprint(self.location, self.etag, self.last_modified, self.size)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the source holds: its files, the ledger of every day, and what fits no day."""
+
+    version: str
+    files: tuple[SourceFile, ...]
+    tables: tuple[str, ...]
+    extra_columns: tuple[str, ...]
+    read: int
+    unplaced: int
+    days: Mapping[str, DayLedger]
+
+    @property
+    def typed(self) -> str:
+        """The typed rows, relative to the lake's root."""
+        return f"_stage/{DOMAIN}/{self.version}.parquet"
+
+    @property
+    def span(self) -> tuple[str, str]:
+        """First and last day that holds a row.
+
+        Raises:
+            SourceError: no row has a day.
+        """
+        if not self.days:
+            raise SourceError("the source holds no row with a readable day.")
+        return min(self.days), max(self.days)
+
+    def token(self) -> str:
+        """Changes when any origin says that its file has."""
+        return source_token(file.fingerprint for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``from_json`` reads it."""
+        return asdict(self) | {
+            "days": {
+                day: [d.fingerprint, d.read, d.duplicates, d.quarantined]
+                for day, d in self.days.items()
+            }
+        }
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> "Manifest":
+        """The manifest that ``to_json`` wrote."""
+        return cls(
+            version=state["version"],
+            files=tuple(SourceFile(**file) for file in state["files"]),
+            tables=tuple(state["tables"]),
+            extra_columns=tuple(state["extra_columns"]),
+            read=state["read"],
+            unplaced=state["unplaced"],
+            days={day: DayLedger(*rest) for day, rest in state["days"].items()},
+        )
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """What a look at the source found: its manifest, and whether it had to be fetched, typed."""
+
+    manifest: Manifest
+    changed_days: tuple[str, ...]
+    downloaded: bool
+    typed: bool
+
+
+def source_token(fingerprints: Iterable[Fingerprint]) -> str:
+    """One short text for the versions of several files."""
+    joined = "\n".join(fingerprint.token() for fingerprint in fingerprints)
+    return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+
+def read_manifest(lake: LakeResource) -> Manifest | None:
+    """The manifest of the last look at the source, or None before the first."""
+    state = lake.read_state(MANIFEST)
+    return None if state is None else Manifest.from_json(state)
+
+
+def read_processed(lake: LakeResource) -> dict[str, DayLedger]:
+    """Ledger of each day as of its last materialization in the processed zone."""
+    state = lake.read_state(PROCESSED) or {}
+    return {day: DayLedger(*rest) for day, rest in state.items()}
+
+
+def record_processed(lake: LakeResource, days: Mapping[str, DayLedger]) -> None:
+    """Merge the ledgers of ``days`` into the record; a day without rows stays, as an empty one."""
+    with lake.lock(PROCESSED):
+        state = lake.read_state(PROCESSED) or {}
+        state |= {d: [x.fingerprint, x.read, x.duplicates, x.quarantined] for d, x in days.items()}
+        lake.write_state(PROCESSED, state)
+
+
+EMPTY_DAY = DayLedger("", 0, 0, 0)
+
+
+def changed_days(wanted: Mapping[str, DayLedger], current: Mapping[str, str]) -> tuple[str, ...]:
+    """Days whose fingerprint differs between the source and ``current`` (day -> fingerprint).
+
+    A day of the source's span without rows counts as changed until it is recorded as empty; a
+    recorded day that the source no longer has counts as changed until it is.
+    """
+    if not wanted:
+        return ()
+    first, last = date.fromisoformat(min(wanted)), date.fromisoformat(max(wanted))
+    span = {date.fromordinal(n).isoformat() for n in range(first.toordinal(), last.toordinal() + 1)}
+    return tuple(
+        day
+        for day in sorted(span | set(current))
+        if wanted.get(day, EMPTY_DAY).fingerprint != current.get(day)
+    )
+
+
+class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The workbook(s) behind ``locations``, paths or URLs; all together are one source."""
+
+    locations: list[str]
+    first_day: str
+    last_day: str | None
+    timeout_s: float
+    max_bytes: int
+
+    def probe(self) -> str:
+        """A token of the origins' versions, without a body: ETag, Last-Modified, mtime, size."""
+        return source_token(
+            probe(location, timeout_s=min(self.timeout_s, 10.0)) for location in self.locations
+        )
+
+    def refresh(self, lake: LakeResource, *, allow_emptying: bool = False) -> Refresh:
+        """Fetch what changed, type it, and replace the manifest.
+
+        Raises:
+            DownloadError: a file could not be had.
+            UnreadableFileError, SchemaDriftError: a file is not the table it should be.
+            SourceError: the source holds no row, its ledger does not balance, or it would empty
+                more than a tenth of the filled days and ``allow_emptying`` is not set.
+        """
+        with lake.lock(DOMAIN):
+            previous = read_manifest(lake)
+            files, downloaded = self._fetch(lake, previous)
+            version = self._version(files)
+            if (
+                previous is not None
+                and previous.version == version
+                and lake.path(previous.typed).exists()
+            ):
+                manifest = replace(previous, files=files)
+                typed = False
+            else:
+                manifest = self._type(lake, files, version)
+                typed = True
+            processed = read_processed(lake)
+            if not allow_emptying:
+                self._refuse_to_empty(manifest, processed)
+            lake.write_state(MANIFEST, manifest.to_json())
+            for old in lake.path(f"_stage/{DOMAIN}").glob("*.parquet"):
+                if old != lake.path(manifest.typed):
+                    old.unlink()
+            changed = changed_days(
+                manifest.days, {day: ledger.fingerprint for day, ledger in processed.items()}
+            )
+            return Refresh(manifest, changed, downloaded, typed)
+
+    def _version(self, files: tuple[SourceFile, ...]) -> str:
+        parts = [TYPING_VERSION, self.first_day, str(self.last_day), *(f.sha256 for f in files)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def _fetch(
+        self, lake: LakeResource, previous: Manifest | None
+    ) -> tuple[tuple[SourceFile, ...], bool]:
+        known = {file.location: file for file in previous.files} if previous else {}
+        inbox = lake.path(f"_stage/{DOMAIN}/inbox")
+        files, downloaded = [], False
+        try:
+            for location in self.locations:
+                shown = redact(location)
+                before = known.get(shown)
+                if before is not None and not lake.path(before.raw).exists():
+                    before = None
+                inbox.mkdir(parents=True, exist_ok=True)
+                name = _file_name(location)
+                got = fetch(
+                    location,
+                    inbox / name,
+                    previous=before.fingerprint if before else None,
+                    timeout_s=self.timeout_s,
+                    max_bytes=self.max_bytes,
+                )
+                if got.not_modified:
+                    assert before is not None  # only a conditional request can say so
+                    files.append(before)
+                    continue
+                assert got.sha256 is not None and got.path is not None
+                raw = f"raw/{DOMAIN}/{got.sha256[:16]}/{name}"
+                target = lake.path(raw)
+                if not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    got.path.replace(target)
+                downloaded = True
+                files.append(
+                    SourceFile(
+                        location=shown,
+                        etag=got.etag,
+                        last_modified=got.last_modified,
+                        size=got.size,
+                        sha256=got.sha256,
+                        bytes=target.stat().st_size,
+                        raw=raw,
+                    )
+                )
+        finally:
+            shutil.rmtree(inbox, ignore_errors=True)
+        return tuple(files), downloaded
+
+    def _type(self, lake: LakeResource, files: tuple[SourceFile, ...], version: str) -> Manifest:
+        import duckdb
+
+        scratch = lake.path(f"_stage/{DOMAIN}/unpacked")
+        typed = lake.path(f"_stage/{DOMAIN}/{version}.parquet")
+        partial = typed.with_suffix(".tmp")
+        first = date.fromisoformat(self.first_day)
+        last = date.fromisoformat(self.last_day) if self.last_day else None
+        try:
+            with ExitStack() as stack, duckdb.connect() as connection:
+                tables: list[TextTable] = []
+                for file in files:
+                    tables += stack.enter_context(open_tables(lake.path(file.raw), scratch))
+                matches = [match_header(table.header, table.label) for table in tables]
+                rows = type_rows(connection, list(zip(tables, matches, strict=True)))
+                rows.write_parquet(str(partial), compression="zstd")
+                read = sum(table.rows for table in tables)
+                if read == 0:
+                    raise SourceError(
+                        f"{', '.join(table.label for table in tables)}: a header and no rows."
+                        " Nothing was changed. Fetch it again, or point"
+                        " RETAIL_ONLINE_RETAIL_SOURCE at the file that holds the data."
+                    )
+                relation = f"read_parquet('{partial}')"
+                days = day_ledgers(connection, relation, first, last)
+                outside = days_outside(connection, relation, first, last).to_arrow_table()
+                unplaced = [label_sources(outside, [table.label for table in tables])]
+                unplaced.append(
+                    quarantine_table(
+                        (table.label, row.row, row.reason, row.text)
+                        for table in tables
+                        for row in table.rejected
+                    )
+                )
+                manifest = Manifest(
+                    version=version,
+                    files=files,
+                    tables=tuple(table.label for table in tables),
+                    extra_columns=tuple(
+                        sorted({name for match in matches for name in match.extra})
+                    ),
+                    read=read,
+                    unplaced=sum(table.num_rows for table in unplaced),
+                    days=days,
+                )
+                _check_balance(manifest)
+                self._quarantine(lake, version, unplaced)
+            partial.replace(typed)
+        finally:
+            partial.unlink(missing_ok=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+        return manifest
+
+    def _quarantine(self, lake: LakeResource, version: str, tables: list[Any]) -> None:
+        import pyarrow as pa
+
+        column = ONLINE_RETAIL_DATA.partition_by
+        assert column is not None
+        rows = pa.concat_tables(tables)
+        with lake.staging(version) as stage:
+            if rows.num_rows:
+                stage.write_partitions("quarantine", QUARANTINE, column, [(UNPLACED, rows)])
+            stage.publish("quarantine", QUARANTINE, column, [UNPLACED])
+
+    def _refuse_to_empty(self, manifest: Manifest, processed: Mapping[str, DayLedger]) -> None:
+        filled = [
+            day
+            for day, ledger in processed.items()
+            if ledger.written
+            and day >= self.first_day
+            and (self.last_day is None or day <= self.last_day)
+        ]
+        emptied = sorted(
+            day for day in filled if manifest.days.get(day, EMPTY_DAY).written == 0
+        )
+        if len(emptied) > _MOST_EMPTIED * len(filled):
+            raise SourceError(
+                f"the source would empty {len(emptied)} of {len(filled)} filled days"
+                f" ({emptied[0]}...{emptied[-1]}), more than a tenth. Nothing was changed. If that"
+                " is meant, run again with --allow-emptying (in the UI: config"
+                f" {ALLOW_EMPTYING_FLAG}: true on raw_online_retail); if not, the origin is"
+                " truncated or another file."
+            )
+
+
+def _check_balance(manifest: Manifest) -> None:
+    placed = sum(ledger.read for ledger in manifest.days.values())
+    if manifest.read != placed + manifest.unplaced:
+        raise SourceError(
+            f"the ledger does not balance: read {manifest.read} rows, of which {placed} have a"
+            f" day and {manifest.unplaced} do not. Nothing was changed. This is a defect of"
+            " Retail Assets: report it with the file."
+        )
+
+
+def _file_name(location: str) -> str:
+    path = unquote(urlsplit(location).path) if is_url(location) else location
+    return PurePosixPath(Path(path).name or "source").name
+
+
+def manifest_metadata(manifest: Manifest) -> dict[str, Any]:
+    """What a materialization shows of the source in the UI."""
+    first, last = manifest.span
+    return {
+        "dagster/row_count": manifest.read,
+        "read": manifest.read,
+        "duplicates": sum(d.duplicates for d in manifest.days.values()),
+        "quarantined_with_a_day": sum(d.quarantined for d in manifest.days.values()),
+        "quarantined_without_a_day": manifest.unplaced,
+        "first_day": first,
+        "last_day": last,
+        "files": dg.MetadataValue.json([asdict(file) for file in manifest.files]),
+        "tables": ", ".join(manifest.tables),
+        "extra_columns": ", ".join(manifest.extra_columns) or "none",
+        "version": manifest.version,
+    }
+
+
+def to_json_text(value: object) -> str:
+    """Compact JSON, keys sorted."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,386 @@
+"""Online retail, frame to frame: text -> typed rows -> the landed table's rows.
+
+Frames are DuckDB relations and Arrow streams on a connection that the caller owns. Not here:
+files, the lake, Dagster (assets.py, source.py).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Protocol
+
+from retail_assets.defs.online_retail.contract import LINE_TYPES, QUARANTINE, SOURCE_COLUMNS
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+# Bump where the typing of a source changes: what was typed before is then typed again.
+TYPING_VERSION = "1"
+
+_FIELD_SEPARATOR = "chr(31)"
+_NULL_MARK = "chr(30)"
+_DATE_FORMATS = "['%m/%d/%y %H:%M', '%m/%d/%Y %H:%M', '%m/%d/%Y %H:%M:%S', '%m/%d/%Y']"
+_BLANKS = "concat(' ', chr(9), chr(10), chr(13), chr(160))"
+
+
+class SchemaDriftError(Exception):
+    """A source's header lacks columns; the message shows expected and found."""
+
+
+@dataclass(frozen=True)
+class HeaderMatch:
+    """Where each of our columns stands in a source's header, and what else it holds."""
+
+    positions: dict[str, int]
+    extra: tuple[str, ...]
+
+
+class TextRows(Protocol):
+    """What a reader of files hands over: a label, a header, batches of text by position."""
+
+    label: str
+    header: list[str]
+    batches: "Iterator[pa.RecordBatch]"
+
+    @property
+    def schema(self) -> "pa.Schema":
+        """Arrow schema of the batches: ``row`` int64, then text columns "0", "1", ..."""
+        ...
+
+
+def match_header(header: Sequence[str], label: str) -> HeaderMatch:
+    """Find our columns in a header, in either published spelling and any order.
+
+    Raises:
+        SchemaDriftError: a column is missing or stands there twice.
+    """
+    cleaned = [name.strip().strip("\ufeff").strip('"') for name in header]
+    folded = [name.casefold() for name in cleaned]
+    positions: dict[str, int] = {}
+    missing = []
+    for column, spellings in SOURCE_COLUMNS.items():
+        found = [i for i, name in enumerate(folded) if name in {s.casefold() for s in spellings}]
+        if len(found) > 1:
+            names = ", ".join(cleaned[i] for i in found)
+            raise SchemaDriftError(f"{label}: {column} stands there {len(found)} times ({names}).")
+        if found:
+            positions[column] = found[0]
+        else:
+            missing.append(" or ".join(spellings))
+    extra = tuple(
+        name for i, name in enumerate(cleaned) if name and i not in positions.values()
+    )
+    if missing:
+        raise SchemaDriftError(
+            f"{label}: missing {', '.join(missing)}; found {', '.join(cleaned) or 'no header'}."
+            " Rename the columns at the origin, or add their spelling to SOURCE_COLUMNS in"
+            " contract.py."
+        )
+    return HeaderMatch(positions, extra)
+
+
+def _whole_number(column: str) -> str:
+    # A cast alone would round 6.5 and take 1e3; `17850.0` is how exports write integers.
+    return (
+        f"case when regexp_full_match({column}, '[+-]?[0-9]+(\\.0*)?')"
+        f" then try_cast(split_part({column}, '.', 1) as bigint) end"
+    )
+
+
+# A price in the source may carry float noise (4.1500000000000004) but no fourth decimal.
+_PRICE = (
+    "case when abs(try_cast(unit_price_text as double)"
+    " - try_cast(try_cast(unit_price_text as decimal(12,3)) as double)) < 1e-9"
+    " then try_cast(unit_price_text as decimal(12,3)) end"
+)
+
+_TYPED = f"""
+with text as (
+    select
+        source_no, "row",
+        {", ".join(f"{c} as {c}_raw" for c in SOURCE_COLUMNS)},
+        nullif(trim(invoice_no, {_BLANKS}), '') as invoice_no,
+        nullif(trim(stock_code, {_BLANKS}), '') as stock_code,
+        description,
+        trim(quantity, {_BLANKS}) as quantity_text,
+        trim(invoice_datetime, {_BLANKS}) as invoice_datetime_text,
+        trim(unit_price, {_BLANKS}) as unit_price_text,
+        nullif(trim(customer_id, {_BLANKS}), '') as customer_id_text,
+        nullif(trim(country, {_BLANKS}), '') as country
+    from {{rows}}
+),
+
+typed as (
+    select
+        *,
+        {_whole_number("quantity_text")} as quantity,
+        case
+            when contains(invoice_datetime_text, '/')
+                then try_strptime(invoice_datetime_text, {_DATE_FORMATS})
+            else try_cast(invoice_datetime_text as timestamp)
+        end as invoice_datetime,
+        {_PRICE} as unit_price,
+        {_whole_number("customer_id_text")} as customer_id
+    from text
+),
+
+judged as (
+    select
+        *,
+        case
+            when invoice_no is null then 'invoice_no is empty'
+            when stock_code is null then 'stock_code is empty'
+            when country is null then 'country is empty'
+            when quantity is null
+                then 'quantity: expected a whole number, found ' || {{shown}}(quantity_raw)
+            when invoice_datetime is null or not isfinite(invoice_datetime)
+                then 'invoice_datetime: expected a date and time, found '
+                    || {{shown}}(invoice_datetime_raw)
+            when unit_price is null
+                then 'unit_price: expected a number of at most three decimals, found '
+                    || {{shown}}(unit_price_raw)
+            when customer_id is null and customer_id_text is not null
+                then 'customer_id: expected a whole number, found ' || {{shown}}(customer_id_raw)
+            when try_cast(quantity * unit_price as decimal(18, 3)) is null
+                then 'total_price: quantity * unit_price exceeds 15 digits'
+            when contains(invoice_no, chr(0)) or contains(stock_code, chr(0))
+                or contains(country, chr(0)) or contains(description, chr(0))
+                then 'a NUL character'
+        end as reason
+    from typed
+),
+
+identified as (
+    select
+        *,
+        case when reason is null then sha256(concat(
+            invoice_no, {_FIELD_SEPARATOR},
+            stock_code, {_FIELD_SEPARATOR},
+            coalesce(description, {_NULL_MARK}), {_FIELD_SEPARATOR},
+            quantity, {_FIELD_SEPARATOR},
+            invoice_datetime, {_FIELD_SEPARATOR},
+            unit_price, {_FIELD_SEPARATOR},
+            coalesce(customer_id::varchar, {_NULL_MARK}), {_FIELD_SEPARATOR},
+            country
+        ))[:32] else concat('rejected ', source_no, ' ', "row") end as identity
+    from judged
+)
+
+select
+    invoice_datetime::date as invoice_date,
+    source_no, "row",
+    case when reason is null then identity end as transaction_id,
+    invoice_no, stock_code, description, quantity, invoice_datetime, unit_price, customer_id,
+    country,
+    reason,
+    case when reason is not null
+        then to_json([{", ".join(f"{c}_raw" for c in SOURCE_COLUMNS)}])::varchar end as text,
+    count(*) over same as copies
+from identified
+window same as (partition by identity)
+qualify row_number() over (partition by identity order by source_no, "row") = 1
+order by invoice_date nulls first, source_no, "row"
+"""
+
+
+def type_rows(
+    connection: "duckdb.DuckDBPyConnection", tables: Iterable[tuple[TextRows, HeaderMatch]]
+) -> "duckdb.DuckDBPyRelation":
+    """Typed, de-duplicated rows of all tables, one pass over their batches, by day and row.
+
+    Columns: invoice_date, source_no (the table's place in ``tables``), row, transaction_id, the
+    typed source columns, reason and text (null but on rejected rows), copies (how often the same
+    row stood in the sources). A rejected row keeps its invoice_date where that was readable.
+    """
+    import pyarrow as pa
+
+    selects = []
+    for number, (table, match) in enumerate(tables):
+        view = f"text_rows_{number}"
+        connection.register(view, pa.RecordBatchReader.from_batches(table.schema, table.batches))
+        columns = ", ".join(f'"{i}" as {column}' for column, i in match.positions.items())
+        selects.append(f'select {number}::integer as source_no, "row", {columns} from {view}')
+    connection.execute("create or replace temp macro shown(x) as coalesce(x[:40], 'nothing')")
+    rows = "(" + " union all ".join(selects) + ")"
+    return connection.sql(_TYPED.format(rows=rows, shown="shown"))
+
+
+@dataclass(frozen=True)
+class DayLedger:
+    """What a source holds for a day: a fingerprint of its rows, and how many of which kind."""
+
+    fingerprint: str
+    read: int
+    duplicates: int
+    quarantined: int
+
+    @property
+    def written(self) -> int:
+        """Rows that the day's partition must hold."""
+        return self.read - self.duplicates - self.quarantined
+
+
+_LEDGER = """
+select
+    invoice_date,
+    concat_ws(
+        '-',
+        count(transaction_id),
+        sum(('0x' || transaction_id[:15])::bigint::hugeint),
+        sum(('0x' || transaction_id[16:30])::bigint::hugeint),
+        sum(copies),
+        coalesce(sum(hash(text) // 4) filter (where reason is not null), 0)
+    ) as fingerprint,
+    sum(copies)::bigint as read,
+    (sum(copies) - count(*))::bigint as duplicates,
+    (count(*) filter (where reason is not null))::bigint as quarantined
+from {typed}
+where {where}
+group by all
+order by all
+"""
+
+
+def day_ledgers(
+    connection: "duckdb.DuckDBPyConnection", typed: str, first: date, last: date | None
+) -> dict[str, DayLedger]:
+    """The ledger of each day between ``first`` and ``last`` (None: open), by ISO date.
+
+    ``typed`` names a table of ``type_rows``. The fingerprint does not depend on the order of the
+    rows: it sums the halves of their identities, which are SHA-256 digits.
+    """
+    where = f"invoice_date >= date '{first}'" + (
+        f" and invoice_date <= date '{last}'" if last else ""
+    )
+    rows = connection.sql(_LEDGER.format(typed=typed, where=where)).fetchall()
+    return {str(day): DayLedger(*rest) for day, *rest in rows}
+
+
+def days_outside(
+    connection: "duckdb.DuckDBPyConnection", typed: str, first: date, last: date | None
+) -> "duckdb.DuckDBPyRelation":
+    """Quarantine rows for what no partition can take: no readable day, or one outside the span.
+
+    Columns: source_no and those of QUARANTINE but ``source``; one row a copy.
+    """
+    span = f"{first}...{last or ''}"
+    outside = f"invoice_date < date '{first}'" + (
+        f" or invoice_date > date '{last}'" if last else ""
+    )
+    return connection.sql(f"""
+        select
+            source_no, "row",
+            coalesce(reason, 'invoice_datetime: ' || invoice_datetime || ' is outside {span}')
+                as reason,
+            coalesce(text, {_as_text()}) as text
+        from {typed}, range(copies)
+        where invoice_date is null or {outside}
+        order by source_no, "row"
+    """)
+
+
+def _as_text() -> str:
+    return "to_json([{}])::varchar".format(", ".join(f"{c}::varchar" for c in SOURCE_COLUMNS))
+
+
+_LINE_TYPE_WHEN = {
+    "return": "invoice_no ilike 'C%'",
+    "bad_debt": "invoice_no ilike 'A%'",
+    "adjustment": "quantity <= 0",
+    "gift": "unit_price <= 0",
+}
+_LINE_TYPE = (
+    "case "
+    + " ".join(f"when {_LINE_TYPE_WHEN[t]} then '{t}'" for t in LINE_TYPES if t in _LINE_TYPE_WHEN)
+    + " else 'sale' end"
+)
+
+_DERIVED = f"""
+select
+    transaction_id,
+    invoice_no,
+    stock_code,
+    coalesce(lower(description), 'Unknown') as description,
+    quantity,
+    unit_price,
+    (quantity * unit_price)::decimal(18, 3) as total_price,
+    coalesce(customer_id, 0) as customer_id,
+    country,
+    invoice_datetime,
+    invoice_date,
+    strftime(invoice_datetime, '%H:%M:%S') as time,
+    monthname(invoice_datetime) as month,
+    dayname(invoice_datetime) as day,
+    year(invoice_datetime)::integer as year,
+    {_LINE_TYPE} as line_type,
+    regexp_matches(stock_code, '^[0-9]{{{{5}}}}') as is_product
+from {{typed}}
+where reason is null and {{days}}
+"""
+
+
+def derive_columns(
+    connection: "duckdb.DuckDBPyConnection", typed: str, days: str
+) -> "duckdb.DuckDBPyRelation":
+    """The rows of ONLINE_RETAIL_DATA for the days that the predicate ``days`` takes, in order.
+
+    ``line_type`` is the first that fits, as the contract lists them; a gift is a line without a
+    price, an adjustment one without a positive quantity.
+    """
+    return connection.sql(_DERIVED.format(typed=typed, days=days))
+
+
+def quarantined_rows(
+    connection: "duckdb.DuckDBPyConnection", typed: str, days: str
+) -> "duckdb.DuckDBPyRelation":
+    """Rejected rows of the days that the predicate ``days`` takes: invoice_date, source_no, ..."""
+    return connection.sql(f"""
+        select invoice_date, source_no, "row", reason, text
+        from {typed}
+        where reason is not null and {days}
+    """)
+
+
+def label_sources(rows: "pa.Table", labels: Sequence[str]) -> "pa.Table":
+    """Put the sources' names in place of ``source_no``: the columns of QUARANTINE, in order."""
+    import pyarrow as pa
+
+    names = pa.array([labels[i] for i in rows["source_no"].to_pylist()], pa.string())
+    labelled = rows.append_column("source", names)
+    return labelled.select(list(QUARANTINE.column_names)).cast(QUARANTINE.arrow_schema)
+
+
+def quarantine_table(rows: Iterable[tuple[str, int | None, str, str]]) -> "pa.Table":
+    """Rows that never became fields (source, row, reason, text) as a QUARANTINE table."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(
+        [
+            {"source": source, "row": row, "reason": reason, "text": json.dumps([text])}
+            for source, row, reason, text in rows
+        ],
+        schema=QUARANTINE.arrow_schema,
+    )
+
+
+def day_predicate(column: str, days: Sequence[str]) -> str:
+    """A predicate with literal bounds that takes exactly ``days``, as few ranges as may be."""
+    ranges = contiguous_ranges(days)
+    if not ranges:
+        return "false"
+    return "(" + " or ".join(
+        f"{column} between date '{first}' and date '{last}'" for first, last in ranges
+    ) + ")"
+
+
+def contiguous_ranges(days: Iterable[str]) -> list[tuple[str, str]]:
+    """Inclusive (first, last) ranges that cover exactly ``days`` (ISO dates), in order."""
+    ranges: list[tuple[date, date]] = []
+    for day in sorted({date.fromisoformat(d) for d in days}):
+        if ranges and (day - ranges[-1][1]).days == 1:
+            ranges[-1] = (ranges[-1][0], day)
+        else:
+            ranges.append((day, day))
+    return [(first.isoformat(), last.isoformat()) for first, last in ranges]

@@ -1,0 +1,175 @@
+"""Settings: the only reader of environment variables, validated once.
+
+Here: which variable names which outside system, and what a valid value is. Not here: talking to
+those systems (resources/). There is no fallback: an invalid value is an error that names the
+variable, the value and the valid forms.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+DBT_PROJECT_DIR = PROJECT_ROOT / "dbt_project"
+
+SAMPLE_SOURCE = "sample"
+
+
+class SettingsError(ValueError):
+    """A variable has a value that is not valid; the message says which forms are."""
+
+
+class Settings(BaseSettings):
+    """Where every outside system is. Field names are the variables' without ``RETAIL_``.
+
+    Raises:
+        SettingsError: from ``load_settings``, for the first variable that is not valid.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="RETAIL_", extra="ignore", frozen=True, env_ignore_empty=False
+    )
+
+    home: Path = Field(Path(".retail"), description="home of all local state: a path")
+    dagster_home: Path | None = Field(
+        None,
+        validation_alias="DAGSTER_HOME",
+        description="Dagster's instance: a path; default $RETAIL_HOME/dagster",
+    )
+    lake: str = Field("", description="lake: a path or file:// URL; default $RETAIL_HOME/lake")
+    warehouse: str = Field(
+        "", description="warehouse: duckdb:PATH; default duckdb:$RETAIL_HOME/warehouse.duckdb"
+    )
+    online_retail_source: Annotated[tuple[str, ...], NoDecode] = Field(
+        (SAMPLE_SOURCE,),
+        description="a path or http(s) URL, or several separated by commas; default the sample",
+    )
+    online_retail_start: date = Field(
+        date(2009, 12, 1), description="first day of the partitions: YYYY-MM-DD"
+    )
+    online_retail_end: date | None = Field(
+        date(2011, 12, 31), description="last day of the partitions: YYYY-MM-DD, empty for open"
+    )
+    http_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="seconds without a byte before a download is retried"
+    )
+    http_max_bytes: int = Field(
+        4 * 1024**3, gt=0, description="largest source that is downloaded, in bytes"
+    )
+
+    @field_validator("online_retail_source", mode="before")
+    @classmethod
+    def _split_sources(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",")]
+        if isinstance(value, list | tuple):
+            if not value or not all(value):
+                raise ValueError("a source is empty")
+            for part in value:
+                scheme, found, _ = str(part).partition("://")
+                if found and scheme.lower() not in ("http", "https", "file"):
+                    raise ValueError(f"{scheme}:// is not a scheme that can be read")
+        return value
+
+    @field_validator("online_retail_end", mode="before")
+    @classmethod
+    def _empty_is_open(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_defaults(cls, values: dict[str, object]) -> dict[str, object]:
+        home = Path(str(values.get("home") or ".retail")).expanduser().absolute()
+        values["home"] = home
+        values["DAGSTER_HOME"] = (
+            Path(str(values.get("DAGSTER_HOME") or home / "dagster")).expanduser().absolute()
+        )
+        lake = str(values.get("lake") or home / "lake").removeprefix("file://")
+        if "://" in lake:
+            raise ValueError(f"lake: {lake.partition('://')[0]}:// is not a lake known here")
+        values["lake"] = str(Path(lake).expanduser().absolute())
+        kind, found, path = str(
+            values.get("warehouse") or f"duckdb:{home / 'warehouse.duckdb'}"
+        ).partition(":")
+        if not found or kind != "duckdb" or not path or path.startswith("//"):
+            raise ValueError(f"warehouse: {values['warehouse']!r} is not duckdb:PATH")
+        values["warehouse"] = f"duckdb:{Path(path).expanduser().absolute()}"
+        return values
+
+    @model_validator(mode="after")
+    def _start_before_end(self) -> Self:
+        if self.online_retail_end is not None and self.online_retail_end < self.online_retail_start:
+            raise ValueError(
+                f"online_retail_end: {self.online_retail_end} is before"
+                f" online_retail_start, {self.online_retail_start}"
+            )
+        return self
+
+    @property
+    def warehouse_path(self) -> Path:
+        """The DuckDB file."""
+        return Path(self.warehouse.removeprefix("duckdb:"))
+
+    @property
+    def instance_dir(self) -> Path:
+        """The folder of Dagster's instance."""
+        assert self.dagster_home is not None  # the validator sets it
+        return self.dagster_home
+
+    @property
+    def sample_path(self) -> Path:
+        """Where the generated sample workbook of online retail stands."""
+        return self.home / "samples" / "online_retail.xlsx"
+
+    @property
+    def online_retail_locations(self) -> tuple[str, ...]:
+        """The sources of online retail as paths and URLs, the sample resolved."""
+        return tuple(
+            str(self.sample_path) if part == SAMPLE_SOURCE else part
+            for part in self.online_retail_source
+        )
+
+
+def variable_name(field: str) -> str:
+    """The environment variable behind a field of Settings."""
+    return "DAGSTER_HOME" if field == "dagster_home" else f"RETAIL_{field.upper()}"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings from the environment, with ``overrides`` in place of variables.
+
+    Raises:
+        SettingsError: naming the variable, what was found and the valid forms.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        field = str(first["loc"][0]) if first["loc"] else message.partition(":")[0]
+        field = "dagster_home" if field == "DAGSTER_HOME" else field
+        info = Settings.model_fields.get(field)
+        variable = variable_name(field)
+        found = overrides.get(field, os.environ.get(variable))
+        raise SettingsError(
+            f"{variable} is {found!r}, which is not valid: {message}."
+            + (f" Valid: {info.description}." if info else "")
+        ) from None
+
+
+def unknown_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """RETAIL_ variables that no setting reads -> the nearest known name, or an empty text."""
+    known = [variable_name(field) for field in Settings.model_fields]
+    names = os.environ if environment is None else environment
+    return {
+        name: next(iter(difflib.get_close_matches(name, known, 1)), "")
+        for name in names
+        if name.startswith("RETAIL_") and name not in known
+    }
+
