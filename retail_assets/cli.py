@@ -1,0 +1,132 @@
+"""The command retail-assets.
+
+Here: reading arguments, calling the package, printing. Not here: work of any kind.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retail_assets.settings import Settings, SettingsError, load_settings
+
+app = typer.Typer(
+    name="retail-assets",
+    help="Retail data from raw files to tested marts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+_DOMAINS = ("online_retail",)
+Domain = Annotated[str, typer.Argument(help=f"one of: {', '.join(_DOMAINS)}")]
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def _known(domain: str) -> str:
+    if domain not in _DOMAINS:
+        raise SystemExit(f"error: {domain!r} is no domain; one of: {', '.join(_DOMAINS)}")
+    return domain
+
+
+@app.command()
+def sample(
+    domain: Domain,
+    days: Annotated[int, typer.Option(min=1, help="days of trade")] = 120,
+    lines: Annotated[int, typer.Option(min=1, help="invoice lines a day, about")] = 150,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same bytes")] = 7,
+    to: Annotated[Path | None, typer.Option(help="file; default: where the demo reads it")] = None,
+) -> None:
+    """Write a generated source file."""
+    from retail_assets.defs.online_retail.sample import write_sample
+
+    _known(domain)
+    path = to or _settings().sample_path
+    rows = write_sample(path, days=days, lines_a_day=lines, seed=seed)
+    typer.echo(f"{path}: {rows:,} rows, {path.stat().st_size:,} bytes")
+
+
+@app.command()
+def run(
+    domain: Domain,
+    partitions: Annotated[
+        str | None, typer.Option(help="one day, or a range A...B; default: all of the source")
+    ] = None,
+    allow_emptying: Annotated[
+        bool, typer.Option(help="let a source empty more than a tenth of the filled days")
+    ] = False,
+) -> None:
+    """Materialize every asset of a domain in one recorded run in this process."""
+    from retail_assets.runner import RunFailed, run_domain
+
+    settings = _settings()
+    _known(domain)
+    started = time.perf_counter()
+    try:
+        outcome = run_domain(settings, domain, partitions, allow_emptying=allow_emptying)
+    except RunFailed as failure:
+        raise SystemExit(f"error: {failure}") from None
+    from retail_assets.report import print_outcome
+
+    print_outcome(outcome, time.perf_counter() - started)
+
+
+@app.command()
+def status() -> None:
+    """Print the settings, and each asset's rows, partitions and last materialization."""
+    from retail_assets.report import print_status
+
+    print_status(_settings())
+
+
+@app.command()
+def doctor() -> None:
+    """Check each outside system that the settings name; exit 1 if one fails."""
+    from retail_assets.doctor import examine
+    from retail_assets.report import print_findings
+
+    if not print_findings(examine(_settings())):
+        raise SystemExit(1)
+
+
+@app.command()
+def rebuild(
+    table: Annotated[str, typer.Argument(help="for example online_retail.online_retail_data")],
+) -> None:
+    """Re-create a warehouse table from the processed partitions, by its contract."""
+    from retail_assets.runner import RunFailed, rebuild_table
+
+    try:
+        rows = rebuild_table(_settings(), table)
+    except RunFailed as failure:
+        raise SystemExit(f"error: {failure}") from None
+    typer.echo(f"{table}: {rows:,} rows")
+
+
+@app.command()
+def dev(
+    port: Annotated[int, typer.Option(help="port on localhost")] = 3000,
+) -> None:
+    """Start Dagster's UI and daemon on localhost, until Ctrl-C."""
+    from retail_assets.server import serve
+
+    raise SystemExit(serve(_settings(), port))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

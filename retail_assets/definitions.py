@@ -1,0 +1,71 @@
+"""Everything that Dagster sees, assembled in one place.
+
+``build_defs(settings, **overrides)`` is the seam for tests; ``defs`` is what Dagster loads. Not
+here: any asset, job or resource of its own.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+import dagster as dg
+from dagster_dbt import DbtCliResource
+
+from retail_assets.defs.marts import dbt as marts
+from retail_assets.defs.online_retail import assets as online_retail_assets
+from retail_assets.defs.online_retail import automation as online_retail_automation
+from retail_assets.defs.online_retail.source import OnlineRetailSource
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
+
+# Backfill policies are what makes a range one run; Dagster calls them beta at every import.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+
+def build_resources(settings: Settings) -> dict[str, object]:
+    """One resource an outside system, as the settings name it."""
+    return {
+        "lake": LakeResource(root=settings.lake),
+        "warehouse": DuckDBWarehouse(path=str(settings.warehouse_path)),
+        "online_retail_source": OnlineRetailSource(
+            locations=list(settings.online_retail_locations),
+            first_day=str(settings.online_retail_start),
+            last_day=str(settings.online_retail_end) if settings.online_retail_end else None,
+            timeout_s=settings.http_timeout_s,
+            max_bytes=settings.http_max_bytes,
+        ),
+        "dbt": DbtCliResource(
+            project_dir=str(DBT_PROJECT_DIR),
+            profiles_dir=str(DBT_PROJECT_DIR),
+            target="duckdb",
+            dbt_executable=_dbt_executable(),
+        ),
+    }
+
+
+def _dbt_executable() -> str:
+    # The environment's own dbt, whether or not its folder is on PATH.
+    sibling = Path(sys.executable).with_name("dbt")
+    return str(sibling) if sibling.exists() else "dbt"
+
+
+def build_defs(settings: Settings, **overrides: object) -> dg.Definitions:
+    """All definitions for ``settings``; ``overrides`` replace resources by name."""
+    # Named here rather than found by Dagster's folder loader: that one imports every installed
+    # plugin, the Google clients among them, and takes no settings.
+    return dg.Definitions.merge(
+        online_retail_assets.build_defs(settings),
+        online_retail_automation.build_defs(settings),
+        marts.build_defs(settings),
+        dg.Definitions(
+            resources={**build_resources(settings), **overrides},
+            executor=dg.in_process_executor,
+        ),
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """The definitions of the environment's settings."""
+    return build_defs(load_settings())

@@ -1,0 +1,1 @@
+"""What stands on the warehouse tables: dbt's models as assets."""

@@ -1,0 +1,310 @@
+"""The warehouse: tables that are replaced by partition, and questions asked of them.
+
+Here: loading Parquet files by a Dataset's declaration, atomically and one writer at a time, and
+the record of what each partition was loaded from. Not here: dbt's models (defs/marts/), what a
+partition should hold (defs/).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import dagster as dg
+
+from retail_assets.dataset import Dataset, SchemaDrift
+
+if TYPE_CHECKING:
+    import duckdb
+
+_RECORD = "retail_operations.loaded_partitions"
+
+
+class WarehouseSchemaError(Exception):
+    """A table or a file differs from its declaration; nothing was written."""
+
+
+class WarehouseBusyError(Exception):
+    """Another process held the warehouse for longer than this one waits."""
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """Rows that were loaded, by partition key; a key with 0 rows is an emptied partition."""
+
+    rows: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Rows over all partitions."""
+        return sum(self.rows.values())
+
+
+class Warehouse(Protocol):
+    """What a domain asks of a warehouse, whichever it is."""
+
+    def replace_partitions(
+        self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]
+    ) -> LoadResult:
+        """Make the partitions ``versions`` (key -> fingerprint) hold exactly what ``uris`` hold."""
+        ...
+
+    def loaded_versions(self, dataset: Dataset, stage: str = "landed") -> dict[str, str]:
+        """Fingerprint of each partition as of its last load; {} where the table is not there."""
+        ...
+
+    def record_versions(
+        self, dataset: Dataset, stage: str, versions: Mapping[str, str]
+    ) -> None:
+        """Record that ``stage`` (a consumer such as the marts) now holds ``versions``."""
+        ...
+
+
+class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """A DuckDB file. One process has it at a time: others wait, up to ``timeout_s`` seconds."""
+
+    path: str
+    timeout_s: float = 1800
+
+    @contextmanager
+    def exclusive(self, timeout_s: float | None = None) -> Iterator[None]:
+        """Keep every other process of ours off the file, for a writer that opens it itself.
+
+        Raises:
+            WarehouseBusyError: the file was not free in time.
+        """
+        from filelock import FileLock, Timeout
+
+        wait = self.timeout_s if timeout_s is None else timeout_s
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{self.path}.lock", timeout=wait):
+                yield
+        except Timeout as error:
+            raise self._busy(wait) from error
+
+    @contextmanager
+    def connect(
+        self, *, read_only: bool = False, timeout_s: float | None = None
+    ) -> Iterator["duckdb.DuckDBPyConnection"]:
+        """A connection that has the file to itself.
+
+        Raises:
+            WarehouseBusyError: another process (a notebook, the DuckDB shell) kept it open.
+        """
+        import duckdb
+        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+
+        wait = self.timeout_s if timeout_s is None else timeout_s
+
+        def locked(error: BaseException) -> bool:
+            return isinstance(error, duckdb.IOException) and "lock" in str(error)
+
+        with self.exclusive(wait):
+            try:
+                connection = Retrying(
+                    retry=retry_if_exception(locked),
+                    stop=stop_after_delay(wait),
+                    wait=wait_fixed(0.2),
+                    reraise=True,
+                )(duckdb.connect, self.path, read_only=read_only)
+            except duckdb.IOException as error:
+                if locked(error):
+                    raise self._busy(wait) from error
+                raise
+            try:
+                yield connection
+            finally:
+                connection.close()
+
+    def _busy(self, wait: float) -> WarehouseBusyError:
+        return WarehouseBusyError(
+            f"{self.path} was kept open by another process for {wait:.0f} s. Close notebooks and"
+            " DuckDB shells that hold it, or wait for the run in progress, and run this again."
+        )
+
+    def replace_partitions(
+        self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]
+    ) -> LoadResult:
+        """Delete and insert the partitions ``versions`` in one transaction.
+
+        ``uris`` are Parquet files that hold rows of those partitions only. A new nullable column
+        of the declaration is added to the table first.
+
+        Raises:
+            WarehouseSchemaError: the table or a file differs otherwise, or a row belongs to none
+                of the partitions; nothing was written.
+        """
+        column = dataset.partition_by
+        assert column is not None, f"{dataset.table} is not partitioned"
+        with self.connect() as connection, _transaction(connection):
+            _prepare(connection, dataset)
+            keys = sorted(versions)
+            connection.execute(f"create temp table requested ({column} date primary key)")
+            connection.execute("insert into requested select unnest(?::date[])", [keys])
+            if connection.execute(f"select 1 from {dataset.table} limit 1").fetchone():
+                connection.execute(
+                    f"delete from {dataset.table} where {column} in (select {column} from requested)"
+                )
+            if uris:
+                _check_files(connection, dataset, uris)
+                names = ", ".join(f'"{name}"' for name in dataset.column_names)
+                connection.execute(
+                    f"insert into {dataset.table} ({names}) select {names}"
+                    " from read_parquet(?, hive_partitioning = false)",
+                    [list(uris)],
+                )
+            counts = connection.execute(
+                f"select {column}::varchar, count(*) from {dataset.table}"
+                f" where {column} in (select {column} from requested) group by all"
+            ).fetchall()
+            rows = dict.fromkeys(keys, 0) | dict(counts)
+            if uris:
+                _check_total(connection, dataset, uris, sum(rows.values()))
+            connection.execute("drop table requested")
+            _record(connection, dataset, "landed", versions)
+        return LoadResult(rows)
+
+    def replace_table(self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]) -> LoadResult:
+        """Create the table anew from ``uris``, in one transaction: also what a rebuild does."""
+        with self.connect() as connection, _transaction(connection):
+            connection.execute(f"drop table if exists {dataset.table}")
+            _create_record(connection)
+            connection.execute(f"delete from {_RECORD} where table_name = ?", [dataset.table])
+        return self.replace_partitions(dataset, uris, versions)
+
+    def loaded_versions(
+        self, dataset: Dataset, stage: str = "landed", timeout_s: float | None = None
+    ) -> dict[str, str]:
+        """Fingerprint of each partition as of its last load; {} where the table is not there."""
+        if not Path(self.path).exists():
+            return {}
+        with self.connect(timeout_s=timeout_s) as connection:
+            if not _columns(connection, dataset) or not _has_record(connection):
+                return {}
+            return dict(
+                connection.execute(
+                    f"select partition_key, version from {_RECORD}"
+                    " where table_name = ? and stage = ?",
+                    [dataset.table, stage],
+                ).fetchall()
+            )
+
+    def record_versions(self, dataset: Dataset, stage: str, versions: Mapping[str, str]) -> None:
+        """Record that ``stage`` (a consumer such as the marts) now holds ``versions``."""
+        with self.connect() as connection, _transaction(connection):
+            _record(connection, dataset, stage, versions)
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        with self.connect() as connection:
+            return connection.execute(sql, list(parameters)).fetchall()
+
+
+@contextmanager
+def _transaction(connection: "duckdb.DuckDBPyConnection") -> Iterator[None]:
+    connection.begin()
+    try:
+        yield
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+def _columns(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> dict[str, str]:
+    """Name to type of the table's columns as it stands; {} where it is not there."""
+    return dict(
+        connection.execute(
+            "select column_name, data_type from information_schema.columns"
+            " where table_schema = ? and table_name = ? order by ordinal_position",
+            [dataset.schema, dataset.name],
+        ).fetchall()
+    )
+
+
+def _prepare(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> None:
+    """Create the table, or bring it to the declaration where that only adds nullable columns."""
+    connection.execute(f"create schema if not exists {dataset.schema}")
+    _create_record(connection)
+    found = _columns(connection, dataset)
+    if not found:
+        connection.execute(f"create table {dataset.table} ({dataset.duckdb_ddl()})")
+        return
+    drift = dataset.compare(found)
+    if not drift:
+        return
+    if not drift.only_adds_nullable:
+        raise WarehouseSchemaError(
+            f"{dataset.table} differs from its contract: {drift.describe()}. Nothing was written."
+            f" Run: retail-assets rebuild {dataset.table}"
+        )
+    for column in drift.missing:
+        connection.execute(
+            f'alter table {dataset.table} add column "{column.name}" {column.duckdb_type}'
+        )
+
+
+def _check_files(
+    connection: "duckdb.DuckDBPyConnection", dataset: Dataset, uris: Sequence[str]
+) -> None:
+    found = dict(
+        row[:2]
+        for row in connection.execute(
+            "describe select * from read_parquet(?, hive_partitioning = false)", [list(uris[:1])]
+        ).fetchall()
+    )
+    drift: SchemaDrift = dataset.compare(found)
+    if drift.unexpected or drift.retyped or any(not c.nullable for c in drift.missing):
+        raise WarehouseSchemaError(
+            f"{uris[0]} differs from the contract of {dataset.table}: {drift.describe()}."
+            " Nothing was written. Materialize the processed partitions again."
+        )
+
+
+def _check_total(
+    connection: "duckdb.DuckDBPyConnection", dataset: Dataset, uris: Sequence[str], loaded: int
+) -> None:
+    row = connection.execute(
+        "select sum(num_rows) from parquet_file_metadata(?)", [list(uris)]
+    ).fetchone()
+    expected = int(row[0]) if row else 0
+    if expected != loaded:
+        raise WarehouseSchemaError(
+            f"{dataset.table}: the files hold {expected} rows, of which {loaded} belong to the"
+            " partitions asked for. Nothing was written. Materialize the processed partitions"
+            " again."
+        )
+
+
+def _create_record(connection: "duckdb.DuckDBPyConnection") -> None:
+    connection.execute("create schema if not exists retail_operations")
+    connection.execute(
+        f"create table if not exists {_RECORD} (table_name varchar, stage varchar,"
+        " partition_key varchar, version varchar,"
+        " primary key (table_name, stage, partition_key))"
+    )
+
+
+def _has_record(connection: "duckdb.DuckDBPyConnection") -> bool:
+    return bool(
+        connection.execute(
+            "select 1 from information_schema.tables where table_schema = 'retail_operations'"
+            " and table_name = 'loaded_partitions'"
+        ).fetchone()
+    )
+
+
+def _record(
+    connection: "duckdb.DuckDBPyConnection",
+    dataset: Dataset,
+    stage: str,
+    versions: Mapping[str, str],
+) -> None:
+    _create_record(connection)
+    connection.execute(
+        f"insert or replace into {_RECORD}"
+        " select ?, ?, unnest(?::varchar[]), unnest(?::varchar[])",
+        [dataset.table, stage, list(versions), list(versions.values())],
+    )

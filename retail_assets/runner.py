@@ -1,0 +1,262 @@
+"""One in-process, recorded Dagster run of a whole domain.
+
+Here: which partitions such a run takes, and what it tells afterwards. Not here: what the assets
+do (defs/), printing (report.py).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retail_assets.instance import open_instance
+from retail_assets.settings import DBT_PROJECT_DIR, SAMPLE_SOURCE, Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+MANIFEST_PATH = DBT_PROJECT_DIR / "target" / "manifest.json"
+
+
+class RunFailed(Exception):  # noqa: N818  (says what happened, as Dagster's own events do)
+    """The run did not succeed; the message is the line that says why."""
+
+
+@dataclass(frozen=True)
+class AssetOutcome:
+    """What one asset of a run did."""
+
+    key: str
+    rows: int | None
+    partitions: int | None
+    seconds: float
+    where: str
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """A successful run: its id, its assets in the order they ran, its checks."""
+
+    run_id: str
+    partitions: tuple[str, str] | None
+    assets: list[AssetOutcome] = field(default_factory=list)
+    checks_passed: int = 0
+
+
+def prepare_dbt() -> None:
+    """Have dbt parse its project where there is no manifest, or one older than its files.
+
+    Raises:
+        RunFailed: dbt could not parse; the message is its own.
+    """
+    newest = max(
+        path.stat().st_mtime
+        for pattern in ("*.yml", "models/**/*", "macros/**/*", "tests/**/*")
+        for path in DBT_PROJECT_DIR.glob(pattern)
+    )
+    if MANIFEST_PATH.exists() and MANIFEST_PATH.stat().st_mtime >= newest:
+        return
+    dbt = Path(sys.executable).with_name("dbt")
+    done = subprocess.run(
+        [str(dbt) if dbt.exists() else "dbt", "parse", "--quiet"]
+        + ["--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RunFailed(f"dbt parse: {(done.stdout + done.stderr).strip()}")
+    os.utime(MANIFEST_PATH)
+
+
+def parse_partitions(text: str) -> tuple[str, str]:
+    """First and last day of ``A...B`` or of the one day ``A``.
+
+    Raises:
+        RunFailed: it is neither.
+    """
+    first, dots, last = text.partition("...")
+    try:
+        pair = date.fromisoformat(first), date.fromisoformat(last if dots else first)
+    except ValueError:
+        pair = None
+    if pair is None or pair[1] < pair[0]:
+        raise RunFailed(f"--partitions is {text!r}; expected 2011-11-14 or 2010-12-01...2011-12-09")
+    return str(pair[0]), str(pair[1])
+
+
+def run_domain(
+    settings: Settings, domain: str, partitions: str | None, *, allow_emptying: bool = False
+) -> RunOutcome:
+    """Materialize every asset of ``domain``: the days asked for, or all that the source has.
+
+    Raises:
+        RunFailed: a step or a blocking check failed; the run is recorded.
+    """
+    asked = parse_partitions(partitions) if partitions else None
+    # One planned event an asset in place of one a partition: a run of a year is then not mostly
+    # bookkeeping. A range that fails here is seen as a failed run, not as failed partitions.
+    os.environ.setdefault("DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "1")
+    prepare_dbt()
+    from retail_assets.definitions import build_defs
+
+    _make_sample(settings)
+    definitions = build_defs(settings)
+    with open_instance(settings) as instance:
+        span = asked or source_span(settings, allow_emptying=allow_emptying)
+        return _execute(definitions, instance, domain, span, allow_emptying=allow_emptying)
+
+
+def _make_sample(settings: Settings) -> None:
+    if SAMPLE_SOURCE in settings.online_retail_source and not settings.sample_path.exists():
+        from retail_assets.defs.online_retail.sample import write_sample
+
+        write_sample(settings.sample_path)
+
+
+def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str] | None:
+    """First and last day to run: the source's, and those that it no longer has.
+
+    None where the source cannot be had: the run's own first step then says why, on record.
+    """
+    from retail_assets.definitions import build_resources
+    from retail_assets.defs.online_retail.assets import TAKEN_AS_PERMANENT
+    from retail_assets.defs.online_retail.source import OnlineRetailSource
+    from retail_assets.resources.download import DownloadError
+    from retail_assets.resources.lake import LakeResource
+
+    resources = build_resources(settings)
+    lake, source = resources["lake"], resources["online_retail_source"]
+    assert isinstance(lake, LakeResource) and isinstance(source, OnlineRetailSource)
+    try:
+        found = source.refresh(lake, allow_emptying=allow_emptying)
+        days = {*found.manifest.span, *found.changed_days}
+    except (DownloadError, *TAKEN_AS_PERMANENT):
+        return None
+    first, last = str(settings.online_retail_start), settings.online_retail_end
+    inside = [day for day in days if day >= first and (last is None or day <= str(last))]
+    return min(inside), max(inside)
+
+
+def _execute(
+    definitions: "dg.Definitions",
+    instance: "dg.DagsterInstance",
+    domain: str,
+    span: tuple[str, str] | None,
+    *,
+    allow_emptying: bool,
+) -> RunOutcome:
+    from retail_assets.defs.online_retail.assets import RAW
+
+    job = definitions.resolve_job_def(domain)
+    tags = (
+        {
+            "dagster/asset_partition_range_start": span[0],
+            "dagster/asset_partition_range_end": span[1],
+        }
+        if span
+        else {}
+    )
+    result = job.execute_in_process(
+        instance=instance,
+        tags=tags,
+        raise_on_error=False,
+        asset_selection=None if span else [RAW],
+        run_config={
+            "ops": {RAW.to_python_identifier(): {"config": {"allow_emptying": allow_emptying}}}
+        },
+    )
+    if not result.success:
+        raise RunFailed(_why(result))
+    return _outcome(result, span)
+
+
+def _why(result: "dg.ExecuteInProcessResult") -> str:
+    """The run's failure in one line: the failed check, or the error of the first failed step."""
+    checks = [c for c in result.get_asset_check_evaluations() if not c.passed]
+    for event in result.filter_events(lambda e: e.is_step_failure):
+        error = event.step_failure_data.error
+        cause = error.cause if error is not None and error.cause is not None else error
+        metadata = event.step_failure_data.user_failure_data
+        text = metadata.description if metadata and metadata.description else None
+        message = text or (cause.message if cause is not None else "no message")
+        failed = [f"{c.asset_key.to_user_string()}: {c.check_name}" for c in checks]
+        if failed:
+            message = f"check failed: {', '.join(failed[:5])}. {message}"
+        return f"{event.step_key}: {' '.join(message.split())}"
+    return "the run failed; see its log in the UI (make dev)"
+
+
+def _number(metadata: dict[str, Any], *names: str) -> int | None:
+    for name in names:
+        if name in metadata and metadata[name].value is not None:
+            return int(metadata[name].value)
+    return None
+
+
+def _outcome(result: "dg.ExecuteInProcessResult", span: tuple[str, str] | None) -> RunOutcome:
+    seconds: dict[str, float] = {}
+    for event in result.filter_events(lambda e: e.is_step_success):
+        assert event.step_key is not None
+        seconds[event.step_key] = event.step_success_data.duration_ms / 1000
+    by_key: dict[str, list[Any]] = {}
+    step_of: dict[str, str] = {}
+    for event in result.filter_events(lambda e: e.is_step_materialization):
+        key = event.asset_key.to_user_string()
+        by_key.setdefault(key, []).append(event.materialization)
+        step_of[key] = event.step_key
+    assets = []
+    for key, found in by_key.items():
+        days = [m for m in found if m.partition is not None]
+        rows = [
+            _number(dict(m.metadata), "dagster/partition_row_count", "dagster/row_count")
+            for m in found
+        ]
+        counted = [r for r in rows if r is not None]
+        metadata = dict(found[-1].metadata)
+        execution = metadata.get("Execution Duration")
+        where = metadata.get("path") or metadata.get("dagster/table_name")
+        assets.append(
+            AssetOutcome(
+                key=key,
+                rows=sum(counted) if counted else None,
+                partitions=len(days) or None,
+                seconds=float(execution.value) if execution else seconds.get(step_of[key], 0.0),
+                where=str(where.value) if where else key.replace("/", "."),
+            )
+        )
+    passed = sum(c.passed for c in result.get_asset_check_evaluations())
+    return RunOutcome(result.run_id, span, assets, passed)
+
+
+def rebuild_table(settings: Settings, table: str) -> int:
+    """Re-create a warehouse table from its processed partitions; returns its rows.
+
+    Raises:
+        RunFailed: no such table, or the lake has nothing processed for it.
+    """
+    from retail_assets.definitions import build_resources
+    from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
+    from retail_assets.defs.online_retail.source import read_processed
+    from retail_assets.resources.lake import LakeResource
+    from retail_assets.resources.warehouse import DuckDBWarehouse
+
+    if table != ONLINE_RETAIL_DATA.table:
+        raise RunFailed(f"{table!r} is no table that can be rebuilt: {ONLINE_RETAIL_DATA.table}")
+    resources = build_resources(settings)
+    lake, warehouse = resources["lake"], resources["warehouse"]
+    assert isinstance(lake, LakeResource) and isinstance(warehouse, DuckDBWarehouse)
+    versions = {day: ledger.fingerprint for day, ledger in read_processed(lake).items()}
+    if not versions:
+        raise RunFailed(f"{lake.root} holds nothing processed. Run: retail-assets run online_retail")
+    uris = lake.partition_uris(ONLINE_RETAIL_DATA, versions)
+    return warehouse.replace_table(ONLINE_RETAIL_DATA, uris, versions).total
+
+
+def remove_target() -> None:
+    """Drop dbt's compiled project, so that the next command parses it anew."""
+    shutil.rmtree(MANIFEST_PATH.parent, ignore_errors=True)
