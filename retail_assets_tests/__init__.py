@@ -1,0 +1,4 @@
+"""Tests of Retail Assets.
+
+The folders mirror retail_assets: one test module a module.
+"""
