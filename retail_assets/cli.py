@@ -64,7 +64,7 @@ def run(
     ] = False,
 ) -> None:
     """Materialize every asset of a domain in one recorded run in this process."""
-    from retail_assets.runner import RunFailed, run_domain
+    from retail_assets.commands.run import RunFailed, run_domain
 
     settings = _settings()
     _known(domain)
@@ -73,7 +73,7 @@ def run(
         outcome = run_domain(settings, domain, partitions, allow_emptying=allow_emptying)
     except RunFailed as failure:
         raise SystemExit(f"error: {failure}") from None
-    from retail_assets.report import print_outcome
+    from retail_assets.commands.tables import print_outcome
 
     print_outcome(outcome, time.perf_counter() - started)
 
@@ -81,7 +81,7 @@ def run(
 @app.command()
 def status() -> None:
     """Print the settings, and each asset's rows, partitions and last materialization."""
-    from retail_assets.report import print_status
+    from retail_assets.commands.tables import print_status
 
     print_status(_settings())
 
@@ -89,8 +89,8 @@ def status() -> None:
 @app.command()
 def doctor() -> None:
     """Check each outside system that the settings name; exit 1 if one fails."""
-    from retail_assets.doctor import examine
-    from retail_assets.report import print_findings
+    from retail_assets.commands.doctor import examine
+    from retail_assets.commands.tables import print_findings
 
     if not print_findings(examine(_settings())):
         raise SystemExit(1)
@@ -101,7 +101,7 @@ def rebuild(
     table: Annotated[str, typer.Argument(help="for example online_retail.online_retail_data")],
 ) -> None:
     """Re-create a warehouse table from the processed partitions, by its contract."""
-    from retail_assets.runner import RunFailed, rebuild_table
+    from retail_assets.commands.run import RunFailed, rebuild_table
 
     try:
         rows = rebuild_table(_settings(), table)
@@ -115,7 +115,7 @@ def dev(
     port: Annotated[int, typer.Option(help="port on localhost")] = 3000,
 ) -> None:
     """Start Dagster's UI and daemon on localhost, until Ctrl-C."""
-    from retail_assets.server import serve
+    from retail_assets.commands.dev import serve
 
     raise SystemExit(serve(_settings(), port))
 

@@ -4,20 +4,18 @@
 here: any asset, job or resource of its own.
 """
 
-import sys
 import warnings
-from pathlib import Path
 
 import dagster as dg
-from dagster_dbt import DbtCliResource
 
 from retail_assets.defs.marts import dbt as marts
 from retail_assets.defs.online_retail import assets as online_retail_assets
 from retail_assets.defs.online_retail import automation as online_retail_automation
 from retail_assets.defs.online_retail.source import OnlineRetailSource
+from retail_assets.resources.dbt import dbt_resource
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import DuckDBWarehouse
-from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
+from retail_assets.settings import Settings, load_settings
 
 # Backfill policies are what makes a range one run; Dagster calls them beta at every import.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
@@ -35,19 +33,8 @@ def build_resources(settings: Settings) -> dict[str, object]:
             timeout_s=settings.http_timeout_s,
             max_bytes=settings.http_max_bytes,
         ),
-        "dbt": DbtCliResource(
-            project_dir=str(DBT_PROJECT_DIR),
-            profiles_dir=str(DBT_PROJECT_DIR),
-            target="duckdb",
-            dbt_executable=_dbt_executable(),
-        ),
+        "dbt": dbt_resource(settings),
     }
-
-
-def _dbt_executable() -> str:
-    # The environment's own dbt, whether or not its folder is on PATH.
-    sibling = Path(sys.executable).with_name("dbt")
-    return str(sibling) if sibling.exists() else "dbt"
 
 
 def build_defs(settings: Settings, **overrides: object) -> dg.Definitions:

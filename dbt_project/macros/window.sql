@@ -1,12 +1,17 @@
 {#-
-    The window of changed partitions: a dbt var, a list of inclusive [first_day, last_day] pairs.
+    The window of changed partitions: a dbt var, a list of inclusive [first_day, last_day] pairs;
+    where the var is absent, the environment variable DBT_<VAR> with the same as JSON. A changed
+    var makes dbt parse the whole project anew, a changed variable only the models that read it.
 
-    window_ranges returns none where the var is absent or null (rebuild everything), else a list
+    window_ranges returns none where both are absent or null (rebuild everything), else a list
     of pairs of dates, in order. Anything that is not a pair of ISO dates, first to last, is an
     error: a window misread would leave stale rows behind, or put text of a var into SQL.
 -#}
 {% macro window_ranges(window_var) -%}
     {%- set window = var(window_var, none) -%}
+    {%- if window is none -%}
+        {%- set window = fromjson(env_var('DBT_' ~ window_var | upper, 'null')) -%}
+    {%- endif -%}
     {%- if window is none -%}
         {{ return(none) }}
     {%- endif -%}

@@ -5,21 +5,17 @@ do (defs/), printing (report.py).
 """
 
 import os
-import shutil
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retail_assets.instance import open_instance
-from retail_assets.settings import DBT_PROJECT_DIR, SAMPLE_SOURCE, Settings
+from retail_assets.settings import SAMPLE_SOURCE, Settings
 
 if TYPE_CHECKING:
     import dagster as dg
-
-MANIFEST_PATH = DBT_PROJECT_DIR / "target" / "manifest.json"
 
 
 class RunFailed(Exception):  # noqa: N818  (says what happened, as Dagster's own events do)
@@ -45,32 +41,6 @@ class RunOutcome:
     partitions: tuple[str, str] | None
     assets: list[AssetOutcome] = field(default_factory=list)
     checks_passed: int = 0
-
-
-def prepare_dbt() -> None:
-    """Have dbt parse its project where there is no manifest, or one older than its files.
-
-    Raises:
-        RunFailed: dbt could not parse; the message is its own.
-    """
-    newest = max(
-        path.stat().st_mtime
-        for pattern in ("*.yml", "models/**/*", "macros/**/*", "tests/**/*")
-        for path in DBT_PROJECT_DIR.glob(pattern)
-    )
-    if MANIFEST_PATH.exists() and MANIFEST_PATH.stat().st_mtime >= newest:
-        return
-    dbt = Path(sys.executable).with_name("dbt")
-    done = subprocess.run(
-        [str(dbt) if dbt.exists() else "dbt", "parse", "--quiet"]
-        + ["--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RunFailed(f"dbt parse: {(done.stdout + done.stderr).strip()}")
-    os.utime(MANIFEST_PATH)
 
 
 def parse_partitions(text: str) -> tuple[str, str]:
@@ -101,17 +71,24 @@ def run_domain(
     # One planned event an asset in place of one a partition: a run of a year is then not mostly
     # bookkeeping. A range that fails here is seen as a failed run, not as failed partitions.
     os.environ.setdefault("DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "1")
-    prepare_dbt()
     from retail_assets.definitions import build_defs
+    from retail_assets.errors import PermanentError
 
-    _make_sample(settings)
-    definitions = build_defs(settings)
+    make_sample(settings)
+    try:
+        definitions = build_defs(settings)
+    except PermanentError as error:
+        raise RunFailed(str(error)) from error
     with open_instance(settings) as instance:
         span = asked or source_span(settings, allow_emptying=allow_emptying)
-        return _execute(definitions, instance, domain, span, allow_emptying=allow_emptying)
+        log = settings.home / "logs" / f"{domain}.log"
+        return _execute(
+            definitions, instance, domain, span, allow_emptying=allow_emptying, log=log
+        )
 
 
-def _make_sample(settings: Settings) -> None:
+def make_sample(settings: Settings) -> None:
+    """Write the sample workbook where the settings want it and it is not there."""
     if SAMPLE_SOURCE in settings.online_retail_source and not settings.sample_path.exists():
         from retail_assets.defs.online_retail.sample import write_sample
 
@@ -124,9 +101,8 @@ def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str] 
     None where the source cannot be had: the run's own first step then says why, on record.
     """
     from retail_assets.definitions import build_resources
-    from retail_assets.defs.online_retail.assets import TAKEN_AS_PERMANENT
     from retail_assets.defs.online_retail.source import OnlineRetailSource
-    from retail_assets.resources.download import DownloadError
+    from retail_assets.errors import PermanentError, TransientError
     from retail_assets.resources.lake import LakeResource
 
     resources = build_resources(settings)
@@ -135,7 +111,7 @@ def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str] 
     try:
         found = source.refresh(lake, allow_emptying=allow_emptying)
         days = {*found.manifest.span, *found.changed_days}
-    except (DownloadError, *TAKEN_AS_PERMANENT):
+    except (PermanentError, TransientError):
         return None
     first, last = str(settings.online_retail_start), settings.online_retail_end
     inside = [day for day in days if day >= first and (last is None or day <= str(last))]
@@ -149,6 +125,7 @@ def _execute(
     span: tuple[str, str] | None,
     *,
     allow_emptying: bool,
+    log: Path,
 ) -> RunOutcome:
     from retail_assets.defs.online_retail.assets import RAW
 
@@ -161,17 +138,20 @@ def _execute(
         if span
         else {}
     )
-    result = job.execute_in_process(
-        instance=instance,
-        tags=tags,
-        raise_on_error=False,
-        asset_selection=None if span else [RAW],
-        run_config={
-            "ops": {RAW.to_python_identifier(): {"config": {"allow_emptying": allow_emptying}}}
-        },
-    )
+    # dbt's lines and Dagster's go to a file: the terminal gets the table, or the reason.
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as sink, redirect_stdout(sink), redirect_stderr(sink):
+        result = job.execute_in_process(
+            instance=instance,
+            tags=tags,
+            raise_on_error=False,
+            asset_selection=None if span else [RAW],
+            run_config={
+                "ops": {RAW.to_python_identifier(): {"config": {"allow_emptying": allow_emptying}}}
+            },
+        )
     if not result.success:
-        raise RunFailed(_why(result))
+        raise RunFailed(f"{_why(result)} (log: {log})")
     return _outcome(result, span)
 
 
@@ -256,7 +236,3 @@ def rebuild_table(settings: Settings, table: str) -> int:
     uris = lake.partition_uris(ONLINE_RETAIL_DATA, versions)
     return warehouse.replace_table(ONLINE_RETAIL_DATA, uris, versions).total
 
-
-def remove_target() -> None:
-    """Drop dbt's compiled project, so that the next command parses it anew."""
-    shutil.rmtree(MANIFEST_PATH.parent, ignore_errors=True)

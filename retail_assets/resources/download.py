@@ -27,6 +27,8 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self, TypeVar
 from urllib.parse import unquote
 
+from retail_assets.errors import PermanentError, TransientError
+
 if TYPE_CHECKING:
     import httpx
     from tenacity import RetryCallState
@@ -53,11 +55,11 @@ class DownloadError(Exception):
     """
 
 
-class PermanentDownloadError(DownloadError):
+class PermanentDownloadError(DownloadError, PermanentError):
     """Asking again will not help: the location, the file, a limit or this machine must change."""
 
 
-class TransientDownloadError(DownloadError):
+class TransientDownloadError(DownloadError, TransientError):
     """Still failing after the retries, but likely to pass: ask again later.
 
     `retry_after_s` is the wait in seconds the server asked for, when it asked for one.

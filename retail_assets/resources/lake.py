@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from retail_assets.dataset import Dataset
+from retail_assets.errors import PermanentError, TransientError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 _PART = "part-0.parquet"
 _STALE_STAGE_SECONDS = 24 * 3600
 _WRITERS = 2
+
+
+class LakeBusyError(TransientError):
+    """Another run held a lock of the lake for longer than this one waits."""
+
+
+class BrokenStateError(PermanentError):
+    """A state object in the lake is not readable."""
 
 
 class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -83,7 +92,7 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The state object ``name``, or None where there is none.
 
         Raises:
-            ValueError: it is there and is not JSON; the message says how to rebuild it.
+            BrokenStateError: it is there and is not JSON; the message says how to rebuild it.
         """
         path = self.path(f"_state/{name}.json")
         try:
@@ -91,7 +100,7 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         except FileNotFoundError:
             return None
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise BrokenStateError(
                 f"{path} is no JSON ({error}). Delete it: the next run of its asset rebuilds it."
             ) from error
 
@@ -108,7 +117,7 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Hold the lake's lock ``name``; other runs, in any process, wait.
 
         Raises:
-            TimeoutError: another run held it for ``timeout_s`` seconds.
+            LakeBusyError: another run held it for ``timeout_s`` seconds.
         """
         from filelock import FileLock, Timeout
 
@@ -118,7 +127,7 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             with FileLock(path, timeout=timeout_s):
                 yield
         except Timeout as error:
-            raise TimeoutError(
+            raise LakeBusyError(
                 f"{path} was held by another run for {timeout_s:.0f} s. See the runs in progress"
                 " in the UI; end the one that hangs and run this again."
             ) from error

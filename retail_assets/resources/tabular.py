@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from retail_assets.errors import PermanentError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -26,7 +28,7 @@ _LONGEST_RECORD_LINES = 1000
 _XLSX_MEMBER = "xl/workbook.xml"
 
 
-class UnreadableFileError(Exception):
+class UnreadableFileError(PermanentError):
     """A file is not the table it should be; the message says what was found and what to do."""
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import dagster as dg
 
 from retail_assets.dataset import Dataset, SchemaDrift
+from retail_assets.errors import PermanentError, TransientError
 
 if TYPE_CHECKING:
     import duckdb
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 _RECORD = "retail_operations.loaded_partitions"
 
 
-class WarehouseSchemaError(Exception):
+class WarehouseSchemaError(PermanentError):
     """A table or a file differs from its declaration; nothing was written."""
 
 
-class WarehouseBusyError(Exception):
+class WarehouseBusyError(TransientError):
     """Another process held the warehouse for longer than this one waits."""
 
 

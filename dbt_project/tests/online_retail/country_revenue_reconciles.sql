@@ -1,3 +1,5 @@
+{{ config(meta={'dagster': {'ref': {'name': 'country_revenue'}}}) }}
+
 -- Gross revenue sums to the fact, what was given back to the returns, and net to the difference.
 with mart as (
 

@@ -1,3 +1,5 @@
+{{ config(meta={'dagster': {'ref': {'name': 'dim_customer'}}}) }}
+
 -- What customers spent sums to the fact without its anonymous lines.
 with mart as (
 

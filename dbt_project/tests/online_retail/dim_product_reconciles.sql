@@ -1,3 +1,5 @@
+{{ config(meta={'dagster': {'ref': {'name': 'dim_product'}}}) }}
+
 -- The products sold sum to the fact's sale lines, to the penny and the unit.
 with mart as (
 

@@ -1,3 +1,5 @@
+{{ config(meta={'dagster': {'ref': {'name': 'fact_online_retail_data_partitioned_clustered'}}}) }}
+
 -- The fact holds exactly the landed sale and gift lines, day by day: a changed day that no window
 -- named, or one that became empty and kept its rows, shows here.
 with landed as (

@@ -1,3 +1,5 @@
+{{ config(meta={'dagster': {'ref': {'name': 'monthly_cohort_retention'}}}) }}
+
 -- What cohorts spent sums to the fact without its anonymous lines.
 with mart as (
 

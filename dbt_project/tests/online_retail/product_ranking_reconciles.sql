@@ -1,3 +1,5 @@
+{{ config(meta={'dagster': {'ref': {'name': 'product_ranking'}}}) }}
+
 -- The products ranked sum to the fact's sale lines of products.
 with mart as (
 

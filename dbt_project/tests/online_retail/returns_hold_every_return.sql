@@ -1,3 +1,5 @@
+{{ config(meta={'dagster': {'ref': {'name': 'fact_returns'}}}) }}
+
 -- The returns are exactly the landed return lines, day by day.
 with landed as (
 

@@ -1,3 +1,5 @@
+{{ config(meta={'dagster': {'ref': {'name': 'fact_online_retail_data_unpartitioned'}}}) }}
+
 -- Both facts hold the same lines; a window that reached only one of them shows here. Compared day
 -- by day: sums that agree in total could hide two days that differ in opposite ways.
 with partitioned as (

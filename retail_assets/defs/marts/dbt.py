@@ -13,10 +13,19 @@ from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_as
 
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.transforms import contiguous_ranges
+from retail_assets.errors import failures_by_kind
+from retail_assets.resources.dbt import (
+    build_target_dir,
+    dbt_project,
+    dbt_variables,
+    prepare_project,
+    window_environment,
+)
 from retail_assets.resources.warehouse import DuckDBWarehouse
-from retail_assets.settings import DBT_PROJECT_DIR, Settings
+from retail_assets.settings import Settings
 
 MARTS_STAGE = "marts"
+WINDOW = "online_retail_window"
 
 
 class RetailTranslator(DagsterDbtTranslator):
@@ -43,28 +52,26 @@ def changed_window(landed: Mapping[str, str], built: Mapping[str, str]) -> list[
 
 def build_defs(settings: Settings) -> dg.Definitions:
     """The models of every domain."""
-    project = DbtProject(DBT_PROJECT_DIR)
-    project.prepare_if_dev()
-
     @dbt_assets(
-        manifest=project.manifest_path,
-        project=project,
+        manifest=prepare_project(settings),
+        project=dbt_project(settings),
         select=f"path:models/{DOMAIN}",
         exclude="resource_type:unit_test",
         name="online_retail_marts",
         dagster_dbt_translator=RetailTranslator(),
-        retry_policy=dg.RetryPolicy(max_retries=1, delay=10),
     )
     def online_retail_marts(
         context: dg.AssetExecutionContext, dbt: DbtCliResource, warehouse: DuckDBWarehouse
     ) -> Iterator[Any]:
-        landed = warehouse.loaded_versions(ONLINE_RETAIL_DATA)
-        window = changed_window(landed, warehouse.loaded_versions(ONLINE_RETAIL_DATA, MARTS_STAGE))
-        variables = {"duckdb_path": warehouse.path, "online_retail_window": window}
+        with failures_by_kind(context.retry_number):
+            landed = warehouse.loaded_versions(ONLINE_RETAIL_DATA)
+            built = warehouse.loaded_versions(ONLINE_RETAIL_DATA, MARTS_STAGE)
+        window = changed_window(landed, built)
         context.log.info(f"window of changed days: {window}")
-        with warehouse.exclusive():
+        arguments = ["build", "--vars", json.dumps(dbt_variables(settings))]
+        with warehouse.exclusive(), window_environment({WINDOW: window}):
             yield from dbt.cli(
-                ["build", "--vars", json.dumps(variables)], context=context
+                arguments, context=context, target_path=build_target_dir(settings)
             ).stream()
         # A subset may leave a fact behind: then the window stays open for the next whole run.
         if not context.is_subset:

@@ -20,16 +20,14 @@ from retail_assets.defs.online_retail.source import (
 )
 from retail_assets.defs.online_retail.transforms import (
     DayLedger,
-    SchemaDriftError,
     day_predicate,
     derive_columns,
     label_sources,
     quarantined_rows,
 )
-from retail_assets.resources.download import PermanentDownloadError
+from retail_assets.errors import failures_by_kind
 from retail_assets.resources.lake import LakeResource, Stage, split_by_partition
-from retail_assets.resources.tabular import UnreadableFileError
-from retail_assets.resources.warehouse import DuckDBWarehouse, WarehouseSchemaError
+from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings
 
 RAW = dg.AssetKey([DOMAIN, "raw_online_retail"])
@@ -38,16 +36,6 @@ LANDED = dg.AssetKey([DOMAIN, "online_retail_data"])
 
 _DAY = "invoice_date"
 _BATCH_ROWS = 122_880
-_TRANSIENT = dg.RetryPolicy(
-    max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
-)
-TAKEN_AS_PERMANENT = (
-    PermanentDownloadError,
-    UnreadableFileError,
-    SchemaDriftError,
-    SourceError,
-    WarehouseSchemaError,
-)
 
 
 class RefreshConfig(dg.Config):
@@ -73,7 +61,6 @@ def build_assets(days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  #
         group_name=DOMAIN,
         kinds={"excel", "file"},
         code_version="1",
-        retry_policy=_TRANSIENT,
         tags={"zone": "raw"},
         description="The published workbook(s), as they came, and what they hold day by day.",
     )
@@ -83,7 +70,7 @@ def build_assets(days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  #
         lake: LakeResource,
         online_retail_source: OnlineRetailSource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        with permanent_failures():
+        with failures_by_kind(context.retry_number):
             found = online_retail_source.refresh(lake, allow_emptying=config.allow_emptying)
         context.log.info(
             f"{len(found.changed_days)} days changed; downloaded: {found.downloaded},"
@@ -107,7 +94,6 @@ def build_assets(days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  #
         backfill_policy=dg.BackfillPolicy.single_run(),
         kinds={"parquet", "duckdb"},
         code_version="1",
-        retry_policy=_TRANSIENT,
         tags={"zone": "processed"},
         description="Typed, de-duplicated invoice lines as Parquet, a folder a day.",
         metadata={"dagster/column_schema": ONLINE_RETAIL_DATA.table_schema()},
@@ -115,7 +101,7 @@ def build_assets(days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  #
     def processed_online_retail_data(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        with permanent_failures():
+        with failures_by_kind(context.retry_number):
             revenue = write_days(lake, context.run_id, context.partition_keys)
         ledgers = read_processed(lake)
         for day in context.partition_keys:
@@ -138,7 +124,6 @@ def build_assets(days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  #
         backfill_policy=dg.BackfillPolicy.single_run(),
         kinds={"duckdb", "table"},
         code_version="1",
-        retry_policy=_TRANSIENT,
         tags={"zone": "warehouse"},
         description=ONLINE_RETAIL_DATA.description,
         metadata={
@@ -149,7 +134,7 @@ def build_assets(days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  #
     def online_retail_data(
         context: dg.AssetExecutionContext, lake: LakeResource, warehouse: DuckDBWarehouse
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        with permanent_failures():
+        with failures_by_kind(context.retry_number):
             versions = processed_versions(lake, context.partition_keys)
             loaded = warehouse.replace_partitions(
                 ONLINE_RETAIL_DATA,
@@ -314,17 +299,6 @@ def schema_matches_contract(lake: LakeResource) -> dg.AssetCheckResult:
             "found": dg.MetadataValue.json(off or expected),
         },
     )
-
-
-class permanent_failures:  # noqa: N801  (reads as a statement)
-    """Turn errors that no retry can mend into a Failure that Dagster does not retry."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, TAKEN_AS_PERMANENT):
-            raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def build_defs(settings: Settings) -> dg.Definitions:

@@ -17,6 +17,7 @@ from retail_assets.defs.online_retail.source import (
     changed_days,
     read_manifest,
     read_processed,
+    source_token,
 )
 from retail_assets.defs.online_retail.transforms import DayLedger, contiguous_ranges
 from retail_assets.resources.download import DownloadError
@@ -247,12 +248,12 @@ def build_defs(settings: Settings) -> dg.Definitions:
         notes: list[str] = []
         manifest = read_manifest(lake)
         try:
-            token = online_retail_source.probe()
+            origins = online_retail_source.probe()
         except DownloadError as error:
             notes.append(f"the source does not answer: {error}")
         else:
-            if manifest is None or manifest.token() != token:
-                wishes.append(source_wish(token))
+            if manifest is None or not manifest.is_of(origins):
+                wishes.append(source_wish(source_token(origins)))
         if manifest is not None:
             try:
                 pending = pending_days(lake, warehouse, days.get_partition_keys())

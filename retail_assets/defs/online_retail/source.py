@@ -7,7 +7,7 @@ days (assets.py), how a row is typed (transforms.py), HTTP (resources/download.p
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -28,6 +28,7 @@ from retail_assets.defs.online_retail.transforms import (
     quarantine_table,
     type_rows,
 )
+from retail_assets.errors import PermanentError
 from retail_assets.resources.download import Fingerprint, fetch, is_url, probe, redact
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.tabular import TextTable, open_tables
@@ -37,9 +38,10 @@ MANIFEST = f"{DOMAIN}/source"
 PROCESSED = f"{DOMAIN}/processed"
 ALLOW_EMPTYING_FLAG = "allow_emptying"
 _MOST_EMPTIED = 0.1
+_PROBE_TIMEOUT_S = 10.0
 
 
-class SourceError(Exception):
+class SourceError(PermanentError):
     """The source is readable but cannot be taken; the message says why and what to do."""
 
 
@@ -89,9 +91,12 @@ class Manifest:
             raise SourceError("the source holds no row with a readable day.")
         return min(self.days), max(self.days)
 
-    def token(self) -> str:
-        """Changes when any origin says that its file has."""
-        return source_token(file.fingerprint for file in self.files)
+    def is_of(self, origins: Sequence[Fingerprint]) -> bool:
+        """Whether the origins still have the versions that these files are."""
+        return len(origins) == len(self.files) and all(
+            origin.same_version(file.fingerprint)
+            for origin, file in zip(origins, self.files, strict=True)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As ``from_json`` reads it."""
@@ -181,11 +186,14 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
     timeout_s: float
     max_bytes: int
 
-    def probe(self) -> str:
-        """A token of the origins' versions, without a body: ETag, Last-Modified, mtime, size."""
-        return source_token(
-            probe(location, timeout_s=min(self.timeout_s, 10.0)) for location in self.locations
-        )
+    def probe(self) -> list[Fingerprint]:
+        """What the origins say of their versions, without a body: ETag, date, mtime, size.
+
+        Raises:
+            DownloadError: one does not answer.
+        """
+        timeout_s = min(self.timeout_s, _PROBE_TIMEOUT_S)
+        return [probe(location, timeout_s=timeout_s) for location in self.locations]
 
     def refresh(self, lake: LakeResource, *, allow_emptying: bool = False) -> Refresh:
         """Fetch what changed, type it, and replace the manifest.
@@ -229,14 +237,14 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _fetch(
         self, lake: LakeResource, previous: Manifest | None
     ) -> tuple[tuple[SourceFile, ...], bool]:
-        known = {file.location: file for file in previous.files} if previous else {}
+        known = dict(enumerate(previous.files)) if previous else {}
         inbox = lake.path(f"_stage/{DOMAIN}/inbox")
         files, downloaded = [], False
         try:
-            for location in self.locations:
+            for number, location in enumerate(self.locations):
                 shown = redact(location)
-                before = known.get(shown)
-                if before is not None and not lake.path(before.raw).exists():
+                before = known.get(number)
+                if before and (before.location != shown or not lake.path(before.raw).exists()):
                     before = None
                 inbox.mkdir(parents=True, exist_ok=True)
                 name = _file_name(location)

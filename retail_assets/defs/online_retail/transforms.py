@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Protocol
 
+from retail_assets.errors import PermanentError
 from retail_assets.defs.online_retail.contract import LINE_TYPES, QUARANTINE, SOURCE_COLUMNS
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _DATE_FORMATS = "['%m/%d/%y %H:%M', '%m/%d/%Y %H:%M', '%m/%d/%Y %H:%M:%S', '%m/%
 _BLANKS = "concat(' ', chr(9), chr(10), chr(13), chr(160))"
 
 
-class SchemaDriftError(Exception):
+class SchemaDriftError(PermanentError):
     """A source's header lacks columns; the message shows expected and found."""
 
 

@@ -1,0 +1,117 @@
+"""Checks of every outside system that the settings name, each with its fix.
+
+Here: questions to the systems and what to do about a bad answer. Not here: printing (tables.py).
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from retail_assets.settings import SAMPLE_SOURCE, Settings, unknown_variables
+
+_LEAST_FREE_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One system: whether it works, what was found, and the fix where it does not."""
+
+    system: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Check each system in turn; no check stops the next."""
+    yield from _variables()
+    checks: list[tuple[str, Callable[[Settings], str], str]] = [
+        ("home", _home, "set RETAIL_HOME to a folder that you may write to"),
+        ("dagster", _dagster, "mend or delete dagster.yaml in DAGSTER_HOME; it is then made anew"),
+        ("lake", _lake, "set RETAIL_LAKE to a folder that you may write to"),
+        ("warehouse", _warehouse, "close what holds the file, or set RETAIL_WAREHOUSE"),
+        ("dbt", _dbt, "make clean, then make demo: that installs and parses anew"),
+        (
+            "online_retail source",
+            _online_retail_source,
+            "set RETAIL_ONLINE_RETAIL_SOURCE to a path or URL that answers",
+        ),
+    ]
+    for system, check, fix in checks:
+        try:
+            yield Finding(system, True, check(settings))
+        except Exception as error:  # a check that breaks is a finding, whatever broke it
+            text = " ".join(str(error).split()) or type(error).__name__
+            yield Finding(system, False, text, fix)
+
+
+def _variables() -> Iterator[Finding]:
+    for name, nearest in unknown_variables().items():
+        fix = f"rename it to {nearest}" if nearest else "unset it"
+        yield Finding("variables", False, f"{name} is no variable of Retail Assets", fix)
+
+
+def _probe_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    probe.write_text("x")
+    probe.replace(probe.with_suffix(".moved"))
+    probe.with_suffix(".moved").unlink()
+
+
+def _home(settings: Settings) -> str:
+    _probe_folder(settings.home)
+    free = shutil.disk_usage(settings.home).free
+    if free < _LEAST_FREE_BYTES:
+        raise OSError(f"{settings.home}: {free / 1024**3:.1f} GiB free, expected 2 at least")
+    return f"{settings.home}, {free / 1024**3:.0f} GiB free"
+
+
+def _dagster(settings: Settings) -> str:
+    from retail_assets.instance import open_instance
+
+    with open_instance(settings) as instance:
+        runs = instance.get_runs_count()
+    return f"{settings.instance_dir}, dagster {version('dagster')}, {runs} runs"
+
+
+def _lake(settings: Settings) -> str:
+    _probe_folder(Path(settings.lake))
+    return settings.lake
+
+
+def _warehouse(settings: Settings) -> str:
+    from retail_assets.resources.warehouse import DuckDBWarehouse
+
+    warehouse = DuckDBWarehouse(path=str(settings.warehouse_path), timeout_s=5)
+    existed = settings.warehouse_path.exists()
+    ((found,),) = warehouse.query("select version()")
+    if not existed:
+        settings.warehouse_path.unlink()
+        return f"{settings.warehouse_path} (not there yet), duckdb {found}"
+    return f"{settings.warehouse_path}, duckdb {found}"
+
+
+def _dbt(settings: Settings) -> str:
+    from retail_assets.resources.dbt import prepare_project
+
+    prepare_project(settings)
+    return f"dbt-core {version('dbt-core')}, project parsed"
+
+
+def _online_retail_source(settings: Settings) -> str:
+    from retail_assets.resources.download import probe, redact
+
+    shown = []
+    for location in settings.online_retail_locations:
+        if location == str(settings.sample_path) and not os.path.exists(location):
+            shown.append(f"{SAMPLE_SOURCE} (made by the first run)")
+            continue
+        answer = probe(location, timeout_s=min(settings.http_timeout_s, 10.0))
+        size = "size unknown" if answer.size is None else f"{answer.size:,} bytes"
+        shown.append(f"{redact(location)}, {size}")
+    return "; ".join(shown)

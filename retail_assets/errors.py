@@ -1,0 +1,42 @@
+"""The two kinds of failure, and what Dagster does about each.
+
+Here: the kinds. Not here: particular errors, which derive from them beside the code that raises.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_MOST_RETRIES = 3
+_FIRST_WAIT_S = 5.0
+
+
+class PermanentError(Exception):
+    """No retry mends it: the message says what was expected, what was found, what to do."""
+
+
+class TransientError(Exception):
+    """It may pass by itself: a retry is worth while."""
+
+    retry_after_s: float | None = None
+
+
+@contextmanager
+def failures_by_kind(retry_number: int) -> Iterator[None]:
+    """Tell Dagster which failures to retry: transient ones, with a growing wait.
+
+    ``retry_number`` is the context's: 0 on the first try. Errors of neither kind pass unchanged
+    and are not retried: they are defects.
+
+    Raises:
+        dagster.Failure: for a PermanentError, with ``allow_retries=False``.
+        dagster.RetryRequested: for a TransientError.
+    """
+    import dagster as dg
+
+    try:
+        yield
+    except PermanentError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    except TransientError as error:
+        wait = error.retry_after_s or _FIRST_WAIT_S * 2**retry_number
+        raise dg.RetryRequested(_MOST_RETRIES, seconds_to_wait=wait) from error

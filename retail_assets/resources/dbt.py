@@ -1,0 +1,130 @@
+"""dbt: where its project, state and command are, and how it is told the warehouse.
+
+Here: parsing the project when it changed, and the variables that every dbt command gets. Not
+here: models (dbt_project/), which of them an asset builds (defs/marts/dbt.py).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retail_assets.errors import PermanentError
+from retail_assets.settings import DBT_PROJECT_DIR, Settings
+
+if TYPE_CHECKING:
+    from dagster_dbt import DbtCliResource, DbtProject
+
+_TARGET = "duckdb"
+_PARTIAL_PARSE = "partial_parse.msgpack"
+
+
+class DbtParseError(PermanentError):
+    """dbt cannot parse its project; the message is dbt's."""
+
+
+def dbt_variables(settings: Settings) -> dict[str, str]:
+    """The vars of every dbt command. They never change between runs: dbt parses anew if one does.
+
+    What does change, the window of changed partitions, goes by ``window_environment``.
+    """
+    return {"duckdb_path": str(settings.warehouse_path)}
+
+
+@contextmanager
+def window_environment(windows: Mapping[str, list[list[str]]]) -> Iterator[None]:
+    """Hand windows of changed partitions, by var name, to the dbt commands of the block.
+
+    As environment variables rather than ``--vars``: dbt then parses only the models that read
+    them, not the whole project.
+    """
+    names = {f"DBT_{name.upper()}": json.dumps(window) for name, window in windows.items()}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def dbt_project(settings: Settings) -> "DbtProject":
+    """The project, with its parsed state under RETAIL_HOME."""
+    from dagster_dbt import DbtProject
+
+    return DbtProject(DBT_PROJECT_DIR, target_path=_parsed_dir(settings), target=_TARGET)
+
+
+def dbt_resource(settings: Settings) -> "DbtCliResource":
+    """dagster-dbt's resource over the project."""
+    from dagster_dbt import DbtCliResource
+
+    return DbtCliResource(
+        project_dir=str(DBT_PROJECT_DIR),
+        profiles_dir=str(DBT_PROJECT_DIR),
+        target=_TARGET,
+        dbt_executable=_executable(),
+    )
+
+
+def build_target_dir(settings: Settings) -> Path:
+    """Folder for a build's artifacts, seeded with the parsed project so that it starts warm.
+
+    Builds hold the warehouse while they run, so that one folder serves them all.
+    """
+    target = settings.home / "dbt" / "build"
+    parsed = _parsed_dir(settings) / _PARTIAL_PARSE
+    if parsed.exists() and not (target / _PARTIAL_PARSE).exists():
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(parsed, target / _PARTIAL_PARSE)
+    return target
+
+
+def prepare_project(settings: Settings) -> Path:
+    """The manifest's path; has dbt parse its project where its files or vars changed since.
+
+    Raises:
+        DbtParseError: dbt could not; the message is its own.
+    """
+    target = _parsed_dir(settings)
+    manifest, stamp = target / "manifest.json", target / "parsed.sha256"
+    state = _project_state(settings)
+    if manifest.exists() and stamp.exists() and stamp.read_text() == state:
+        return manifest
+    shutil.rmtree(target.parent / "build", ignore_errors=True)
+    command = [_executable(), "parse", "--vars", json.dumps(dbt_variables(settings))]
+    command += ["--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)]
+    command += ["--target", _TARGET, "--target-path", str(target), "--log-path", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not manifest.exists():
+        raise DbtParseError(f"dbt parse failed: {(done.stdout + done.stderr).strip()[-2000:]}")
+    stamp.write_text(state)
+    return manifest
+
+
+def _parsed_dir(settings: Settings) -> Path:
+    return settings.home / "dbt" / "parsed"
+
+
+def _project_state(settings: Settings) -> str:
+    """Changes when a file of the project does, by name, size or time, or a variable."""
+    digest = hashlib.sha256(json.dumps(dbt_variables(settings)).encode())
+    for path in sorted(DBT_PROJECT_DIR.rglob("*")):
+        if path.suffix in (".sql", ".yml") and "target" not in path.parts:
+            found = path.stat()
+            digest.update(f"{path} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _executable() -> str:
+    # The environment's own command, whether or not its folder is on PATH.
+    return str(Path(sys.executable).with_name("retail-assets-dbt"))
