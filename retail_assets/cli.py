@@ -110,6 +110,17 @@ def rebuild(
     typer.echo(f"{table}: {rows:,} rows")
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def dbt(context: typer.Context) -> None:
+    """Run dbt on the project and the warehouse of the settings, e.g. `dbt docs generate`."""
+    from retail_assets.resources.dbt import run_dbt
+
+    raise SystemExit(run_dbt(_settings(), context.args))
+
+
 @app.command()
 def dev(
     port: Annotated[int, typer.Option(help="port on localhost")] = 3000,

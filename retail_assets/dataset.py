@@ -132,7 +132,9 @@ class Dataset:
         """The Arrow (and Parquet) schema, nullability included."""
         import pyarrow as pa
 
-        return pa.schema([pa.field(c.name, c.arrow_type, nullable=c.nullable) for c in self.columns])
+        return pa.schema(
+            [pa.field(c.name, c.arrow_type, nullable=c.nullable) for c in self.columns]
+        )
 
     @cached_property
     def duckdb_columns(self) -> dict[str, str]:

@@ -172,4 +172,3 @@ def unknown_variables(environment: Mapping[str, str] | None = None) -> dict[str,
         for name in names
         if name.startswith("RETAIL_") and name not in known
     }
-

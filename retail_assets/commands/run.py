@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from retail_assets.instance import open_instance
@@ -73,8 +74,11 @@ def run_domain(
     os.environ.setdefault("DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "1")
     from retail_assets.definitions import build_defs
     from retail_assets.errors import PermanentError
+    from retail_assets.resources.dbt import import_adapter
 
     make_sample(settings)
+    # dbt's imports take seconds: they happen while the first assets read and write.
+    Thread(target=import_adapter, daemon=True).start()
     try:
         definitions = build_defs(settings)
     except PermanentError as error:
@@ -82,9 +86,7 @@ def run_domain(
     with open_instance(settings) as instance:
         span = asked or source_span(settings, allow_emptying=allow_emptying)
         log = settings.home / "logs" / f"{domain}.log"
-        return _execute(
-            definitions, instance, domain, span, allow_emptying=allow_emptying, log=log
-        )
+        return _execute(definitions, instance, domain, span, allow_emptying=allow_emptying, log=log)
 
 
 def make_sample(settings: Settings) -> None:
@@ -186,6 +188,7 @@ def _outcome(result: "dg.ExecuteInProcessResult", span: tuple[str, str] | None) 
     by_key: dict[str, list[Any]] = {}
     step_of: dict[str, str] = {}
     for event in result.filter_events(lambda e: e.is_step_materialization):
+        assert event.asset_key is not None and event.step_key is not None
         key = event.asset_key.to_user_string()
         by_key.setdefault(key, []).append(event.materialization)
         step_of[key] = event.step_key
@@ -232,7 +235,8 @@ def rebuild_table(settings: Settings, table: str) -> int:
     assert isinstance(lake, LakeResource) and isinstance(warehouse, DuckDBWarehouse)
     versions = {day: ledger.fingerprint for day, ledger in read_processed(lake).items()}
     if not versions:
-        raise RunFailed(f"{lake.root} holds nothing processed. Run: retail-assets run online_retail")
+        raise RunFailed(
+            f"{lake.root} holds nothing processed. Run: retail-assets run online_retail"
+        )
     uris = lake.partition_uris(ONLINE_RETAIL_DATA, versions)
     return warehouse.replace_table(ONLINE_RETAIL_DATA, uris, versions).total
-

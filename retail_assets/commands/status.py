@@ -56,9 +56,7 @@ def table_statuses(settings: Settings) -> Iterator[TableStatus]:
                 else None
             )
             at = datetime.fromtimestamp(event.timestamp, UTC) if event else None
-            yield TableStatus(
-                key.to_user_string(), rows.get(".".join(key.path)), partitions, at
-            )
+            yield TableStatus(key.to_user_string(), rows.get(".".join(key.path)), partitions, at)
 
 
 def _rows(settings: Settings) -> dict[str, int]:
@@ -85,7 +83,7 @@ def _rows(settings: Settings) -> dict[str, int]:
         )
         if names:
             counts = " union all ".join(
-                f"select '{schema}.{name}', count(*) from \"{schema}\".\"{name}\""
+                f'select \'{schema}.{name}\', count(*) from "{schema}"."{name}"'
                 for schema, name in names
             )
             rows |= dict(warehouse.query(counts))

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,6 +89,23 @@ def build_target_dir(settings: Settings) -> Path:
     return target
 
 
+def import_adapter() -> None:
+    """Import what dagster-dbt needs of dbt in this process, so that a later build finds it."""
+    import dbt.adapters.duckdb
+    import dbt.config.runtime
+    import dbt.context.providers
+    import dbt.parser.manifest  # noqa: F401
+
+
+def run_dbt(settings: Settings, arguments: Sequence[str]) -> int:
+    """Run a dbt command on the project and the warehouse of ``settings``; returns its exit code.
+
+    Artifacts go to ``$RETAIL_HOME/dbt/docs``.
+    """
+    target = settings.home / "dbt" / "docs"
+    return subprocess.run([*_command(settings, target, arguments)], check=False).returncode
+
+
 def prepare_project(settings: Settings) -> Path:
     """The manifest's path; has dbt parse its project where its files or vars changed since.
 
@@ -101,14 +118,22 @@ def prepare_project(settings: Settings) -> Path:
     if manifest.exists() and stamp.exists() and stamp.read_text() == state:
         return manifest
     shutil.rmtree(target.parent / "build", ignore_errors=True)
-    command = [_executable(), "parse", "--vars", json.dumps(dbt_variables(settings))]
-    command += ["--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)]
-    command += ["--target", _TARGET, "--target-path", str(target), "--log-path", str(target)]
+    command = _command(settings, target, ["parse"])
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode or not manifest.exists():
         raise DbtParseError(f"dbt parse failed: {(done.stdout + done.stderr).strip()[-2000:]}")
     stamp.write_text(state)
     return manifest
+
+
+def _command(settings: Settings, target: Path, arguments: Sequence[str]) -> list[str]:
+    return [
+        _executable(),
+        *arguments,
+        *("--vars", json.dumps(dbt_variables(settings)), "--target", _TARGET),
+        *("--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)),
+        *("--target-path", str(target), "--log-path", str(target)),
+    ]
 
 
 def _parsed_dir(settings: Settings) -> Path:

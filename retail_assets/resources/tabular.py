@@ -172,7 +172,7 @@ def _sheet_batches(sheet: "pa.RecordBatch", table: TextTable) -> "Iterator[pa.Re
 
     rows = sheet.slice(1)
     columns = [column.cast(pa.string()) for column in rows.columns]
-    numbers = pa.array(range(2, rows.num_rows + 2), pa.int64())
+    numbers = pa.arange(2, rows.num_rows + 2)
     # A sheet's used range may end in rows without a value: they are no rows.
     filled = columns[0].is_valid()
     for column in columns[1:]:
@@ -268,7 +268,7 @@ def _numbered(
     complete = 0
     broken: list[RejectedRow] = []
     for batch in batches:
-        numbers = pa.array(range(complete + 2, complete + 2 + batch.num_rows), pa.int64())
+        numbers = pa.arange(complete + 2, complete + 2 + batch.num_rows)
         complete += batch.num_rows
         columns, keep = _decoded(batch, numbers, broken)
         decoded = pa.RecordBatch.from_arrays([numbers, *columns], schema=table.schema)

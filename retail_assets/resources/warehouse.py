@@ -55,9 +55,7 @@ class Warehouse(Protocol):
         """Fingerprint of each partition as of its last load; {} where the table is not there."""
         ...
 
-    def record_versions(
-        self, dataset: Dataset, stage: str, versions: Mapping[str, str]
-    ) -> None:
+    def record_versions(self, dataset: Dataset, stage: str, versions: Mapping[str, str]) -> None:
         """Record that ``stage`` (a consumer such as the marts) now holds ``versions``."""
         ...
 
@@ -167,7 +165,9 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
             _record(connection, dataset, "landed", versions)
         return LoadResult(rows)
 
-    def replace_table(self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]) -> LoadResult:
+    def replace_table(
+        self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]
+    ) -> LoadResult:
         """Create the table anew from ``uris``, in one transaction: also what a rebuild does."""
         with self.connect() as connection, _transaction(connection):
             connection.execute(f"drop table if exists {dataset.table}")
@@ -305,7 +305,6 @@ def _record(
 ) -> None:
     _create_record(connection)
     connection.execute(
-        f"insert or replace into {_RECORD}"
-        " select ?, ?, unnest(?::varchar[]), unnest(?::varchar[])",
+        f"insert or replace into {_RECORD} select ?, ?, unnest(?::varchar[]), unnest(?::varchar[])",
         [dataset.table, stage, list(versions), list(versions.values())],
     )

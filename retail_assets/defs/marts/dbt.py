@@ -52,6 +52,7 @@ def changed_window(landed: Mapping[str, str], built: Mapping[str, str]) -> list[
 
 def build_defs(settings: Settings) -> dg.Definitions:
     """The models of every domain."""
+
     @dbt_assets(
         manifest=prepare_project(settings),
         project=dbt_project(settings),

@@ -53,7 +53,7 @@ def day_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
     return dg.DailyPartitionsDefinition(str(settings.online_retail_start), end_date=str(after))
 
 
-def build_assets(days: dg.PartitionsDefinition) -> list[dg.AssetsDefinition]:  # type: ignore[type-arg]
+def build_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition]:
     """The domain's assets over the partitions ``days``."""
 
     @dg.asset(
@@ -261,9 +261,7 @@ def ledger_balances(lake: LakeResource) -> dg.AssetCheckResult:
     }
     return dg.AssetCheckResult(
         passed=not off,
-        description=(
-            f"{len(off)} days do not balance; materialize them again." if off else None
-        ),
+        description=(f"{len(off)} days do not balance; materialize them again." if off else None),
         metadata={
             "days": len(ledgers),
             "read": sum(x.read for x in ledgers.values()),

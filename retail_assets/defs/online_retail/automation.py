@@ -10,7 +10,7 @@ from enum import Enum
 
 import dagster as dg
 
-from retail_assets.defs.online_retail.assets import LANDED, PROCESSED, RAW
+from retail_assets.defs.online_retail.assets import LANDED, PROCESSED, RAW, day_partitions
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.source import (
     OnlineRetailSource,
@@ -158,8 +158,6 @@ def pending_days(
 
 def build_defs(settings: Settings) -> dg.Definitions:
     """Jobs, schedules and the sensor of the domain."""
-    from retail_assets.defs.online_retail.assets import day_partitions
-
     days = day_partitions(settings)
 
     source_to_lake = dg.define_asset_job(

@@ -36,7 +36,9 @@ ONLINE_RETAIL_DATA = Dataset(
             key=True,
         ),
         Column("invoice_no", "string", "Invoice number; C... is a return, A... a bad debt."),
-        Column("stock_code", "string", "Product code; letters alone are postage, fees and the like."),
+        Column(
+            "stock_code", "string", "Product code; letters alone are postage, fees and the like."
+        ),
         Column("description", "string", "Product name, lower-cased; Unknown where there is none."),
         Column("quantity", "int64", "Units; negative on returns and adjustments."),
         Column("unit_price", "decimal(12,3)", "Price a unit, pounds sterling."),

@@ -44,9 +44,7 @@ def sample_rows(days: int = 120, lines_a_day: int = 150, seed: int = 7) -> Itera
         )
         for n in range(200)
     ]
-    customers = [
-        (12346 + 3 * n, rng.choices(_COUNTRIES, _COUNTRY_WEIGHTS)[0]) for n in range(150)
-    ]
+    customers = [(12346 + 3 * n, rng.choices(_COUNTRIES, _COUNTRY_WEIGHTS)[0]) for n in range(150)]
     invoice = 536365
     for number in range(days):
         day = _FIRST_DAY + timedelta(days=number)

@@ -353,9 +353,7 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             and day >= self.first_day
             and (self.last_day is None or day <= self.last_day)
         ]
-        emptied = sorted(
-            day for day in filled if manifest.days.get(day, EMPTY_DAY).written == 0
-        )
+        emptied = sorted(day for day in filled if manifest.days.get(day, EMPTY_DAY).written == 0)
         if len(emptied) > _MOST_EMPTIED * len(filled):
             raise SourceError(
                 f"the source would empty {len(emptied)} of {len(filled)} filled days"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Protocol
 
-from retail_assets.errors import PermanentError
 from retail_assets.defs.online_retail.contract import LINE_TYPES, QUARANTINE, SOURCE_COLUMNS
+from retail_assets.errors import PermanentError
 
 if TYPE_CHECKING:
     import duckdb
@@ -70,9 +70,7 @@ def match_header(header: Sequence[str], label: str) -> HeaderMatch:
             positions[column] = found[0]
         else:
             missing.append(" or ".join(spellings))
-    extra = tuple(
-        name for i, name in enumerate(cleaned) if name and i not in positions.values()
-    )
+    extra = tuple(name for i, name in enumerate(cleaned) if name and i not in positions.values())
     if missing:
         raise SchemaDriftError(
             f"{label}: missing {', '.join(missing)}; found {', '.join(cleaned) or 'no header'}."
@@ -153,9 +151,13 @@ judged as (
     from typed
 ),
 
+-- What only rejected rows need is put together here: the window below moves every column.
 identified as (
     select
-        *,
+        source_no, "row", invoice_no, stock_code, description, quantity, invoice_datetime,
+        unit_price, customer_id, country, reason,
+        case when reason is not null
+            then to_json([{", ".join(f"{c}_raw" for c in SOURCE_COLUMNS)}])::varchar end as text,
         case when reason is null then sha256(concat(
             invoice_no, {_FIELD_SEPARATOR},
             stock_code, {_FIELD_SEPARATOR},
@@ -174,10 +176,7 @@ select
     source_no, "row",
     case when reason is null then identity end as transaction_id,
     invoice_no, stock_code, description, quantity, invoice_datetime, unit_price, customer_id,
-    country,
-    reason,
-    case when reason is not null
-        then to_json([{", ".join(f"{c}_raw" for c in SOURCE_COLUMNS)}])::varchar end as text,
+    country, reason, text,
     count(*) over same as copies
 from identified
 window same as (partition by identity)
@@ -371,9 +370,13 @@ def day_predicate(column: str, days: Sequence[str]) -> str:
     ranges = contiguous_ranges(days)
     if not ranges:
         return "false"
-    return "(" + " or ".join(
-        f"{column} between date '{first}' and date '{last}'" for first, last in ranges
-    ) + ")"
+    return (
+        "("
+        + " or ".join(
+            f"{column} between date '{first}' and date '{last}'" for first, last in ranges
+        )
+        + ")"
+    )
 
 
 def contiguous_ranges(days: Iterable[str]) -> list[tuple[str, str]]:

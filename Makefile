@@ -1,0 +1,75 @@
+# Every target sets up what it needs. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DOMAINS := online_retail
+# Bytecode is written once, at installation: without it every start pays seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
+RUNTIME := $(VENV)/.runtime-installed
+DEVELOPMENT := $(VENV)/.development-installed
+
+.PHONY: help demo test dev lint format bench docs pins clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(RUNTIME) ## Install, generate a sample, run the whole graph, print what landed where
+	@for domain in $(DOMAINS); do \
+	  $(BIN)/retail-assets sample $$domain && $(BIN)/retail-assets run $$domain || exit 1; \
+	done
+
+test: $(DEVELOPMENT) ## Run the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+dev: $(RUNTIME) ## Start Dagster's UI and daemon on localhost:3000
+	@$(BIN)/retail-assets dev
+
+lint: $(DEVELOPMENT) ## Check style, types, import arrows and SQL
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd dbt_project && ../$(BIN)/sqlfluff lint --disable-progress-bar .
+
+format: $(DEVELOPMENT) ## Format Python and SQL
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	cd dbt_project && ../$(BIN)/sqlfluff fix --disable-progress-bar .
+
+bench: $(DEVELOPMENT) ## Measure against bare DuckDB (BENCH_ARGS=--quick for one repetition)
+	$(BIN)/python -m retail_assets_tests.benchmarks $(BENCH_ARGS)
+
+docs: $(RUNTIME) ## Generate dbt's documentation under .retail/dbt/docs
+	$(BIN)/retail-assets dbt docs generate
+
+pins: ## Resolve the ranges of pyproject.toml anew into the hashed requirements
+	$(PYTHON) -m venv $(VENV)/.pins && $(VENV)/.pins/bin/pip install --quiet uv
+	$(VENV)/.pins/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --strip-extras --no-annotate --no-header --quiet pyproject.toml -o requirements.txt
+	$(VENV)/.pins/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --strip-extras --no-annotate --no-header --quiet --group dev -c requirements.txt \
+	  pyproject.toml -o requirements-dev.txt
+
+clean: ## Remove the environment and all local state
+	rm -rf $(VENV) .retail .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build *.egg-info dbt_project/target dbt_project/logs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python {v[0]}.{v[1]} found; 3.11 to 3.13 needed")'
+	$(PYTHON) -m venv $(VENV)
+
+# --no-deps: the file is complete, and pip refuses extras of dependencies in hash mode.
+$(RUNTIME): requirements.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib retail_assets || true
+	@touch $@
+
+$(DEVELOPMENT): requirements-dev.txt $(RUNTIME)
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-dev.txt
+	@touch $@
