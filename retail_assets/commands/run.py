@@ -102,14 +102,10 @@ def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str] 
 
     None where the source cannot be had: the run's own first step then says why, on record.
     """
-    from retail_assets.definitions import build_resources
-    from retail_assets.defs.online_retail.source import OnlineRetailSource
+    from retail_assets.definitions import build_lake, build_online_retail_source
     from retail_assets.errors import PermanentError, TransientError
-    from retail_assets.resources.lake import LakeResource
 
-    resources = build_resources(settings)
-    lake, source = resources["lake"], resources["online_retail_source"]
-    assert isinstance(lake, LakeResource) and isinstance(source, OnlineRetailSource)
+    lake, source = build_lake(settings), build_online_retail_source(settings)
     try:
         found = source.refresh(lake, allow_emptying=allow_emptying)
         days = {*found.manifest.span, *found.changed_days}
@@ -222,17 +218,13 @@ def rebuild_table(settings: Settings, table: str) -> int:
     Raises:
         RunFailed: no such table, or the lake has nothing processed for it.
     """
-    from retail_assets.definitions import build_resources
+    from retail_assets.definitions import build_lake, build_warehouse
     from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
     from retail_assets.defs.online_retail.source import read_processed
-    from retail_assets.resources.lake import LakeResource
-    from retail_assets.resources.warehouse import DuckDBWarehouse
 
     if table != ONLINE_RETAIL_DATA.table:
         raise RunFailed(f"{table!r} is no table that can be rebuilt: {ONLINE_RETAIL_DATA.table}")
-    resources = build_resources(settings)
-    lake, warehouse = resources["lake"], resources["warehouse"]
-    assert isinstance(lake, LakeResource) and isinstance(warehouse, DuckDBWarehouse)
+    lake, warehouse = build_lake(settings), build_warehouse(settings)
     versions = {day: ledger.fingerprint for day, ledger in read_processed(lake).items()}
     if not versions:
         raise RunFailed(

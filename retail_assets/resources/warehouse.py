@@ -144,7 +144,8 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
             connection.execute("insert into requested select unnest(?::date[])", [keys])
             if connection.execute(f"select 1 from {dataset.table} limit 1").fetchone():
                 connection.execute(
-                    f"delete from {dataset.table} where {column} in (select {column} from requested)"
+                    f"delete from {dataset.table}"
+                    f" where {column} in (select {column} from requested)"
                 )
             if uris:
                 _check_files(connection, dataset, uris)
