@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import duckdb
 
 _RECORD = "retail_operations.loaded_partitions"
+_FILES = "read_parquet(?, hive_partitioning = false, union_by_name = true)"
 
 
 class WarehouseSchemaError(PermanentError):
@@ -135,46 +136,18 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
             WarehouseSchemaError: the table or a file differs otherwise, or a row belongs to none
                 of the partitions; nothing was written.
         """
-        column = dataset.partition_by
-        assert column is not None, f"{dataset.table} is not partitioned"
         with self.connect() as connection, _transaction(connection):
-            _prepare(connection, dataset)
-            keys = sorted(versions)
-            connection.execute(f"create temp table requested ({column} date primary key)")
-            connection.execute("insert into requested select unnest(?::date[])", [keys])
-            if connection.execute(f"select 1 from {dataset.table} limit 1").fetchone():
-                connection.execute(
-                    f"delete from {dataset.table}"
-                    f" where {column} in (select {column} from requested)"
-                )
-            if uris:
-                _check_files(connection, dataset, uris)
-                names = ", ".join(f'"{name}"' for name in dataset.column_names)
-                connection.execute(
-                    f"insert into {dataset.table} ({names}) select {names}"
-                    " from read_parquet(?, hive_partitioning = false)",
-                    [list(uris)],
-                )
-            counts = connection.execute(
-                f"select {column}::varchar, count(*) from {dataset.table}"
-                f" where {column} in (select {column} from requested) group by all"
-            ).fetchall()
-            rows = dict.fromkeys(keys, 0) | dict(counts)
-            if uris:
-                _check_total(connection, dataset, uris, sum(rows.values()))
-            connection.execute("drop table requested")
-            _record(connection, dataset, "landed", versions)
-        return LoadResult(rows)
+            return _load(connection, dataset, uris, versions)
 
     def replace_table(
         self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]
     ) -> LoadResult:
-        """Create the table anew from ``uris``, in one transaction: also what a rebuild does."""
+        """Create the table anew from ``uris``, in one transaction, whatever columns it had."""
         with self.connect() as connection, _transaction(connection):
             connection.execute(f"drop table if exists {dataset.table}")
             _create_record(connection)
             connection.execute(f"delete from {_RECORD} where table_name = ?", [dataset.table])
-        return self.replace_partitions(dataset, uris, versions)
+            return _load(connection, dataset, uris, versions)
 
     def loaded_versions(
         self, dataset: Dataset, stage: str = "landed", timeout_s: float | None = None
@@ -215,6 +188,39 @@ def _transaction(connection: "duckdb.DuckDBPyConnection") -> Iterator[None]:
     connection.commit()
 
 
+def _load(
+    connection: "duckdb.DuckDBPyConnection",
+    dataset: Dataset,
+    uris: Sequence[str],
+    versions: Mapping[str, str],
+) -> LoadResult:
+    column = dataset.partition_by
+    assert column is not None, f"{dataset.table} is not partitioned"
+    _prepare(connection, dataset)
+    keys = sorted(versions)
+    connection.execute(f"create or replace temp table requested ({column} date primary key)")
+    connection.execute("insert into requested select unnest(?::date[])", [keys])
+    asked = f"{column} in (select {column} from requested)"
+    if connection.execute(f"select 1 from {dataset.table} limit 1").fetchone():
+        connection.execute(f"delete from {dataset.table} where {asked}")
+    if uris:
+        found = _check_files(connection, dataset, uris)
+        # A nullable column that is younger than the files stays null.
+        names = ", ".join(f'"{name}"' for name in dataset.column_names if name in found)
+        connection.execute(
+            f"insert into {dataset.table} ({names}) select {names} from {_FILES}", [list(uris)]
+        )
+    counts = connection.execute(
+        f"select {column}::varchar, count(*) from {dataset.table} where {asked} group by all"
+    ).fetchall()
+    rows = dict.fromkeys(keys, 0) | dict(counts)
+    if uris:
+        _check_total(connection, dataset, uris, sum(rows.values()))
+    connection.execute("drop table requested")
+    _record(connection, dataset, "landed", versions)
+    return LoadResult(rows)
+
+
 def _columns(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> dict[str, str]:
     """Name to type of the table's columns as it stands; {} where it is not there."""
     return dict(
@@ -250,19 +256,21 @@ def _prepare(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> None:
 
 def _check_files(
     connection: "duckdb.DuckDBPyConnection", dataset: Dataset, uris: Sequence[str]
-) -> None:
-    found = dict(
-        row[:2]
-        for row in connection.execute(
-            "describe select * from read_parquet(?, hive_partitioning = false)", [list(uris[:1])]
-        ).fetchall()
-    )
+) -> dict[str, str]:
+    """The files' columns, name to type.
+
+    Raises:
+        WarehouseSchemaError: they differ from the declaration by more than a nullable column.
+    """
+    described = connection.execute(f"describe select * from {_FILES}", [list(uris)]).fetchall()
+    found = {name: kind for name, kind, *_ in described}
     drift: SchemaDrift = dataset.compare(found)
-    if drift.unexpected or drift.retyped or any(not c.nullable for c in drift.missing):
+    if drift and not drift.only_adds_nullable:
         raise WarehouseSchemaError(
-            f"{uris[0]} differs from the contract of {dataset.table}: {drift.describe()}."
+            f"the Parquet files of {dataset.table} differ from its contract: {drift.describe()}."
             " Nothing was written. Materialize the processed partitions again."
         )
+    return found
 
 
 def _check_total(

@@ -1,0 +1,54 @@
+"""Fixtures that several test modules share: homes, commands, the real data set."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHARED = PROJECT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def real_source() -> Path:
+    """The real data set, where it stands beside the project."""
+    path = SHARED / "data" / "online_retail.csv.gz"
+    if not path.exists():
+        pytest.skip(f"the real data set is not here: {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def oracle() -> dict[str, Any]:
+    """The real data set's known answers; money is text."""
+    path = SHARED / "oracles" / "online_retail.json"
+    if not path.exists():
+        pytest.skip(f"the known answers are not here: {path}")
+    return dict(json.loads(path.read_text()))
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def retail_assets() -> Command:
+    """Run the command retail-assets with RETAIL_ variables given by keyword."""
+
+    def run(*arguments: str, timeout: float = 300, **variables: str | Path) -> Any:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("RETAIL_", "DAG"))}
+        environment |= {f"RETAIL_{name.upper()}": str(value) for name, value in variables.items()}
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("retail-assets")), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
