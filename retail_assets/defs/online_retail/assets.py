@@ -102,7 +102,7 @@ def build_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with failures_by_kind(context.retry_number):
-            revenue = write_days(lake, context.run_id, context.partition_keys)
+            revenue = write_days(lake, context.run.run_id, context.partition_keys)
         ledgers = read_processed(lake)
         for day in context.partition_keys:
             ledger = ledgers[day]
