@@ -58,10 +58,10 @@ def build_defs(settings: Settings) -> dg.Definitions:
         project=dbt_project(settings),
         select=f"path:models/{DOMAIN}",
         exclude="resource_type:unit_test",
-        name="online_retail_marts",
+        name="online_retail_dbt_models",  # a job has the name online_retail_marts
         dagster_dbt_translator=RetailTranslator(),
     )
-    def online_retail_marts(
+    def online_retail_dbt_models(
         context: dg.AssetExecutionContext, dbt: DbtCliResource, warehouse: DuckDBWarehouse
     ) -> Iterator[Any]:
         with failures_by_kind(context.retry_number):
@@ -78,4 +78,4 @@ def build_defs(settings: Settings) -> dg.Definitions:
         if not context.is_subset:
             warehouse.record_versions(ONLINE_RETAIL_DATA, MARTS_STAGE, landed)
 
-    return dg.Definitions(assets=[online_retail_marts])
+    return dg.Definitions(assets=[online_retail_dbt_models])
