@@ -22,34 +22,12 @@ from retail_assets.settings import Settings, load_settings
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 
-def build_lake(settings: Settings) -> LakeResource:
-    """The lake that the settings name."""
-    return LakeResource(root=settings.lake)
-
-
-def build_warehouse(settings: Settings) -> DuckDBWarehouse:
-    """The warehouse that the settings name."""
-    return DuckDBWarehouse(path=str(settings.warehouse_path))
-
-
-def build_online_retail_source(settings: Settings) -> OnlineRetailSource:
-    """The source of online retail that the settings name."""
-    end = settings.online_retail_end
-    return OnlineRetailSource(
-        locations=list(settings.online_retail_locations),
-        first_day=str(settings.online_retail_start),
-        last_day=None if end is None else str(end),
-        timeout_s=settings.http_timeout_s,
-        max_bytes=settings.http_max_bytes,
-    )
-
-
 def build_resources(settings: Settings) -> dict[str, object]:
     """One resource an outside system, by the name that assets ask for."""
     return {
-        "lake": build_lake(settings),
-        "warehouse": build_warehouse(settings),
-        "online_retail_source": build_online_retail_source(settings),
+        "lake": LakeResource.of(settings),
+        "warehouse": DuckDBWarehouse.of(settings),
+        "online_retail_source": OnlineRetailSource.of(settings),
         "dbt": dbt_resource(settings),
     }
 

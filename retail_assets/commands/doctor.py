@@ -14,6 +14,7 @@ from pathlib import Path
 from retail_assets.settings import SAMPLE_SOURCE, Settings, unknown_variables
 
 _LEAST_FREE_BYTES = 2 * 1024**3
+_WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ def _lake(settings: Settings) -> str:
 def _warehouse(settings: Settings) -> str:
     from retail_assets.resources.warehouse import DuckDBWarehouse
 
-    warehouse = DuckDBWarehouse(path=str(settings.warehouse_path), timeout_s=5)
+    warehouse = DuckDBWarehouse.of(settings)
     existed = settings.warehouse_path.exists()
-    ((found,),) = warehouse.query("select version()")
+    ((found,),) = warehouse.query("select version()", timeout_s=_WAIT_S)
     if not existed:
         settings.warehouse_path.unlink()
         return f"{settings.warehouse_path} (not there yet), duckdb {found}"

@@ -72,21 +72,29 @@ def run_domain(
     # One planned event an asset in place of one a partition: a run of a year is then not mostly
     # bookkeeping. A range that fails here is seen as a failed run, not as failed partitions.
     os.environ.setdefault("DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "1")
+    make_sample(settings)
+    # Dagster's and dbt's imports take seconds: they happen while the source is read.
+    ahead = Thread(target=_import_ahead, daemon=True)
+    ahead.start()
+    span = asked or source_span(settings, allow_emptying=allow_emptying)
+    ahead.join()
     from retail_assets.definitions import build_defs
     from retail_assets.errors import PermanentError
-    from retail_assets.resources.dbt import import_adapter
 
-    make_sample(settings)
-    # dbt's imports take seconds: they happen while the first assets read and write.
-    Thread(target=import_adapter, daemon=True).start()
     try:
         definitions = build_defs(settings)
     except PermanentError as error:
         raise RunFailed(str(error)) from error
+    log = settings.home / "logs" / f"{domain}.log"
     with open_instance(settings) as instance:
-        span = asked or source_span(settings, allow_emptying=allow_emptying)
-        log = settings.home / "logs" / f"{domain}.log"
         return _execute(definitions, instance, domain, span, allow_emptying=allow_emptying, log=log)
+
+
+def _import_ahead() -> None:
+    import retail_assets.definitions  # noqa: F401
+    from retail_assets.resources.dbt import import_adapter
+
+    import_adapter()
 
 
 def make_sample(settings: Settings) -> None:
@@ -102,10 +110,11 @@ def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str] 
 
     None where the source cannot be had: the run's own first step then says why, on record.
     """
-    from retail_assets.definitions import build_lake, build_online_retail_source
+    from retail_assets.defs.online_retail.source import OnlineRetailSource
     from retail_assets.errors import PermanentError, TransientError
+    from retail_assets.resources.lake import LakeResource
 
-    lake, source = build_lake(settings), build_online_retail_source(settings)
+    lake, source = LakeResource.of(settings), OnlineRetailSource.of(settings)
     try:
         found = source.refresh(lake, allow_emptying=allow_emptying)
         days = {*found.manifest.span, *found.changed_days}
@@ -218,13 +227,14 @@ def rebuild_table(settings: Settings, table: str) -> int:
     Raises:
         RunFailed: no such table, or the lake has nothing processed for it.
     """
-    from retail_assets.definitions import build_lake, build_warehouse
     from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
     from retail_assets.defs.online_retail.source import read_processed
+    from retail_assets.resources.lake import LakeResource
+    from retail_assets.resources.warehouse import DuckDBWarehouse
 
     if table != ONLINE_RETAIL_DATA.table:
         raise RunFailed(f"{table!r} is no table that can be rebuilt: {ONLINE_RETAIL_DATA.table}")
-    lake, warehouse = build_lake(settings), build_warehouse(settings)
+    lake, warehouse = LakeResource.of(settings), DuckDBWarehouse.of(settings)
     versions = {day: ledger.fingerprint for day, ledger in read_processed(lake).items()}
     if not versions:
         raise RunFailed(

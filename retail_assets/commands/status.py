@@ -61,11 +61,12 @@ def table_statuses(settings: Settings) -> Iterator[TableStatus]:
 
 def _rows(settings: Settings) -> dict[str, int]:
     """Rows by ``schema.name`` of an asset: counted, not remembered."""
-    from retail_assets.definitions import build_lake, build_warehouse
     from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
     from retail_assets.defs.online_retail.source import read_manifest, read_processed
+    from retail_assets.resources.lake import LakeResource
+    from retail_assets.resources.warehouse import DuckDBWarehouse
 
-    lake = build_lake(settings)
+    lake = LakeResource.of(settings)
     rows: dict[str, int] = {}
     manifest = read_manifest(lake)
     if manifest is not None:
@@ -75,7 +76,7 @@ def _rows(settings: Settings) -> dict[str, int]:
         counted = lake.partition_rows("processed", ONLINE_RETAIL_DATA, "invoice_date", days)
         rows["online_retail.processed_online_retail_data"] = sum(counted.values())
     if settings.warehouse_path.exists():
-        warehouse = build_warehouse(settings)
+        warehouse = DuckDBWarehouse.of(settings)
         names = warehouse.query(
             "select table_schema, table_name from information_schema.tables"
             " where table_schema <> 'retail_operations'"

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import dagster as dg
 
 from retail_assets.dataset import Dataset
 from retail_assets.errors import PermanentError, TransientError
+from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +44,11 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """
 
     root: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The lake that the settings name."""
+        return cls(root=settings.lake)
 
     def path(self, relative: str) -> Path:
         """The local path of a location given relative to the lake's root."""

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import dagster as dg
 
 from retail_assets.dataset import Dataset, SchemaDrift
 from retail_assets.errors import PermanentError, TransientError
+from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     import duckdb
@@ -66,6 +67,11 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     path: str
     timeout_s: float = 1800
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The warehouse that the settings name."""
+        return cls(path=str(settings.warehouse_path))
 
     @contextmanager
     def exclusive(self, timeout_s: float | None = None) -> Iterator[None]:
@@ -171,9 +177,11 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
         with self.connect() as connection, _transaction(connection):
             _record(connection, dataset, stage, versions)
 
-    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def query(
+        self, sql: str, parameters: Sequence[Any] = (), timeout_s: float | None = None
+    ) -> list[tuple[Any, ...]]:
         """All rows of a query."""
-        with self.connect() as connection:
+        with self.connect(timeout_s=timeout_s) as connection:
             return connection.execute(sql, list(parameters)).fetchall()
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import dagster as dg
@@ -32,6 +32,7 @@ from retail_assets.errors import PermanentError
 from retail_assets.resources.download import Fingerprint, fetch, is_url, probe, redact
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.tabular import TextTable, open_tables
+from retail_assets.settings import Settings
 
 UNPLACED = "__unknown__"
 MANIFEST = f"{DOMAIN}/source"
@@ -185,6 +186,18 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
     last_day: str | None
     timeout_s: float
     max_bytes: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The source that the settings name."""
+        end = settings.online_retail_end
+        return cls(
+            locations=list(settings.online_retail_locations),
+            first_day=str(settings.online_retail_start),
+            last_day=None if end is None else str(end),
+            timeout_s=settings.http_timeout_s,
+            max_bytes=settings.http_max_bytes,
+        )
 
     def probe(self) -> list[Fingerprint]:
         """What the origins say of their versions, without a body: ETag, date, mtime, size.
