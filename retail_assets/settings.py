@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -77,10 +77,13 @@ class Settings(BaseSettings):
                     raise ValueError(f"{scheme}:// is not a scheme that can be read")
         return value
 
-    @field_validator("online_retail_end", mode="before")
+    @field_validator("online_retail_start", "online_retail_end", mode="before")
     @classmethod
-    def _empty_is_open(cls, value: object) -> object:
-        return None if value == "" else value
+    def _iso_day(cls, value: object, info: ValidationInfo) -> object:
+        if value == "" and info.field_name == "online_retail_end":
+            return None
+        # pydantic alone would read 0 as 1970-01-01.
+        return date.fromisoformat(value) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -91,13 +94,15 @@ class Settings(BaseSettings):
             Path(str(values.get("DAGSTER_HOME") or home / "dagster")).expanduser().absolute()
         )
         lake = str(values.get("lake") or home / "lake").removeprefix("file://")
+        if not lake:
+            raise ValueError("lake: file:// names no folder")
         if "://" in lake:
             raise ValueError(f"lake: {lake.partition('://')[0]}:// is not a lake known here")
         values["lake"] = str(Path(lake).expanduser().absolute())
         kind, found, path = str(
             values.get("warehouse") or f"duckdb:{home / 'warehouse.duckdb'}"
         ).partition(":")
-        if not found or kind != "duckdb" or not path or path.startswith("//"):
+        if not found or kind != "duckdb" or not path or path.startswith(("//", ":")):
             raise ValueError(f"warehouse: {values['warehouse']!r} is not duckdb:PATH")
         values["warehouse"] = f"duckdb:{Path(path).expanduser().absolute()}"
         return values
@@ -105,9 +110,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _start_before_end(self) -> Self:
         if self.online_retail_end is not None and self.online_retail_end < self.online_retail_start:
+            end_was_set = "online_retail_end" in self.model_fields_set
             raise ValueError(
-                f"online_retail_end: {self.online_retail_end} is before"
-                f" online_retail_start, {self.online_retail_start}"
+                f"{'online_retail_end' if end_was_set else 'online_retail_start'}: the first day,"
+                f" {self.online_retail_start}, is after the last, {self.online_retail_end}"
             )
         return self
 

@@ -78,13 +78,13 @@ def _rows(settings: Settings) -> dict[str, int]:
     if settings.warehouse_path.exists():
         warehouse = DuckDBWarehouse.of(settings)
         names = warehouse.query(
-            "select table_schema, table_name from information_schema.tables"
+            "select table_catalog, table_schema, table_name from information_schema.tables"
             " where table_schema <> 'retail_operations'"
         )
         if names:
             counts = " union all ".join(
-                f'select \'{schema}.{name}\', count(*) from "{schema}"."{name}"'
-                for schema, name in names
+                f'select \'{schema}.{name}\', count(*) from "{catalog}"."{schema}"."{name}"'
+                for catalog, schema, name in names
             )
             rows |= dict(warehouse.query(counts))
     return rows

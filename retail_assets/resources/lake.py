@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _PART = "part-0.parquet"
-_STALE_STAGE_SECONDS = 24 * 3600
+_STALE_STAGE_SECONDS = 7 * 24 * 3600
 _WRITERS = 2
 
 
@@ -85,8 +85,9 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         parent = self.path("_stage/runs")
         parent.mkdir(parents=True, exist_ok=True)
         for old in parent.iterdir():  # what a killed run left behind
-            if time.time() - old.stat().st_mtime > _STALE_STAGE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another run may be ending
+                if time.time() - old.stat().st_mtime > _STALE_STAGE_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
         folder = parent / f"{run_id}-{os.getpid()}-{time.monotonic_ns()}"
         folder.mkdir()
         try:
@@ -105,7 +106,7 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             return json.loads(path.read_text())  # type: ignore[no-any-return]
         except FileNotFoundError:
             return None
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no text
             raise BrokenStateError(
                 f"{path} is no JSON ({error}). Delete it: the next run of its asset rebuilds it."
             ) from error
@@ -186,7 +187,9 @@ class Stage:
                 target.mkdir(parents=True, exist_ok=True)
                 staged.replace(target / _PART)
                 for file in target.iterdir():  # a reader counts every file of the folder
-                    if file.name != _PART:
+                    if file.is_dir():
+                        shutil.rmtree(file)
+                    elif file.name != _PART:
                         file.unlink()
             elif target.exists():
                 shutil.rmtree(target)

@@ -105,7 +105,7 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
         wait = self.timeout_s if timeout_s is None else timeout_s
 
         def locked(error: BaseException) -> bool:
-            return isinstance(error, duckdb.IOException) and "lock" in str(error)
+            return isinstance(error, duckdb.IOException) and "Could not set lock" in str(error)
 
         with self.exclusive(wait):
             try:
@@ -150,7 +150,7 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
     ) -> LoadResult:
         """Create the table anew from ``uris``, in one transaction, whatever columns it had."""
         with self.connect() as connection, _transaction(connection):
-            connection.execute(f"drop table if exists {dataset.table}")
+            connection.execute(f"drop table if exists {_qualified(connection, dataset.table)}")
             _create_record(connection)
             connection.execute(f"delete from {_RECORD} where table_name = ?", [dataset.table])
             return _load(connection, dataset, uris, versions)
@@ -204,22 +204,23 @@ def _load(
 ) -> LoadResult:
     column = dataset.partition_by
     assert column is not None, f"{dataset.table} is not partitioned"
+    table = _qualified(connection, dataset.table)
     _prepare(connection, dataset)
     keys = sorted(versions)
     connection.execute(f"create or replace temp table requested ({column} date primary key)")
     connection.execute("insert into requested select unnest(?::date[])", [keys])
     asked = f"{column} in (select {column} from requested)"
-    if connection.execute(f"select 1 from {dataset.table} limit 1").fetchone():
-        connection.execute(f"delete from {dataset.table} where {asked}")
+    if connection.execute(f"select 1 from {table} limit 1").fetchone():
+        connection.execute(f"delete from {table} where {asked}")
     if uris:
         found = _check_files(connection, dataset, uris)
         # A nullable column that is younger than the files stays null.
         names = ", ".join(f'"{name}"' for name in dataset.column_names if name in found)
         connection.execute(
-            f"insert into {dataset.table} ({names}) select {names} from {_FILES}", [list(uris)]
+            f"insert into {table} ({names}) select {names} from {_FILES}", [list(uris)]
         )
     counts = connection.execute(
-        f"select {column}::varchar, count(*) from {dataset.table} where {asked} group by all"
+        f"select {column}::varchar, count(*) from {table} where {asked} group by all"
     ).fetchall()
     rows = dict.fromkeys(keys, 0) | dict(counts)
     if uris:
@@ -227,6 +228,13 @@ def _load(
     connection.execute("drop table requested")
     _record(connection, dataset, "landed", versions)
     return LoadResult(rows)
+
+
+def _qualified(connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+    """A schema or table with its catalog: DuckDB's is the file's name, maybe also a schema's."""
+    row = connection.execute("select current_database()").fetchone()
+    assert row is not None
+    return f'"{row[0]}".{name}'
 
 
 def _columns(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> dict[str, str]:
@@ -242,11 +250,12 @@ def _columns(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> dict[
 
 def _prepare(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> None:
     """Create the table, or bring it to the declaration where that only adds nullable columns."""
-    connection.execute(f"create schema if not exists {dataset.schema}")
+    connection.execute(f"create schema if not exists {_qualified(connection, dataset.schema)}")
     _create_record(connection)
     found = _columns(connection, dataset)
+    table = _qualified(connection, dataset.table)
     if not found:
-        connection.execute(f"create table {dataset.table} ({dataset.duckdb_ddl()})")
+        connection.execute(f"create table {table} ({dataset.duckdb_ddl()})")
         return
     drift = dataset.compare(found)
     if not drift:
@@ -257,9 +266,7 @@ def _prepare(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> None:
             f" Run: retail-assets rebuild {dataset.table}"
         )
     for column in drift.missing:
-        connection.execute(
-            f'alter table {dataset.table} add column "{column.name}" {column.duckdb_type}'
-        )
+        connection.execute(f'alter table {table} add column "{column.name}" {column.duckdb_type}')
 
 
 def _check_files(
@@ -270,6 +277,17 @@ def _check_files(
     Raises:
         WarehouseSchemaError: they differ from the declaration by more than a nullable column.
     """
+    required = {column.name for column in dataset.columns if not column.nullable}
+    for file, names in connection.execute(
+        "select file_name, list(name) from parquet_schema(?) group by all order by all",
+        [list(uris)],
+    ).fetchall():
+        if lacking := required.difference(names):
+            raise WarehouseSchemaError(
+                f"{file} differs from the contract of {dataset.table}: missing"
+                f" {', '.join(sorted(lacking))}. Nothing was written. Materialize the processed"
+                " partitions again."
+            )
     described = connection.execute(f"describe select * from {_FILES}", [list(uris)]).fetchall()
     found = {name: kind for name, kind, *_ in described}
     drift: SchemaDrift = dataset.compare(found)

@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         answers = self.server.origin.answers.get(path, [status(404)])
         (answers.pop(0) if len(answers) > 1 else answers[0])(self)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815  (the name that http.server looks for)
 
     def begin(self, code: int, **headers: str | int) -> None:
         self.send_response(code)

@@ -4,6 +4,7 @@ Here: what to ask for and when. Not here: what a run does (assets.py), what chan
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -13,6 +14,7 @@ import dagster as dg
 from retail_assets.defs.online_retail.assets import LANDED, PROCESSED, RAW, day_partitions
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.source import (
+    Manifest,
     OnlineRetailSource,
     changed_days,
     read_manifest,
@@ -20,7 +22,7 @@ from retail_assets.defs.online_retail.source import (
     source_token,
 )
 from retail_assets.defs.online_retail.transforms import DayLedger, contiguous_ranges
-from retail_assets.resources.download import DownloadError
+from retail_assets.resources.download import DownloadError, Fingerprint
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import DuckDBWarehouse, WarehouseBusyError
 from retail_assets.settings import Settings
@@ -31,12 +33,12 @@ _RANGE_END = "dagster/asset_partition_range_end"
 _MOST_ATTEMPTS = 3
 _MOST_RANGES_A_TICK = 20
 _WAREHOUSE_WAIT_S = 5.0
+_TICK_BUDGET_S = 20.0
 
 
 class RunState(Enum):
-    """What became of a request."""
+    """What became of a run."""
 
-    NONE = "none"
     UNDERWAY = "underway"
     FAILED = "failed"
     DONE = "done"
@@ -54,40 +56,66 @@ _UNDERWAY = {
 
 @dataclass(frozen=True)
 class Wish:
-    """Work that is wanted: its identity (object + version), and the run that would do it."""
+    """Work that is wanted: its identity (object + version), and the run that would do it.
+
+    ``once`` says that a run that succeeded settles it for good, whatever the state looks like.
+    """
 
     identity: str
     job_name: str
     asset_selection: tuple[dg.AssetKey, ...]
     tags: tuple[tuple[str, str], ...] = ()
+    once: bool = False
 
 
-def next_request(wish: Wish, state_of: Callable[[str], RunState]) -> dg.RunRequest | str:
+@dataclass(frozen=True)
+class History:
+    """The runs that a wish has had: how many, and what became of the latest, latest first."""
+
+    count: int = 0
+    latest: tuple[RunState, ...] = ()
+
+
+def next_request(wish: Wish, history: History) -> dg.RunRequest | str:
     """A request for ``wish``, or why there is none now.
 
-    The run key is identity and attempt: what is underway or done is not asked for again, what
-    failed is, up to three times; after that a new version or a run by hand is needed.
+    What is underway is not asked for again. What failed is, up to three times in a row; then a
+    new version or a run by hand is needed. What is done and wanted again (its tables were
+    deleted, the source went back to older content) is, but not a fourth time in a row.
     """
-    for attempt in range(1, _MOST_ATTEMPTS + 1):
-        key = f"{wish.identity}:{attempt}"
-        state = state_of(key)
-        if state is RunState.NONE:
-            return dg.RunRequest(
-                run_key=key,
-                job_name=wish.job_name,
-                asset_selection=list(wish.asset_selection),
-                tags=dict(wish.tags) | {REQUEST_TAG: key},
+    state = history.latest[0] if history.latest else None
+    if state is RunState.UNDERWAY:
+        return f"{wish.identity} is underway"
+    if state is RunState.DONE and wish.once:
+        return f"{wish.identity} is done"
+    in_a_row = history.latest[:_MOST_ATTEMPTS]
+    if len(in_a_row) == _MOST_ATTEMPTS and len(set(in_a_row)) == 1:
+        if state is RunState.FAILED:
+            return (
+                f"{wish.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
             )
-        if state is RunState.UNDERWAY:
-            return f"{key} is underway"
-        if state is RunState.DONE:
-            return f"{key} is done"
-    return f"{wish.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
+        return f"{wish.identity} was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
+    return dg.RunRequest(
+        run_key=f"{wish.identity}:{history.count + 1}",
+        job_name=wish.job_name,
+        asset_selection=list(wish.asset_selection),
+        tags=dict(wish.tags) | {REQUEST_TAG: wish.identity},
+    )
 
 
-def source_wish(token: str) -> Wish:
-    """The source asset, once a version of the origin."""
-    return Wish(f"source:{token}", "online_retail_source_to_lake", (RAW,))
+def source_wish(origins: Sequence[Fingerprint], manifest: Manifest | None) -> Wish:
+    """The source asset, once a version of the origin.
+
+    An origin that tells no version looks new at every glance: one success settles it, until the
+    lake is lost.
+    """
+    versioned = all(origin.etag or origin.last_modified for origin in origins)
+    return Wish(
+        f"source:{source_token(origins)}",
+        "online_retail_source_to_lake",
+        (RAW,),
+        once=not versioned and manifest is not None,
+    )
 
 
 def day_wishes(
@@ -116,26 +144,44 @@ def day_wishes(
     return wishes
 
 
-def run_state(instance: dg.DagsterInstance, request: str) -> RunState:
-    """What became of the latest run that carries ``request``."""
-    runs = instance.get_runs(filters=dg.RunsFilter(tags={REQUEST_TAG: request}), limit=1)
-    if not runs:
-        return RunState.NONE
-    if runs[0].status in _UNDERWAY:
+def run_history(instance: dg.DagsterInstance, identity: str) -> History:
+    """The runs that were asked for under ``identity``."""
+    filters = dg.RunsFilter(tags={REQUEST_TAG: identity})
+    runs = instance.get_runs(filters=filters, limit=_MOST_ATTEMPTS)
+    if len(runs) < _MOST_ATTEMPTS:
+        return History(len(runs), tuple(_state(run) for run in runs))
+    return History(instance.get_runs_count(filters), tuple(_state(run) for run in runs))
+
+
+def _state(run: dg.DagsterRun) -> RunState:
+    if run.status in _UNDERWAY:
         return RunState.UNDERWAY
-    return RunState.DONE if runs[0].is_success else RunState.FAILED
+    return RunState.DONE if run.is_success else RunState.FAILED
 
 
 def _requests(
-    wishes: Sequence[Wish], instance: dg.DagsterInstance
+    wishes: Callable[[], Sequence[Wish]], instance: dg.DagsterInstance
 ) -> tuple[list[dg.RunRequest], list[str]]:
-    requests, reasons = [], []
-    for wish in wishes[:_MOST_RANGES_A_TICK]:
-        answer = next_request(wish, lambda key: run_state(instance, key))
+    """Requests for what is wished for, at most so many a tick, and why others are not made."""
+    requests: list[dg.RunRequest] = []
+    reasons: list[str] = []
+    again: set[str] = set()
+    end = time.monotonic() + _TICK_BUDGET_S
+    for wish in wishes():
+        if len(requests) == _MOST_RANGES_A_TICK or time.monotonic() > end:
+            break
+        history = run_history(instance, wish.identity)
+        answer = next_request(wish, history)
         if isinstance(answer, str):
             reasons.append(answer)
-        else:
-            requests.append(answer)
+            continue
+        requests.append(answer)
+        if history.latest[:1] == (RunState.DONE,):
+            again.add(wish.identity)
+    if again:
+        # That run may have ended after its days were looked at: ask only for what still lacks.
+        lacking = {wish.identity for wish in wishes()}
+        requests = [r for r in requests if r.tags[REQUEST_TAG] not in again - lacking]
     return requests, reasons
 
 
@@ -196,13 +242,13 @@ def build_defs(settings: Settings) -> dg.Definitions:
         requests = [dg.RunRequest(run_key=f"source:{at:%Y-%m-%d}", asset_selection=[RAW])]
         manifest = read_manifest(lake)
         if manifest is not None:
-            pending = changed_days(manifest.days, _fingerprints(read_processed(lake)))
-            wishes = day_wishes(
-                set(pending) & set(days.get_partition_keys()),
-                manifest.days,
-                source_to_lake.name,
-                (PROCESSED,),
-            )
+            valid = set(days.get_partition_keys())
+
+            def wishes() -> list[Wish]:
+                pending = changed_days(manifest.days, _fingerprints(read_processed(lake)))
+                chosen = valid.intersection(pending)
+                return day_wishes(chosen, manifest.days, source_to_lake.name, (PROCESSED,))
+
             requests += _requests(wishes, context.instance)[0]
         return requests
 
@@ -211,14 +257,19 @@ def build_defs(settings: Settings) -> dg.Definitions:
         context: dg.ScheduleEvaluationContext, lake: LakeResource, warehouse: DuckDBWarehouse
     ) -> list[dg.RunRequest] | dg.SkipReason:
         """Load the days whose processed partition is newer than the warehouse's."""
-        processed = read_processed(lake)
-        try:
+        valid = set(days.get_partition_keys())
+
+        def wishes() -> list[Wish]:
+            processed = read_processed(lake)
             landed = warehouse.loaded_versions(ONLINE_RETAIL_DATA, timeout_s=_WAREHOUSE_WAIT_S)
+            pending = [day for day, x in processed.items() if landed.get(day) != x.fingerprint]
+            chosen = valid.intersection(pending)
+            return day_wishes(chosen, processed, lake_to_warehouse.name, (LANDED,))
+
+        try:
+            requests, reasons = _requests(wishes, context.instance)
         except WarehouseBusyError as busy:
             return dg.SkipReason(str(busy))
-        pending = [day for day, x in processed.items() if landed.get(day) != x.fingerprint]
-        wishes = day_wishes(pending, processed, lake_to_warehouse.name, (LANDED,))
-        requests, reasons = _requests(wishes, context.instance)
         return requests or dg.SkipReason("; ".join(reasons) or "the warehouse is up to date")
 
     marts_schedule = dg.ScheduleDefinition(
@@ -242,23 +293,28 @@ def build_defs(settings: Settings) -> dg.Definitions:
         warehouse: DuckDBWarehouse,
         online_retail_source: OnlineRetailSource,
     ) -> dg.SensorResult | dg.SkipReason:
-        wishes: list[Wish] = []
         notes: list[str] = []
-        manifest = read_manifest(lake)
+        valid = days.get_partition_keys()
         try:
             origins = online_retail_source.probe()
         except DownloadError as error:
             notes.append(f"the source does not answer: {error}")
-        else:
-            if manifest is None or not manifest.is_of(origins):
-                wishes.append(source_wish(source_token(origins)))
-        if manifest is not None:
-            try:
-                pending = pending_days(lake, warehouse, days.get_partition_keys())
-            except WarehouseBusyError as busy:
-                notes.append(str(busy))
-            else:
-                wishes += day_wishes(pending, manifest.days, changed.name, (PROCESSED, LANDED))
+            origins = None
+
+        def wishes() -> list[Wish]:
+            found = []
+            manifest = read_manifest(lake)
+            if origins is not None and (manifest is None or not manifest.is_of(origins)):
+                found.append(source_wish(origins, manifest))
+            if manifest is not None:
+                try:
+                    pending = pending_days(lake, warehouse, valid)
+                except WarehouseBusyError as busy:
+                    notes.append(str(busy))
+                else:
+                    found += day_wishes(pending, manifest.days, changed.name, (PROCESSED, LANDED))
+            return found
+
         requests, reasons = _requests(wishes, context.instance)
         if requests:
             return dg.SensorResult(run_requests=requests)

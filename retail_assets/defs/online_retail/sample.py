@@ -44,6 +44,8 @@ def sample_rows(days: int = 120, lines_a_day: int = 150, seed: int = 7) -> Itera
         )
         for n in range(200)
     ]
+    # Some products are renamed half-way: their latest name is the one that a dimension shows.
+    renamed = {code: f"SET OF 2 {name}" for code, name, _ in products[::13]}
     customers = [(12346 + 3 * n, rng.choices(_COUNTRIES, _COUNTRY_WEIGHTS)[0]) for n in range(150)]
     invoice = 536365
     for number in range(days):
@@ -73,6 +75,8 @@ def sample_rows(days: int = 120, lines_a_day: int = 150, seed: int = 7) -> Itera
                 continue
             for _ in range(rng.randrange(1, 18)):
                 code, name, price = rng.choice(products)
+                if number >= days // 2:
+                    name = renamed.get(code, name)
                 if rng.random() < 0.003:
                     price, customer = Decimal(0), customer
                 row: Row = (

@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
 import dagster as dg
@@ -33,6 +33,10 @@ from retail_assets.resources.download import Fingerprint, fetch, is_url, probe, 
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.tabular import TextTable, open_tables
 from retail_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
 
 UNPLACED = "__unknown__"
 MANIFEST = f"{DOMAIN}/source"
@@ -221,31 +225,29 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             previous = read_manifest(lake)
             files, downloaded = self._fetch(lake, previous)
             version = self._version(files)
-            if (
-                previous is not None
-                and previous.version == version
-                and lake.path(previous.typed).exists()
-            ):
+            processed = read_processed(lake)
+            known = previous is not None and previous.version == version
+            if previous is not None and known and lake.path(previous.typed).exists():
                 manifest = replace(previous, files=files)
                 typed = False
+                if not allow_emptying:
+                    self._refuse_to_empty(manifest, processed)
+                lake.write_state(MANIFEST, manifest.to_json())
             else:
-                manifest = self._type(lake, files, version)
+                manifest = self._take(lake, files, version, None if allow_emptying else processed)
                 typed = True
-            processed = read_processed(lake)
-            if not allow_emptying:
-                self._refuse_to_empty(manifest, processed)
-            lake.write_state(MANIFEST, manifest.to_json())
-            for old in lake.path(f"_stage/{DOMAIN}").glob("*.parquet"):
-                if old != lake.path(manifest.typed):
-                    old.unlink()
             changed = changed_days(
                 manifest.days, {day: ledger.fingerprint for day, ledger in processed.items()}
             )
             return Refresh(manifest, changed, downloaded, typed)
 
     def _version(self, files: tuple[SourceFile, ...]) -> str:
-        parts = [TYPING_VERSION, self.first_day, str(self.last_day), *(f.sha256 for f in files)]
+        parts = [TYPING_VERSION, self.first_day, str(self._last_day()), *(f.sha256 for f in files)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def _last_day(self) -> date:
+        # An open end reaches to today: a row dated later has no partition to go to yet.
+        return date.fromisoformat(self.last_day) if self.last_day else datetime.now(UTC).date()
 
     def _fetch(
         self, lake: LakeResource, previous: Manifest | None
@@ -255,7 +257,7 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         files, downloaded = [], False
         try:
             for number, location in enumerate(self.locations):
-                shown = redact(location)
+                shown = _shown(location)
                 before = known.get(number)
                 if before and (before.location != shown or not lake.path(before.raw).exists()):
                     before = None
@@ -294,14 +296,22 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             shutil.rmtree(inbox, ignore_errors=True)
         return tuple(files), downloaded
 
-    def _type(self, lake: LakeResource, files: tuple[SourceFile, ...], version: str) -> Manifest:
+    def _take(
+        self,
+        lake: LakeResource,
+        files: tuple[SourceFile, ...],
+        version: str,
+        processed: Mapping[str, DayLedger] | None,
+    ) -> Manifest:
+        """Type the files and make them the source; nothing is changed where that fails.
+
+        ``processed`` is held against them so that they do not empty it; None allows that.
+        """
         import duckdb
 
         scratch = lake.path(f"_stage/{DOMAIN}/unpacked")
         typed = lake.path(f"_stage/{DOMAIN}/{version}.parquet")
         partial = typed.with_suffix(".tmp")
-        first = date.fromisoformat(self.first_day)
-        last = date.fromisoformat(self.last_day) if self.last_day else None
         try:
             with ExitStack() as stack, duckdb.connect() as connection:
                 tables: list[TextTable] = []
@@ -309,50 +319,77 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
                     tables += stack.enter_context(open_tables(lake.path(file.raw), scratch))
                 matches = [match_header(table.header, table.label) for table in tables]
                 rows = type_rows(connection, list(zip(tables, matches, strict=True)))
-                rows.write_parquet(str(partial), compression="zstd")
-                read = sum(table.rows for table in tables)
-                if read == 0:
-                    raise SourceError(
-                        f"{', '.join(table.label for table in tables)}: a header and no rows."
-                        " Nothing was changed. Fetch it again, or point"
-                        " RETAIL_ONLINE_RETAIL_SOURCE at the file that holds the data."
-                    )
-                relation = f"read_parquet('{partial}')"
-                days = day_ledgers(connection, relation, first, last)
-                outside = days_outside(connection, relation, first, last).to_arrow_table()
-                unplaced = [label_sources(outside, [table.label for table in tables])]
-                unplaced.append(
-                    quarantine_table(
-                        (table.label, row.row, row.reason, row.text)
-                        for table in tables
-                        for row in table.rejected
-                    )
-                )
-                manifest = Manifest(
-                    version=version,
-                    files=files,
-                    tables=tuple(table.label for table in tables),
-                    extra_columns=tuple(
-                        sorted({name for match in matches for name in match.extra})
-                    ),
-                    read=read,
-                    unplaced=sum(table.num_rows for table in unplaced),
-                    days=days,
-                )
-                _check_balance(manifest)
-                self._quarantine(lake, version, unplaced)
+                try:
+                    rows.write_parquet(str(partial), compression="zstd")
+                except duckdb.Error:
+                    for table in tables:  # what broke while DuckDB pulled, in its own words
+                        if table.failure is not None:
+                            raise table.failure from None
+                    raise
+                manifest, unplaced = self._describe(connection, partial, tables, files, version)
+            manifest = replace(
+                manifest,
+                extra_columns=tuple(sorted({name for match in matches for name in match.extra})),
+            )
+            if processed is not None:
+                self._refuse_to_empty(manifest, processed)
+            self._quarantine(lake, version, unplaced)
             partial.replace(typed)
         finally:
             partial.unlink(missing_ok=True)
             shutil.rmtree(scratch, ignore_errors=True)
+        lake.write_state(MANIFEST, manifest.to_json())
+        for old in typed.parent.glob("*.parquet"):
+            if old != typed:
+                old.unlink()
         return manifest
 
-    def _quarantine(self, lake: LakeResource, version: str, tables: list[Any]) -> None:
+    def _describe(
+        self,
+        connection: "duckdb.DuckDBPyConnection",
+        typed: Path,
+        tables: Sequence[TextTable],
+        files: tuple[SourceFile, ...],
+        version: str,
+    ) -> "tuple[Manifest, pa.Table]":
+        """The manifest of the typed rows, and the rows that no partition can take."""
         import pyarrow as pa
 
+        labels = [table.label for table in tables]
+        read = sum(table.rows for table in tables)
+        if read == 0:
+            raise SourceError(
+                f"{', '.join(labels)}: a header and no rows. Nothing was changed. Fetch it again,"
+                " or point RETAIL_ONLINE_RETAIL_SOURCE at the file that holds the data."
+            )
+        relation = f"read_parquet('{typed}')"
+        first, last = date.fromisoformat(self.first_day), self._last_day()
+        outside = days_outside(connection, relation, first, last).to_arrow_table()
+        unplaced = pa.concat_tables(
+            [
+                label_sources(outside, labels),
+                quarantine_table(
+                    (table.label, row.row, row.reason, row.text)
+                    for table in tables
+                    for row in table.rejected
+                ),
+            ]
+        )
+        manifest = Manifest(
+            version=version,
+            files=files,
+            tables=tuple(labels),
+            extra_columns=(),
+            read=read,
+            unplaced=unplaced.num_rows,
+            days=day_ledgers(connection, relation, first, last),
+        )
+        _check_balance(manifest)
+        return manifest, unplaced
+
+    def _quarantine(self, lake: LakeResource, version: str, rows: "pa.Table") -> None:
         column = ONLINE_RETAIL_DATA.partition_by
         assert column is not None
-        rows = pa.concat_tables(tables)
         with lake.staging(version) as stage:
             if rows.num_rows:
                 stage.write_partitions("quarantine", QUARANTINE, column, [(UNPLACED, rows)])
@@ -385,6 +422,14 @@ def _check_balance(manifest: Manifest) -> None:
             f" day and {manifest.unplaced} do not. Nothing was changed. This is a defect of"
             " Retail Assets: report it with the file."
         )
+
+
+def _shown(location: str) -> str:
+    """A location as the manifest keeps it: without credentials, a path made absolute."""
+    if is_url(location):
+        return redact(location)
+    path = location.removeprefix("file://") if location.startswith("file://") else location
+    return str(Path(path).expanduser().absolute())
 
 
 def _file_name(location: str) -> str:

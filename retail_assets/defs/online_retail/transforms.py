@@ -22,7 +22,9 @@ TYPING_VERSION = "1"
 
 _FIELD_SEPARATOR = "chr(31)"
 _NULL_MARK = "chr(30)"
-_DATE_FORMATS = "['%m/%d/%y %H:%M', '%m/%d/%Y %H:%M', '%m/%d/%Y %H:%M:%S', '%m/%d/%Y']"
+_DATE_FORMATS = (
+    "['%m/%d/%y %H:%M', '%m/%d/%y %H:%M:%S', '%m/%d/%Y %H:%M', '%m/%d/%Y %H:%M:%S', '%m/%d/%Y']"
+)
 _BLANKS = "concat(' ', chr(9), chr(10), chr(13), chr(160))"
 
 
@@ -88,9 +90,12 @@ def _whole_number(column: str) -> str:
     )
 
 
+_NUMBER = "[+-]?([0-9]+\\.?[0-9]*|\\.[0-9]+)([eE][+-]?[0-9]+)?"
+
 # A price in the source may carry float noise (4.1500000000000004) but no fourth decimal.
 _PRICE = (
-    "case when abs(try_cast(unit_price_text as double)"
+    f"case when regexp_full_match(unit_price_text, '{_NUMBER}')"
+    " and abs(try_cast(unit_price_text as double)"
     " - try_cast(try_cast(unit_price_text as decimal(12,3)) as double)) < 1e-9"
     " then try_cast(unit_price_text as decimal(12,3)) end"
 )
@@ -144,9 +149,11 @@ judged as (
                 then 'customer_id: expected a whole number, found ' || {{shown}}(customer_id_raw)
             when try_cast(quantity * unit_price as decimal(18, 3)) is null
                 then 'total_price: quantity * unit_price exceeds 15 digits'
-            when contains(invoice_no, chr(0)) or contains(stock_code, chr(0))
-                or contains(country, chr(0)) or contains(description, chr(0))
-                then 'a NUL character'
+            -- The last two would let different rows share an identity (see below).
+            when regexp_matches(
+                concat(invoice_no, stock_code, country, description), '[\\x00\\x1e\\x1f]'
+            )
+                then 'a control character (NUL, RS or US)'
         end as reason
     from typed
 ),
@@ -172,7 +179,7 @@ identified as (
 )
 
 select
-    invoice_datetime::date as invoice_date,
+    case when isfinite(invoice_datetime) then invoice_datetime::date end as invoice_date,
     source_no, "row",
     case when reason is null then identity end as transaction_id,
     invoice_no, stock_code, description, quantity, invoice_datetime, unit_price, customer_id,
@@ -244,39 +251,35 @@ order by all
 
 
 def day_ledgers(
-    connection: "duckdb.DuckDBPyConnection", typed: str, first: date, last: date | None
+    connection: "duckdb.DuckDBPyConnection", typed: str, first: date, last: date
 ) -> dict[str, DayLedger]:
-    """The ledger of each day between ``first`` and ``last`` (None: open), by ISO date.
+    """The ledger of each day from ``first`` to ``last``, by ISO date.
 
     ``typed`` names a table of ``type_rows``. The fingerprint does not depend on the order of the
     rows: it sums the halves of their identities, which are SHA-256 digits.
     """
-    where = f"invoice_date >= date '{first}'" + (
-        f" and invoice_date <= date '{last}'" if last else ""
-    )
+    where = f"invoice_date between date '{first}' and date '{last}'"
     rows = connection.sql(_LEDGER.format(typed=typed, where=where)).fetchall()
     return {str(day): DayLedger(*rest) for day, *rest in rows}
 
 
 def days_outside(
-    connection: "duckdb.DuckDBPyConnection", typed: str, first: date, last: date | None
+    connection: "duckdb.DuckDBPyConnection", typed: str, first: date, last: date
 ) -> "duckdb.DuckDBPyRelation":
     """Quarantine rows for what no partition can take: no readable day, or one outside the span.
 
     Columns: source_no and those of QUARANTINE but ``source``; one row a copy.
     """
-    span = f"{first}...{last or ''}"
-    outside = f"invoice_date < date '{first}'" + (
-        f" or invoice_date > date '{last}'" if last else ""
-    )
     return connection.sql(f"""
         select
             source_no, "row",
-            coalesce(reason, 'invoice_datetime: ' || invoice_datetime || ' is outside {span}')
-                as reason,
+            coalesce(
+                reason,
+                'invoice_datetime: ' || invoice_datetime || ' is outside {first}...{last}'
+            ) as reason,
             coalesce(text, {_as_text()}) as text
         from {typed}, range(copies)
-        where invoice_date is null or {outside}
+        where invoice_date is null or invoice_date not between date '{first}' and date '{last}'
         order by source_no, "row"
     """)
 

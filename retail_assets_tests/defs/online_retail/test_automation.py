@@ -1,0 +1,625 @@
+"""Tests of retail_assets.defs.online_retail.automation.
+
+Over a real Dagster instance, lake, warehouse and source file.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retail_assets.defs.online_retail import automation
+from retail_assets.defs.online_retail.assets import (
+    LANDED,
+    PROCESSED,
+    RAW,
+    processed_versions,
+    write_days,
+)
+from retail_assets.defs.online_retail.automation import (
+    REQUEST_TAG,
+    History,
+    RunState,
+    Wish,
+    day_wishes,
+    next_request,
+    pending_days,
+    run_history,
+    source_wish,
+)
+from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
+from retail_assets.defs.online_retail.source import (
+    OnlineRetailSource,
+    read_manifest,
+    read_processed,
+    record_processed,
+)
+from retail_assets.defs.online_retail.transforms import DayLedger, contiguous_ranges
+from retail_assets.resources.download import Fingerprint
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets.settings import Settings, load_settings
+
+HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
+START, END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+UNDERWAY = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
+WISH = Wish("days:1", "job", (PROCESSED,), ((START, "2010-12-01"), (END, "2010-12-02")))
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as found:
+        yield found
+
+
+def record(instance: dg.DagsterInstance, tags: dict[str, str], status: dg.DagsterRunStatus) -> None:
+    """A run that carries ``tags``, as the daemon would have launched it."""
+    instance.add_run(
+        dg.DagsterRun(job_name="job", run_id=str(uuid.uuid4()), tags=tags, status=status)
+    )
+
+
+# ---- next_request
+
+
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [
+        (History(), "days:1:1"),
+        (History(1, (RunState.FAILED,)), "days:1:2"),
+        (History(2, (RunState.FAILED, RunState.FAILED)), "days:1:3"),
+        (History(3, (RunState.FAILED, RunState.DONE, RunState.FAILED)), "days:1:4"),
+        (History(1, (RunState.DONE,)), "days:1:2"),
+    ],
+)
+def test_what_never_ran_failed_or_is_wanted_again_is_asked_for(
+    history: History, expected: str
+) -> None:
+    request = next_request(WISH, history)
+
+    assert isinstance(request, dg.RunRequest)
+    assert request.run_key == expected
+    assert request.job_name == "job"
+    assert request.asset_selection == [PROCESSED]
+    assert request.tags == {START: "2010-12-01", END: "2010-12-02", REQUEST_TAG: "days:1"}
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_what_is_underway_is_not_asked_for(failures: int) -> None:
+    states = (RunState.UNDERWAY, *[RunState.FAILED] * failures)
+
+    answer = next_request(WISH, History(len(states), states))
+
+    assert isinstance(answer, str)
+    assert "underway" in answer
+
+
+def test_one_success_settles_what_is_wanted_once() -> None:
+    answer = next_request(replace(WISH, once=True), History(1, (RunState.DONE,)))
+
+    assert isinstance(answer, str)
+    assert "done" in answer
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [(RunState.FAILED, "days:1 failed 3 times"), (RunState.DONE, "done 3 times and is still")],
+)
+def test_three_in_a_row_are_the_last(state: RunState, why: str) -> None:
+    answer = next_request(WISH, History(7, (state,) * 3))
+
+    assert isinstance(answer, str)
+    assert why in answer
+
+
+# ---- wishes
+
+wanted_days = st.dictionaries(
+    st.integers(0, 40).map(lambda n: (date(2010, 12, 15) + timedelta(days=n)).isoformat()),
+    st.sampled_from(["v1", "v2"]).map(lambda version: DayLedger(version, 1, 0, 0)),
+    min_size=1,
+)
+
+
+@given(wanted=wanted_days, data=st.data())
+def test_wishes_are_one_a_range_and_independent_of_order(
+    wanted: dict[str, DayLedger], data: st.DataObject
+) -> None:
+    shuffled = data.draw(st.permutations(list(wanted)))
+    wishes = day_wishes(shuffled, wanted, "job", (LANDED,))
+
+    ranges = [(dict(wish.tags)[START], dict(wish.tags)[END]) for wish in wishes]
+    assert ranges == contiguous_ranges(wanted)
+    assert wishes == day_wishes(sorted(wanted), wanted, "job", (LANDED,))
+    assert len({wish.identity for wish in wishes}) == len(wishes)
+    assert all(wish.job_name == "job" and wish.asset_selection == (LANDED,) for wish in wishes)
+
+
+@given(wanted=wanted_days, data=st.data())
+def test_a_wish_is_another_when_a_day_of_it_is(
+    wanted: dict[str, DayLedger], data: st.DataObject
+) -> None:
+    day = data.draw(st.sampled_from(sorted(wanted)))
+    other = {**wanted, day: DayLedger("v3", 1, 0, 0)}
+    before = {x.identity: dict(x.tags) for x in day_wishes(wanted, wanted, "job", (LANDED,))}
+    after = {x.identity: dict(x.tags) for x in day_wishes(other, other, "job", (LANDED,))}
+
+    new = [tags for identity, tags in after.items() if identity not in before]
+    assert [tags[START] <= day <= tags[END] for tags in new] == [True]
+
+
+def test_no_days_are_no_wish() -> None:
+    assert day_wishes([], {}, "job", (LANDED,)) == []
+
+
+def test_a_vanished_day_is_a_wish() -> None:
+    (wish,) = day_wishes(["2010-12-01"], {}, "job", (LANDED,))
+
+    assert dict(wish.tags) == {START: "2010-12-01", END: "2010-12-01"}
+
+
+def origin(etag: str | None) -> list[Fingerprint]:
+    return [Fingerprint("https://example.org/retail.xlsx", etag=etag)]
+
+
+def test_the_source_is_wished_for_by_version() -> None:
+    assert source_wish(origin("a"), None) == source_wish(origin("a"), None)
+    assert source_wish(origin("a"), None).identity != source_wish(origin("b"), None).identity
+    assert source_wish(origin("a"), None).asset_selection == (RAW,)
+
+
+def test_an_origin_without_versions_is_wished_for_once(house: "House") -> None:
+    house.publish(d01=1)
+    house.settle()
+
+    manifest = read_manifest(house.lake)
+    assert manifest is not None
+    assert source_wish(origin(None), manifest).once
+    assert not source_wish(origin(None), None).once
+    assert not source_wish(origin("a"), manifest).once
+
+
+# ---- run_history
+
+
+def test_a_wish_no_run_carries_has_no_history(instance: dg.DagsterInstance) -> None:
+    record(instance, {REQUEST_TAG: "other"}, SUCCESS)
+
+    assert run_history(instance, "days:1") == History()
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        *((status, RunState.UNDERWAY) for status in UNDERWAY),
+        (SUCCESS, RunState.DONE),
+        (FAILURE, RunState.FAILED),
+        (dg.DagsterRunStatus.CANCELED, RunState.FAILED),
+    ],
+)
+def test_a_history_has_the_state_of_each_run(
+    instance: dg.DagsterInstance, status: dg.DagsterRunStatus, expected: RunState
+) -> None:
+    record(instance, {REQUEST_TAG: "days:1"}, status)
+
+    assert run_history(instance, "days:1") == History(1, (expected,))
+
+
+def test_a_history_counts_all_runs_and_tells_the_latest(instance: dg.DagsterInstance) -> None:
+    for status in (SUCCESS, SUCCESS, SUCCESS, FAILURE, SUCCESS):
+        record(instance, {REQUEST_TAG: "days:1"}, status)
+
+    states = (RunState.DONE, RunState.FAILED, RunState.DONE)
+    assert run_history(instance, "days:1") == History(5, states)
+
+
+# ---- the sensor and the schedules
+
+
+@dataclass
+class House:
+    """A whole domain in a folder: the origin, the lake, the warehouse, Dagster's instance."""
+
+    settings: Settings
+    instance: dg.DagsterInstance
+    origin: Path
+    lake: LakeResource
+    warehouse: DuckDBWarehouse
+    source: OnlineRetailSource
+    clock: int = 1_600_000_000
+
+    def publish(self, **days: int) -> None:
+        """Make the origin hold these days: d01=2 is two invoices on 2010-12-01."""
+        rows = "".join(
+            f"{number},85123A,HEART,6,2010-12-{name[1:]} 08:26:00,2.55,17850,EIRE\n"
+            for name, count in days.items()
+            for number in range(count)
+        )
+        self.origin.write_text(HEADER + rows)
+        self.clock += 1
+        os.utime(self.origin, (self.clock, self.clock))
+
+    def sense(self) -> list[dg.RunRequest] | str:
+        """The sensor's requests, or why it makes none."""
+        (sensor,) = automation.build_defs(self.settings).sensors or ()
+        assert isinstance(sensor, dg.SensorDefinition)
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            resources={
+                "lake": self.lake,
+                "warehouse": self.warehouse,
+                "online_retail_source": self.source,
+            },
+        )
+        return _answer(sensor(context))
+
+    def schedule(self, name: str) -> list[dg.RunRequest] | str:
+        found = automation.build_defs(self.settings).schedules or ()
+        (schedule,) = [x for x in found if isinstance(x, dg.ScheduleDefinition) and x.name == name]
+        resources: dict[str, object] = {"lake": self.lake}
+        if "warehouse" in name:
+            resources["warehouse"] = self.warehouse
+        context = dg.build_schedule_context(
+            instance=self.instance,
+            scheduled_execution_time=datetime(2024, 5, 6, 2, 0, tzinfo=UTC),
+            resources=resources,
+        )
+        return _answer(schedule(context))
+
+    def run(self, request: dg.RunRequest, status: dg.DagsterRunStatus = SUCCESS) -> None:
+        """Do what the requested run would do, and record the run."""
+        selection = request.asset_selection or []
+        if status is SUCCESS:
+            if RAW in selection:
+                self.source.refresh(self.lake, allow_emptying=True)
+            else:
+                days = days_of(request)
+                if PROCESSED in selection:
+                    write_days(self.lake, "run", days)
+                if LANDED in selection:
+                    self.warehouse.replace_partitions(
+                        ONLINE_RETAIL_DATA,
+                        self.lake.partition_uris(ONLINE_RETAIL_DATA, days),
+                        processed_versions(self.lake, days),
+                    )
+        record(self.instance, dict(request.tags), status)
+
+    def settle(self) -> list[list[str]]:
+        """Do whatever the sensor asks for until it asks for nothing; the days of each request."""
+        done: list[list[str]] = []
+        for _ in range(10):
+            answer = self.sense()
+            if isinstance(answer, str):
+                return done
+            for request in answer:
+                self.run(request)
+                done.append(days_of(request) if START in request.tags else ["source"])
+        raise AssertionError(f"the sensor never rests: {done}")
+
+    def landed(self) -> dict[str, int]:
+        return dict(
+            self.warehouse.query(
+                f"select strftime(invoice_date, '%d'), count(*) from {ONLINE_RETAIL_DATA.table}"
+                " group by all order by all"
+            )
+        )
+
+
+def _answer(found: object) -> list[dg.RunRequest] | str:
+    if isinstance(found, dg.SkipReason):
+        assert found.skip_message
+        return found.skip_message
+    if isinstance(found, dg.SensorResult):
+        return list(found.run_requests or [])
+    assert isinstance(found, list)
+    return found
+
+
+def days_of(request: dg.RunRequest) -> list[str]:
+    first, last = (date.fromisoformat(request.tags[x]) for x in (START, END))
+    return [(first + timedelta(days=n)).isoformat() for n in range((last - first).days + 1)]
+
+
+@pytest.fixture
+def house(tmp_path: Path, instance: dg.DagsterInstance) -> House:
+    return make_house(tmp_path, instance)
+
+
+@pytest.fixture
+def scheduled_house(tmp_path: Path) -> Iterator[House]:
+    """As ``house``, with an instance on disk: the context of a schedule takes no other."""
+    folder = tmp_path / "dagster"
+    folder.mkdir()
+    with dg.DagsterInstance.local_temp(str(folder)) as found:
+        yield make_house(tmp_path, found)
+
+
+def make_house(tmp_path: Path, instance: dg.DagsterInstance) -> House:
+    origin = tmp_path / "origin.csv"
+    settings = load_settings(
+        home=str(tmp_path / "home"),
+        lake=str(tmp_path / "lake"),
+        warehouse=f"duckdb:{tmp_path / 'warehouse.duckdb'}",
+        online_retail_source=(str(origin),),
+        online_retail_start=date(2010, 11, 1),
+        online_retail_end=date(2011, 2, 28),
+    )
+    return House(
+        settings,
+        instance,
+        origin,
+        LakeResource(root=settings.lake),
+        DuckDBWarehouse(path=str(settings.warehouse_path), timeout_s=30),
+        OnlineRetailSource(
+            locations=[str(origin)],
+            first_day="2010-11-01",
+            last_day="2011-02-28",
+            timeout_s=5,
+            max_bytes=10**7,
+        ),
+    )
+
+
+def only(answer: list[dg.RunRequest] | str) -> dg.RunRequest:
+    assert isinstance(answer, list), answer
+    (request,) = answer
+    return request
+
+
+def test_the_sensor_asks_for_a_new_source_once(house: House) -> None:
+    house.publish(d01=1)
+
+    request = only(house.sense())
+
+    assert request.job_name == "online_retail_source_to_lake"
+    assert request.asset_selection == [RAW]
+    assert START not in request.tags
+    house.run(request, dg.DagsterRunStatus.STARTED)
+    answer = house.sense()
+    assert isinstance(answer, str)
+    assert "underway" in answer
+
+
+def test_the_sensor_then_asks_for_exactly_the_days_of_the_source(house: House) -> None:
+    house.publish(d01=1, d02=2, d05=1)
+    house.run(only(house.sense()))
+
+    request = only(house.sense())
+
+    assert request.job_name == "online_retail_changed_days"
+    assert request.asset_selection == [PROCESSED, LANDED]
+    assert days_of(request) == [f"2010-12-0{n}" for n in range(1, 6)]
+    house.run(request)
+    assert house.sense() == "the source has not changed"
+    assert house.landed() == {"01": 1, "02": 2, "05": 1}
+
+
+def test_only_changed_and_vanished_days_are_asked_for_again(house: House) -> None:
+    house.publish(d01=1, d02=1, d03=1, d06=1, d07=1)
+    house.settle()
+
+    house.publish(d01=1, d02=2, d03=1, d07=1)
+
+    assert house.settle() == [["source"], ["2010-12-02"], ["2010-12-06"]]
+    assert house.landed() == {"01": 1, "02": 2, "03": 1, "07": 1}
+
+
+def test_the_same_bytes_again_are_no_new_work(house: House) -> None:
+    house.publish(d01=1, d02=1)
+    house.settle()
+
+    house.publish(d01=1, d02=1)  # the origin says that it changed
+
+    assert house.settle() == [["source"]]
+    assert house.sense() == "the source has not changed"
+
+
+def test_a_source_that_goes_back_to_older_content_is_taken(house: House) -> None:
+    house.publish(d01=1, d02=1)
+    house.settle()
+    house.publish(d01=1, d02=2)
+    house.settle()
+
+    house.publish(d01=1, d02=1)
+    house.settle()
+    house.publish(d01=1, d02=2)
+    house.settle()
+
+    assert house.landed() == {"01": 1, "02": 2}
+    assert pending_days(house.lake, house.warehouse, ["2010-12-01", "2010-12-02"]) == ()
+
+
+def test_an_origin_restored_with_its_old_date_is_fetched(house: House) -> None:
+    house.publish(d01=1)
+    old = house.origin.stat().st_mtime_ns
+    house.settle()
+    house.publish(d01=3)
+    house.settle()
+
+    house.origin.write_text(HEADER + "0,85123A,HEART,6,2010-12-01 08:26:00,2.55,17850,EIRE\n")
+    os.utime(house.origin, ns=(old, old))
+    house.settle()
+
+    assert house.landed() == {"01": 1}
+
+
+def test_a_warehouse_that_is_gone_is_filled_again(house: House) -> None:
+    house.publish(d01=1, d02=1)
+    house.settle()
+    house.settings.warehouse_path.unlink()
+
+    house.settle()
+
+    assert house.landed() == {"01": 1, "02": 1}
+
+
+def test_a_lake_that_is_gone_is_filled_again(house: House, tmp_path: Path) -> None:
+    house.publish(d01=1, d02=1)
+    house.settle()
+    Path(house.lake.root).rename(tmp_path / "lost")
+
+    house.settle()
+
+    assert set(read_processed(house.lake)) == {"2010-12-01", "2010-12-02"}
+
+
+def test_a_failed_request_is_made_three_times(house: House) -> None:
+    house.publish(d01=1)
+    keys = []
+    for _ in range(3):
+        request = only(house.sense())
+        keys.append(request.run_key)
+        house.run(request, FAILURE)
+
+    assert [str(key).rpartition(":")[2] for key in keys] == ["1", "2", "3"]
+    assert len({str(key).rpartition(":")[0] for key in keys}) == 1
+    answer = house.sense()
+    assert isinstance(answer, str)
+    assert "failed 3 times" in answer
+
+    house.publish(d01=2)
+    assert str(only(house.sense()).run_key).endswith(":1")
+
+
+def test_ranges_that_cannot_be_done_do_not_keep_others_waiting(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(automation, "_MOST_RANGES_A_TICK", 2)
+    house.publish(d01=1)
+    house.settle()
+    vanished = [f"2011-01-{n:02}" for n in (1, 3, 5, 7, 9)]
+    record_processed(house.lake, {day: DayLedger("old", 1, 0, 0) for day in vanished})
+
+    asked: set[str] = set()
+    for _ in range(12):
+        answer = house.sense()
+        if isinstance(answer, str):
+            break
+        assert len(answer) <= 2
+        for request in answer:
+            asked |= set(days_of(request))
+            house.run(request, FAILURE)
+
+    assert asked == set(vanished)
+
+
+def test_an_origin_that_does_not_answer_is_told(house: House) -> None:
+    answer = house.sense()
+
+    assert isinstance(answer, str)
+    assert "the source does not answer" in answer
+    assert str(house.origin) in answer
+
+
+def test_pending_days_are_asked_for_though_the_origin_does_not_answer(house: House) -> None:
+    house.publish(d01=1)
+    house.run(only(house.sense()))
+    house.origin.unlink()
+
+    assert days_of(only(house.sense())) == ["2010-12-01"]
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Another holder of the warehouse."""
+    from filelock import FileLock
+
+    with FileLock(f"{path}.lock", thread_local=False):
+        yield
+
+
+def test_a_busy_warehouse_puts_the_days_off(
+    scheduled_house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = scheduled_house
+    monkeypatch.setattr(automation, "_WAREHOUSE_WAIT_S", 0.1)
+    house.publish(d01=1)
+    house.settle()
+    with held(house.settings.warehouse_path):
+        house.publish(d01=2)
+        house.run(only(house.sense()))
+        answer = house.sense()
+        scheduled = house.schedule("online_retail_lake_to_warehouse_daily")
+
+    assert isinstance(answer, str)
+    assert str(house.settings.warehouse_path) in answer
+    assert isinstance(scheduled, str)
+    assert str(house.settings.warehouse_path) in scheduled
+    assert days_of(only(house.sense())) == ["2010-12-01"]
+
+
+def test_the_source_schedule_looks_at_the_source_and_writes_what_changed(
+    scheduled_house: House,
+) -> None:
+    house = scheduled_house
+    name = "online_retail_source_to_lake_daily"
+    house.publish(d01=1, d03=1)
+
+    first = only(house.schedule(name))
+    assert (first.run_key, first.asset_selection) == ("source:2024-05-06", [RAW])
+    house.run(first)
+    answer = house.schedule(name)
+    assert isinstance(answer, list)
+    look, write = answer
+    assert look.asset_selection == [RAW]
+    assert write.asset_selection == [PROCESSED]
+    assert days_of(write) == ["2010-12-01", "2010-12-02", "2010-12-03"]
+    house.run(write)
+    assert only(house.schedule(name)).asset_selection == [RAW]
+
+
+def test_the_warehouse_schedule_loads_what_was_processed(scheduled_house: House) -> None:
+    house = scheduled_house
+    name = "online_retail_lake_to_warehouse_daily"
+    assert house.schedule(name) == "the warehouse is up to date"
+    house.publish(d01=1, d02=1)
+    house.source.refresh(house.lake)
+    write_days(house.lake, "run", ["2010-12-01", "2010-12-02"])
+
+    request = only(house.schedule(name))
+
+    assert request.asset_selection == [LANDED]
+    assert days_of(request) == ["2010-12-01", "2010-12-02"]
+    house.run(request)
+    assert house.schedule(name) == "the warehouse is up to date"
+    assert house.landed() == {"01": 1, "02": 1}
+
+
+def test_days_outside_a_narrowed_span_are_not_asked_for(scheduled_house: House) -> None:
+    house = scheduled_house
+    house.publish(d01=1, d02=1, d03=1)
+    house.source.refresh(house.lake)
+    write_days(house.lake, "run", ["2010-12-01", "2010-12-02", "2010-12-03"])
+    house.settings = house.settings.model_copy(update={"online_retail_end": date(2010, 12, 2)})
+
+    loading = house.schedule("online_retail_lake_to_warehouse_daily")
+    answer = house.sense()
+
+    assert days_of(only(loading)) == ["2010-12-01", "2010-12-02"]
+    assert days_of(only(answer)) == ["2010-12-01", "2010-12-02"]
+
+
+def test_the_jobs_run_as_often_as_promised(house: House) -> None:
+    found = automation.build_defs(house.settings).schedules or ()
+    schedules = {x.name: x for x in found if isinstance(x, dg.ScheduleDefinition)}
+
+    assert {name: x.cron_schedule for name, x in schedules.items()} == {
+        "online_retail_source_to_lake_daily": "0 2 * * *",
+        "online_retail_lake_to_warehouse_daily": "0 4 * * *",
+        "online_retail_marts_every_12_hours": "0 6,18 * * *",
+    }
+    assert {x.execution_timezone for x in schedules.values()} == {"UTC"}

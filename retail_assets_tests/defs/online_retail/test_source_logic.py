@@ -1,0 +1,442 @@
+"""Tests of retail_assets.defs.online_retail.source, over real files and temporary lakes."""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retail_assets.defs.online_retail.contract import QUARANTINE
+from retail_assets.defs.online_retail.source import (
+    EMPTY_DAY,
+    MANIFEST,
+    UNPLACED,
+    Manifest,
+    OnlineRetailSource,
+    SourceError,
+    changed_days,
+    manifest_metadata,
+    read_manifest,
+    read_processed,
+    record_processed,
+)
+from retail_assets.defs.online_retail.transforms import DayLedger, SchemaDriftError
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.tabular import UnreadableFileError
+
+HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
+
+
+def line(day: str = "2010-12-01", invoice: str = "536365", quantity: str = "6") -> str:
+    return f"{invoice},85123A,WHITE HEART,{quantity},{day} 08:26:00,2.55,17850.0,United Kingdom\n"
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> LakeResource:
+    return LakeResource(root=str(tmp_path / "lake"))
+
+
+Source = Callable[..., OnlineRetailSource]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    """A source of one CSV with the given lines, or of the files at the given paths."""
+
+    def make(*given: str | Path, last_day: str | None = "2011-12-31") -> OnlineRetailSource:
+        if not all(isinstance(x, Path) for x in given):
+            path = tmp_path / "online_retail.csv"
+            path.write_text(HEADER + "".join(map(str, given)))
+            given = (path,)
+        return OnlineRetailSource(
+            locations=[str(x) for x in given],
+            first_day="2009-12-01",
+            last_day=last_day,
+            timeout_s=5,
+            max_bytes=10**7,
+        )
+
+    return make
+
+
+def files(lake: LakeResource, zone: str) -> dict[str, bytes]:
+    root = Path(lake.root)
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for p in sorted((root / zone).rglob("*"))
+        if p.is_file() and p.suffix != ".lock"
+    }
+
+
+# ---- changed_days
+
+ledgers = st.dictionaries(
+    st.integers(0, 20).map(lambda n: (date(2010, 12, 20) + timedelta(days=n)).isoformat()),
+    st.sampled_from(["v1", "v2"]).map(lambda version: DayLedger(version, 3, 1, 1)),
+)
+versions = st.dictionaries(
+    st.integers(-3, 23).map(lambda n: (date(2010, 12, 20) + timedelta(days=n)).isoformat()),
+    st.sampled_from(["", "v1", "v2"]),
+)
+
+
+@given(wanted=ledgers, current=versions)
+def test_changed_days_are_those_whose_fingerprint_differs(
+    wanted: dict[str, DayLedger], current: dict[str, str]
+) -> None:
+    found = changed_days(wanted, current)
+
+    expected = []
+    if wanted:
+        day = min([*wanted, *current])
+        while day <= max([*wanted, *current]):
+            inside = min(wanted) <= day <= max(wanted)
+            due = wanted[day].fingerprint if day in wanted else ""
+            if (inside or day in current) and current.get(day) != due:
+                expected.append(day)
+            day = (date.fromisoformat(day) + timedelta(days=1)).isoformat()
+    assert list(found) == expected
+
+
+@given(wanted=ledgers)
+def test_nothing_changes_once_every_day_is_recorded(wanted: dict[str, DayLedger]) -> None:
+    changed = changed_days(wanted, {})
+    recorded = {day: wanted.get(day, EMPTY_DAY).fingerprint for day in changed}
+
+    assert changed_days(wanted, recorded) == ()
+
+
+def test_a_day_that_vanished_is_changed_until_it_is_recorded_as_empty() -> None:
+    wanted = {"2010-12-02": DayLedger("v", 1, 0, 0)}
+
+    assert changed_days(wanted, {"2010-12-02": "v", "2010-11-30": "v"}) == ("2010-11-30",)
+    assert changed_days(wanted, {"2010-12-02": "v", "2010-11-30": ""}) == ()
+
+
+# ---- the record and the manifest
+
+
+def test_the_record_is_merged_day_by_day(lake: LakeResource) -> None:
+    assert read_processed(lake) == {}
+    one, two = DayLedger("a", 5, 1, 1), DayLedger("b", 2, 0, 0)
+
+    record_processed(lake, {"2010-12-01": one, "2010-12-02": one})
+    record_processed(lake, {"2010-12-02": two, "2010-12-03": EMPTY_DAY})
+
+    assert read_processed(lake) == {
+        "2010-12-01": one,
+        "2010-12-02": two,
+        "2010-12-03": EMPTY_DAY,
+    }
+
+
+def test_a_manifest_comes_back_from_the_lake_as_it_was(lake: LakeResource, source: Source) -> None:
+    assert read_manifest(lake) is None
+
+    found = source(line(), line(), line("2010-12-03", quantity="x")).refresh(lake)
+
+    assert read_manifest(lake) == found.manifest
+    assert Manifest.from_json(json.loads(json.dumps(found.manifest.to_json()))) == found.manifest
+    assert found.manifest.span == ("2010-12-01", "2010-12-03")
+    with pytest.raises(SourceError, match="no row with a readable day"):
+        _ = replace(found.manifest, days={}).span
+
+
+def test_the_metadata_balances(lake: LakeResource, source: Source) -> None:
+    rows = (line(), line(), line(quantity="x"), line("2031-01-01"), line("never"))
+    shown = manifest_metadata(source(*rows).refresh(lake).manifest)
+
+    assert shown["read"] == shown["dagster/row_count"] == 5
+    assert shown["duplicates"] == 1
+    assert shown["quarantined_with_a_day"] == 1
+    assert shown["quarantined_without_a_day"] == 2
+    assert (shown["first_day"], shown["last_day"]) == ("2010-12-01", "2010-12-01")
+
+
+# ---- refresh
+
+
+def test_a_first_look_fetches_types_and_finds_every_day_changed(
+    lake: LakeResource, source: Source
+) -> None:
+    found = source(line(), line(), line("2010-12-03", quantity="x")).refresh(lake)
+
+    assert (found.downloaded, found.typed) == (True, True)
+    assert found.changed_days == ("2010-12-01", "2010-12-02", "2010-12-03")
+    days = found.manifest.days
+    assert (days["2010-12-01"].read, days["2010-12-01"].duplicates) == (2, 1)
+    assert (days["2010-12-03"].read, days["2010-12-03"].quarantined) == (1, 1)
+    (file,) = found.manifest.files
+    assert lake.path(file.raw).read_text().startswith(HEADER)
+    assert file.bytes == lake.path(file.raw).stat().st_size
+    assert lake.path(found.manifest.typed).exists()
+
+
+def test_an_unchanged_source_is_neither_fetched_nor_typed_again(
+    lake: LakeResource, source: Source
+) -> None:
+    behind = source(line(), line("2010-12-02"))
+    first = behind.refresh(lake)
+    before = files(lake, ".")
+    record_processed(lake, first.manifest.days)
+
+    second = behind.refresh(lake)
+
+    assert (second.downloaded, second.typed) == (False, False)
+    assert second.manifest == first.manifest
+    assert second.changed_days == ()
+    after = files(lake, ".")
+    assert {name: data for name, data in after.items() if name in before} == before
+    assert first.manifest.is_of(behind.probe())
+
+
+def test_a_relative_path_is_not_fetched_again(
+    lake: LakeResource, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source(line())
+    monkeypatch.chdir(tmp_path)
+    behind = source(Path("online_retail.csv"))
+    behind.refresh(lake)
+
+    assert behind.refresh(lake).downloaded is False
+
+
+def test_another_change_time_alone_types_nothing_again(
+    lake: LakeResource, source: Source, tmp_path: Path
+) -> None:
+    behind = source(line())
+    first = behind.refresh(lake)
+    path = tmp_path / "online_retail.csv"
+    path.write_text(path.read_text())
+
+    second = behind.refresh(lake)
+
+    assert second.typed is False
+    assert second.manifest.version == first.manifest.version
+    assert second.manifest.is_of(behind.probe())
+
+
+def test_a_changed_file_is_known_by_its_changed_days(lake: LakeResource, source: Source) -> None:
+    first = source(line("2010-12-01"), line("2010-12-02"), line("2010-12-03")).refresh(lake)
+    record_processed(lake, first.manifest.days)
+
+    second = source(line("2010-12-01"), line("2010-12-02", quantity="7"), line("2010-12-03"))
+    found = second.refresh(lake)
+
+    assert found.changed_days == ("2010-12-02",)
+    assert not first.manifest.is_of(second.probe())
+    assert not lake.path(first.manifest.typed).exists()
+    assert lake.path(first.manifest.files[0].raw).exists()
+
+
+def test_the_order_of_rows_changes_no_day(lake: LakeResource, source: Source) -> None:
+    rows = [line(invoice=str(n)) for n in range(5)]
+    first = source(*rows).refresh(lake)
+    record_processed(lake, first.manifest.days)
+
+    assert source(*reversed(rows)).refresh(lake).changed_days == ()
+
+
+def test_another_span_types_again(lake: LakeResource, source: Source) -> None:
+    rows = (line("2010-12-01"), line("2010-12-02"))
+    assert source(*rows).refresh(lake).manifest.unplaced == 0
+
+    found = source(*rows, last_day="2010-12-01").refresh(lake)
+
+    assert found.typed
+    assert found.manifest.unplaced == 1
+    assert list(found.manifest.days) == ["2010-12-01"]
+
+
+def test_rows_without_a_day_are_quarantined_apart(lake: LakeResource, source: Source) -> None:
+    behind = source(line(), line("never"), line("2031-05-05"), "too,short\n")
+    manifest = behind.refresh(lake).manifest
+
+    folder = lake.partition_path("quarantine", QUARANTINE, "invoice_date", UNPLACED)
+    rows = pq.read_table(folder / "part-0.parquet", partitioning=None).to_pylist()
+    assert manifest.unplaced == len(rows) == 3
+    assert {(row["source"], row["row"]) for row in rows} == {
+        ("online_retail.csv", 3),
+        ("online_retail.csv", 4),
+        ("online_retail.csv", 5),
+    }
+    assert any("too,short" in row["text"] for row in rows)
+    assert manifest.read == 4
+
+
+def test_several_files_are_one_source(lake: LakeResource, source: Source, tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "sales.csv", tmp_path / "b" / "sales.csv"]
+    for path, rows in zip(paths, (line() + line("2010-12-02"), line("2010-12-02")), strict=True):
+        path.parent.mkdir()
+        path.write_text(HEADER + rows)
+
+    manifest = source(*paths).refresh(lake).manifest
+
+    assert manifest.read == 3
+    assert manifest.days["2010-12-02"].duplicates == 1
+    assert len({file.raw for file in manifest.files}) == 2
+
+
+def test_two_zips_with_a_member_of_one_name_are_both_read(
+    lake: LakeResource, source: Source, tmp_path: Path
+) -> None:
+    paths = []
+    for number, invoice in enumerate(("536365", "536366")):
+        path = tmp_path / f"{number}.zip"
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("online_retail.csv", HEADER + line(invoice=invoice))
+        path.write_bytes(buffer.getvalue())
+        paths.append(path)
+
+    manifest = source(*paths).refresh(lake).manifest
+
+    assert (manifest.read, manifest.days["2010-12-01"].duplicates) == (2, 0)
+
+
+def test_extra_columns_are_reported(lake: LakeResource, source: Source, tmp_path: Path) -> None:
+    path = tmp_path / "extra.csv"
+    path.write_text("Till," + HEADER + "3," + line())
+
+    manifest = source(path).refresh(lake).manifest
+
+    assert manifest.extra_columns == ("Till",)
+    assert manifest.days["2010-12-01"].written == 1
+
+
+Broken = pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (HEADER, SourceError),
+        (HEADER.strip(), SourceError),
+        ("", UnreadableFileError),
+        (HEADER.replace("Country", "Land") + line(), SchemaDriftError),
+        (HEADER + line() + '536365,"85123A\n' + line() * 1500, UnreadableFileError),
+        (
+            HEADER + line() + line().replace("United", '"United') + line() * 1500,
+            UnreadableFileError,
+        ),
+    ],
+    ids=["header", "header without newline", "empty", "drift", "quote", "quote in last field"],
+)
+
+
+@Broken
+def test_a_file_that_is_no_table_is_a_permanent_failure(
+    lake: LakeResource, source: Source, tmp_path: Path, text: str, error: type[Exception]
+) -> None:
+    path = tmp_path / "broken.csv"
+    path.write_text(text)
+
+    with pytest.raises(error, match=r"broken\.csv"):
+        source(path).refresh(lake)
+
+
+@Broken
+def test_a_file_that_is_no_table_changes_nothing(
+    lake: LakeResource, source: Source, tmp_path: Path, text: str, error: type[Exception]
+) -> None:
+    source(line(), line("never")).refresh(lake)
+    before = {zone: files(lake, zone) for zone in ("_state", "_stage", "quarantine")}
+    path = tmp_path / "broken.csv"
+    path.write_text(text)
+
+    with pytest.raises(Exception, match=r"broken\.csv"):
+        source(path).refresh(lake)
+
+    assert {zone: files(lake, zone) for zone in before} == before
+
+
+@pytest.fixture
+def filled(lake: LakeResource, source: Source) -> list[str]:
+    """The lines of ten days, all of them processed, and one row without a day."""
+    days = [f"2010-12-{n:02}" for n in range(1, 11)]
+    found = source(*map(line, days), line("never")).refresh(lake)
+    record_processed(lake, found.manifest.days)
+    return [line(day) for day in days]
+
+
+def test_a_source_that_would_empty_more_than_a_tenth_is_refused(
+    lake: LakeResource, source: Source, filled: list[str]
+) -> None:
+    with pytest.raises(SourceError, match="--allow-emptying") as error:
+        source(*filled[:8]).refresh(lake)
+
+    assert "2 of 10 filled days (2010-12-09...2010-12-10)" in str(error.value)
+
+
+def test_a_refused_source_changes_nothing(
+    lake: LakeResource, source: Source, filled: list[str]
+) -> None:
+    before = {zone: files(lake, zone) for zone in ("_state", "quarantine")}
+
+    with pytest.raises(SourceError, match="Nothing was changed"):
+        source(*filled[:5]).refresh(lake)
+
+    assert {zone: files(lake, zone) for zone in before} == before
+    manifest = read_manifest(lake)
+    assert manifest is not None
+    assert lake.path(manifest.typed).exists()
+
+
+def test_a_tenth_may_be_emptied(lake: LakeResource, source: Source, filled: list[str]) -> None:
+    found = source(*filled[:9]).refresh(lake)
+
+    assert found.changed_days == ("2010-12-10",)
+
+
+def test_the_flag_allows_any_emptying(
+    lake: LakeResource, source: Source, filled: list[str]
+) -> None:
+    found = source(filled[4]).refresh(lake, allow_emptying=True)
+
+    assert len(found.changed_days) == 9
+    assert "2010-12-05" not in found.changed_days
+
+
+def test_days_that_are_all_quarantined_count_as_emptied(
+    lake: LakeResource, source: Source, filled: list[str]
+) -> None:
+    broken = [text.replace(",6,", ",six,") for text in filled[:3]]
+
+    with pytest.raises(SourceError, match="3 of 10"):
+        source(*broken, *filled[3:]).refresh(lake)
+
+
+def test_days_outside_a_narrower_span_do_not_count_as_emptied(
+    lake: LakeResource, source: Source, filled: list[str]
+) -> None:
+    found = source(*filled, last_day="2010-12-02").refresh(lake)
+
+    assert list(found.manifest.days) == ["2010-12-01", "2010-12-02"]
+
+
+@pytest.mark.parametrize("far", ["infinity", "2100-01-01 00:00:00"])
+def test_a_day_far_ahead_does_not_fill_an_open_span(
+    lake: LakeResource, source: Source, far: str
+) -> None:
+    behind = source(line(), line().replace("2010-12-01 08:26:00", far), last_day=None)
+
+    manifest = behind.refresh(lake).manifest
+
+    assert list(manifest.days) == ["2010-12-01"]
+    assert manifest.unplaced == 1
+
+
+def test_a_broken_manifest_says_how_to_mend_it(lake: LakeResource, source: Source) -> None:
+    behind = source(line())
+    behind.refresh(lake)
+    lake.path(f"_state/{MANIFEST}.json").write_text("{")
+
+    with pytest.raises(Exception, match="Delete it"):
+        behind.refresh(lake)
+
+    lake.path(f"_state/{MANIFEST}.json").unlink()
+    assert behind.refresh(lake).manifest.read == 1

@@ -1,0 +1,234 @@
+"""Tests of retail_assets.settings: every variable alone, valid and not."""
+
+import os
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retail_assets.settings import (
+    Settings,
+    SettingsError,
+    load_settings,
+    unknown_variables,
+    variable_name,
+)
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("RETAIL_") or name.upper() == "DAGSTER_HOME":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_all_state_is_below_the_working_directory_by_default(tmp_path: Path) -> None:
+    found = load_settings()
+
+    home = tmp_path / ".retail"
+    assert found.home == home
+    assert found.instance_dir == home / "dagster"
+    assert found.lake == str(home / "lake")
+    assert found.warehouse == f"duckdb:{home / 'warehouse.duckdb'}"
+    assert found.warehouse_path == home / "warehouse.duckdb"
+    assert found.sample_path == home / "samples" / "online_retail.xlsx"
+    assert found.online_retail_locations == (str(found.sample_path),)
+    assert found.online_retail_start == date(2009, 12, 1)
+    assert found.online_retail_end == date(2011, 12, 31)
+    assert found.http_timeout_s == 30
+    assert found.http_max_bytes == 4 * 1024**3
+
+
+def test_home_moves_all_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RETAIL_HOME", "elsewhere")
+    found = load_settings()
+
+    home = tmp_path / "elsewhere"
+    assert found.home == home
+    assert found.instance_dir == home / "dagster"
+    assert found.lake == str(home / "lake")
+    assert found.warehouse_path == home / "warehouse.duckdb"
+    assert found.sample_path.is_relative_to(home)
+
+
+VALID: list[tuple[str, str, str, Any]] = [
+    ("RETAIL_HOME", "/srv/retail", "home", Path("/srv/retail")),
+    ("RETAIL_HOME", "~/retail", "home", Path.home() / "retail"),
+    ("DAGSTER_HOME", "/srv/dagster", "dagster_home", Path("/srv/dagster")),
+    ("RETAIL_LAKE", "/srv/lake", "lake", "/srv/lake"),
+    ("RETAIL_LAKE", "file:///srv/a lake", "lake", "/srv/a lake"),
+    ("RETAIL_WAREHOUSE", "duckdb:/srv/w.duckdb", "warehouse", "duckdb:/srv/w.duckdb"),
+    ("RETAIL_ONLINE_RETAIL_SOURCE", "sample", "online_retail_source", ("sample",)),
+    (
+        "RETAIL_ONLINE_RETAIL_SOURCE",
+        "/a.csv, https://x.test/b.zip?c=1,file:///d.xlsx",
+        "online_retail_source",
+        ("/a.csv", "https://x.test/b.zip?c=1", "file:///d.xlsx"),
+    ),
+    ("RETAIL_ONLINE_RETAIL_START", "2010-12-01", "online_retail_start", date(2010, 12, 1)),
+    ("RETAIL_ONLINE_RETAIL_END", "2030-01-31", "online_retail_end", date(2030, 1, 31)),
+    ("RETAIL_ONLINE_RETAIL_END", "", "online_retail_end", None),
+    ("RETAIL_HTTP_TIMEOUT_S", "0.5", "http_timeout_s", 0.5),
+    ("RETAIL_HTTP_MAX_BYTES", "1", "http_max_bytes", 1),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "field", "expected"), VALID)
+def test_each_variable_stands_alone(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, field: str, expected: object
+) -> None:
+    before = load_settings().model_dump()
+    monkeypatch.setenv(variable, value)
+
+    after = load_settings().model_dump()
+
+    assert after[field] == expected
+    if variable != "RETAIL_HOME":
+        assert {k: v for k, v in after.items() if k != field} == {
+            k: v for k, v in before.items() if k != field
+        }
+
+
+def test_any_mix_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value, _, _ in VALID:
+        monkeypatch.setenv(variable, value)
+    found = load_settings()
+
+    for field, expected in {field: expected for _, _, field, expected in VALID}.items():
+        assert getattr(found, field) == expected
+
+
+INVALID = [
+    ("RETAIL_LAKE", "s3://bucket/x", "a path"),
+    ("RETAIL_LAKE", "file://", "a path"),
+    ("RETAIL_WAREHOUSE", "sqlite:/x.db", "duckdb:PATH"),
+    ("RETAIL_WAREHOUSE", "/srv/w.duckdb", "duckdb:PATH"),
+    ("RETAIL_WAREHOUSE", "duckdb:", "duckdb:PATH"),
+    ("RETAIL_WAREHOUSE", "duckdb://host/w", "duckdb:PATH"),
+    ("RETAIL_WAREHOUSE", "duckdb::memory:", "duckdb:PATH"),
+    ("RETAIL_ONLINE_RETAIL_SOURCE", "", "a path or http(s) URL"),
+    ("RETAIL_ONLINE_RETAIL_SOURCE", "/a.csv,,/b.csv", "a path or http(s) URL"),
+    ("RETAIL_ONLINE_RETAIL_SOURCE", "/a.csv,ftp://x/b", "a path or http(s) URL"),
+    ("RETAIL_ONLINE_RETAIL_START", "", "YYYY-MM-DD"),
+    ("RETAIL_ONLINE_RETAIL_START", "1/12/2010", "YYYY-MM-DD"),
+    ("RETAIL_ONLINE_RETAIL_START", "0", "YYYY-MM-DD"),
+    ("RETAIL_ONLINE_RETAIL_END", "2011-02-30", "YYYY-MM-DD"),
+    ("RETAIL_ONLINE_RETAIL_END", "today", "YYYY-MM-DD"),
+    ("RETAIL_ONLINE_RETAIL_END", "2001-01-01", "YYYY-MM-DD"),
+    ("RETAIL_HTTP_TIMEOUT_S", "0", "seconds"),
+    ("RETAIL_HTTP_TIMEOUT_S", "-1", "seconds"),
+    ("RETAIL_HTTP_TIMEOUT_S", "3601", "seconds"),
+    ("RETAIL_HTTP_TIMEOUT_S", "nan", "seconds"),
+    ("RETAIL_HTTP_TIMEOUT_S", "soon", "seconds"),
+    ("RETAIL_HTTP_MAX_BYTES", "0", "bytes"),
+    ("RETAIL_HTTP_MAX_BYTES", "4GB", "bytes"),
+    ("RETAIL_HTTP_MAX_BYTES", "1.5", "bytes"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "form"), INVALID)
+def test_an_invalid_value_is_named_with_its_variable_and_the_valid_forms(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, form: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+
+    message = str(error.value)
+    assert message.startswith(f"{variable} is {value!r}, which is not valid: ")
+    assert form in message.partition("Valid: ")[2]
+
+
+def test_a_start_after_the_default_end_names_the_variable_that_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RETAIL_ONLINE_RETAIL_START", "2021-01-01")
+
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+
+    assert "RETAIL_ONLINE_RETAIL_START is '2021-01-01'" in str(error.value)
+
+
+@pytest.mark.parametrize("variable", ["RETAIL_HOME", "DAGSTER_HOME", "RETAIL_LAKE"])
+def test_an_empty_location_is_the_default(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    before = load_settings()
+    monkeypatch.setenv(variable, "")
+
+    assert load_settings() == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("home", "/srv/x", Path("/srv/x")),
+        ("lake", "/srv/x", "/srv/x"),
+        ("dagster_home", "/srv/x", Path("/srv/x")),
+        ("online_retail_source", ("/a.csv",), ("/a.csv",)),
+        ("online_retail_end", None, None),
+    ],
+)
+def test_an_override_stands_in_place_of_the_variable(
+    monkeypatch: pytest.MonkeyPatch, field: str, value: object, expected: object
+) -> None:
+    monkeypatch.setenv("RETAIL_LAKE", "/srv/env")
+    monkeypatch.setenv("DAGSTER_HOME", "/srv/env")
+
+    assert getattr(load_settings(**{field: value}), field) == expected
+
+
+def test_an_invalid_override_is_named() -> None:
+    with pytest.raises(SettingsError, match="RETAIL_LAKE is 's3://x'"):
+        load_settings(lake="s3://x")
+
+
+def test_the_sample_is_resolved_among_other_sources() -> None:
+    found = load_settings(home="/srv/retail", online_retail_source="/a.csv,sample")
+
+    assert found.online_retail_locations == (
+        "/a.csv",
+        "/srv/retail/samples/online_retail.xlsx",
+    )
+
+
+def test_settings_cannot_be_changed() -> None:
+    found = load_settings()
+
+    with pytest.raises(ValueError, match="frozen"):
+        found.lake = "/x"
+
+
+def test_every_field_has_its_variable() -> None:
+    names = {field: variable_name(field) for field in Settings.model_fields}
+
+    assert names.pop("dagster_home") == "DAGSTER_HOME"
+    assert all(name == f"RETAIL_{field.upper()}" for field, name in names.items())
+    assert len(set(names.values())) == len(names)
+
+
+def test_unknown_variables_come_with_the_nearest_known_name() -> None:
+    environment = {
+        "RETAIL_LAKE": "/x",
+        "RETAIL_LAK": "/x",
+        "RETAIL_ONLINE_RETAIL_SOURCES": "/x",
+        "RETAIL_ZZZZQQQQ": "/x",
+        "HOME": "/x",
+        "DAGSTER_HOME": "/x",
+    }
+
+    assert unknown_variables(environment) == {
+        "RETAIL_LAK": "RETAIL_LAKE",
+        "RETAIL_ONLINE_RETAIL_SOURCES": "RETAIL_ONLINE_RETAIL_SOURCE",
+        "RETAIL_ZZZZQQQQ": "",
+    }
+
+
+def test_unknown_variables_are_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unknown_variables() == {}
+
+    monkeypatch.setenv("RETAIL_HOMES", "/x")
+
+    assert unknown_variables() == {"RETAIL_HOMES": "RETAIL_HOME"}
