@@ -127,13 +127,18 @@ def prepare_project(settings: Settings) -> Path:
 
 
 def _command(settings: Settings, target: Path, arguments: Sequence[str]) -> list[str]:
-    return [
-        _executable(),
-        *arguments,
-        *("--vars", json.dumps(dbt_variables(settings)), "--target", _TARGET),
-        *("--project-dir", str(DBT_PROJECT_DIR), "--profiles-dir", str(DBT_PROJECT_DIR)),
-        *("--target-path", str(target), "--log-path", str(target)),
-    ]
+    """dbt with ``arguments``, and with our options where they do not give their own."""
+    ours = {
+        "--vars": json.dumps(dbt_variables(settings)),
+        "--target": _TARGET,
+        "--project-dir": str(DBT_PROJECT_DIR),
+        "--profiles-dir": str(DBT_PROJECT_DIR),
+        "--target-path": str(target),
+        "--log-path": str(target),
+    }
+    given = {argument.partition("=")[0] for argument in arguments}
+    options = [part for name, value in ours.items() if name not in given for part in (name, value)]
+    return [_executable(), *arguments, *options]
 
 
 def _parsed_dir(settings: Settings) -> Path:

@@ -1,0 +1,90 @@
+"""The commands in the order a newcomer types them, on the generated sample."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from retail_assets_tests.conftest import Command
+
+
+@pytest.fixture(scope="module")
+def home(retail_assets: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the demo ran."""
+    home = tmp_path_factory.mktemp("demo")
+    assert retail_assets("sample", "online_retail", "--days", "40", home=home).returncode == 0
+    done = retail_assets("run", "online_retail", home=home)
+    assert done.returncode == 0, done.stderr
+    assert "product_ranking" in done.stdout
+    assert "checks passed" in done.stdout.splitlines()[-1]
+    return home
+
+
+def test_doctor_finds_nothing_wrong(home: Path, retail_assets: Command) -> None:
+    done = retail_assets("doctor", home=home)
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith("ok") for line in lines)
+
+
+def test_doctor_names_the_fix(home: Path, retail_assets: Command, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = retail_assets("doctor", home=home, lake=blocked / "lake", laek="x")
+    assert done.returncode == 1
+    assert re.search(r"FAIL lake: .*Fix: set RETAIL_LAKE", done.stdout)
+    assert "RETAIL_LAEK is no variable of Retail Assets. Fix: rename it to RETAIL_LAKE" in (
+        done.stdout
+    )
+
+
+def test_status_shows_settings_and_tables(home: Path, retail_assets: Command) -> None:
+    done = retail_assets("status", home=home)
+    assert done.returncode == 0, done.stderr
+    assert "RETAIL_ONLINE_RETAIL_SOURCE" in done.stdout
+    (row,) = [x for x in done.stdout.splitlines() if "processed_online_retail_data" in x]
+    assert " 40 " in row  # partitions
+    assert "never" not in done.stdout
+
+
+def test_status_redacts_credentials(tmp_path: Path, retail_assets: Command) -> None:
+    done = retail_assets(
+        "status", home=tmp_path, online_retail_source="https://me:s3cr3t@example.org/r.zip?k=t0ken"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "example.org" in done.stdout
+    assert "s3cr3t" not in done.stdout
+    assert "t0ken" not in done.stdout
+
+
+def test_rebuild_makes_the_table_anew(home: Path, retail_assets: Command) -> None:
+    done = retail_assets("rebuild", "online_retail.online_retail_data", home=home)
+    assert done.returncode == 0, done.stderr
+    assert "rows" in done.stdout
+
+
+def test_an_invalid_variable_is_one_clear_line(retail_assets: Command, tmp_path: Path) -> None:
+    done = retail_assets("run", "online_retail", home=tmp_path, warehouse="snowflake://x")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: RETAIL_WAREHOUSE is 'snowflake://x'")
+    assert "duckdb:PATH" in done.stderr
+
+
+def test_dbt_unit_tests_pass(home: Path, retail_assets: Command) -> None:
+    done = retail_assets("dbt", "test", "--select", "test_type:unit", home=home)
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"PASS=(\d+) WARN=0 ERROR=0", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 5
+
+
+def test_dbt_docs_are_generated(home: Path, retail_assets: Command) -> None:
+    done = retail_assets("dbt", "docs", "generate", home=home)
+    assert done.returncode == 0, done.stdout
+    assert (home / "dbt/docs/catalog.json").exists()
+
+
+def test_every_model_parses_for_bigquery(tmp_path: Path, retail_assets: Command) -> None:
+    done = retail_assets("dbt", "parse", "--target", "bigquery", home=tmp_path)
+    assert done.returncode == 0, done.stdout
