@@ -128,7 +128,7 @@ def dev(
     """Start Dagster's UI and daemon on localhost, until Ctrl-C."""
     from retail_assets.commands.dev import serve
 
-    raise SystemExit(serve(_settings(), port))
+    serve(_settings(), port)
 
 
 def main() -> None:

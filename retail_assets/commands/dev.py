@@ -1,13 +1,12 @@
 """Dagster's UI and daemon on localhost, over the instance of the settings.
 
-Here: starting and stopping Dagster's own processes. Not here: definitions.
+Here: what `dagster dev` needs before it starts. Not here: definitions.
 """
 
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from retail_assets.commands.run import make_sample
 from retail_assets.instance import prepare_instance
@@ -15,8 +14,8 @@ from retail_assets.resources.dbt import prepare_project
 from retail_assets.settings import PROJECT_ROOT, Settings
 
 
-def serve(settings: Settings, port: int) -> int:
-    """Run ``dagster dev`` until it ends or is interrupted; returns its exit code."""
+def serve(settings: Settings, port: int) -> NoReturn:
+    """Become ``dagster dev``: signals then reach it, and it stops what it started."""
     prepare_instance(settings)
     prepare_project(settings)
     make_sample(settings)
@@ -24,13 +23,10 @@ def serve(settings: Settings, port: int) -> int:
         "DAGSTER_HOME": str(settings.instance_dir),
         "RETAIL_HOME": str(settings.home),
     }
-    dagster = Path(sys.executable).with_name("dagster")
-    command = [str(dagster), "dev", "-w", str(PROJECT_ROOT / "workspace.yaml")]
-    process = subprocess.Popen(
-        [*command, "-h", "127.0.0.1", "-p", str(port)], env=environment, cwd=PROJECT_ROOT
+    dagster = str(Path(sys.executable).with_name("dagster"))
+    os.chdir(PROJECT_ROOT)
+    os.execve(  # noqa: S606  (no shell is wanted)
+        dagster,
+        [dagster, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
+        environment,
     )
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        return process.wait()
