@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from retail_assets.errors import PermanentError, TransientError
 from retail_assets.settings import Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -137,6 +138,8 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
+    except (PermanentError, TransientError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

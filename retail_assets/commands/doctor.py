@@ -47,7 +47,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
             yield Finding(system, True, check(settings))
         except Exception as error:  # a check that breaks is a finding, whatever broke it
             text = " ".join(str(error).split()) or type(error).__name__
-            yield Finding(system, False, text, fix)
+            yield Finding(system, False, text.rstrip("."), fix)
 
 
 def _variables() -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """One in-process, recorded Dagster run of a whole domain.
 
 Here: which partitions such a run takes, and what it tells afterwards. Not here: what the assets
-do (defs/), printing (report.py).
+do (defs/), printing (tables.py).
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from retail_assets.commands.status import count_rows
 from retail_assets.instance import open_instance
 from retail_assets.settings import SAMPLE_SOURCE, Settings
 
@@ -69,6 +70,8 @@ def run_domain(
         RunFailed: a step or a blocking check failed; the run is recorded.
     """
     asked = parse_partitions(partitions) if partitions else None
+    if asked:
+        _refuse_outside(asked, settings)
     # One planned event an asset in place of one a partition: a run of a year is then not mostly
     # bookkeeping. A range that fails here is seen as a failed run, not as failed partitions.
     os.environ.setdefault("DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "1")
@@ -87,7 +90,18 @@ def run_domain(
         raise RunFailed(str(error)) from error
     log = settings.home / "logs" / f"{domain}.log"
     with open_instance(settings) as instance:
-        return _execute(definitions, instance, domain, span, allow_emptying=allow_emptying, log=log)
+        return _execute(
+            settings, definitions, instance, domain, span, allow_emptying=allow_emptying, log=log
+        )
+
+
+def _refuse_outside(asked: tuple[str, str], settings: Settings) -> None:
+    first, last = settings.online_retail_start, settings.online_retail_end or date.today()
+    if asked[0] < str(first) or asked[1] > str(last):
+        raise RunFailed(
+            f"--partitions is {asked[0]}...{asked[1]}; expected days inside {first}...{last}"
+            " (RETAIL_ONLINE_RETAIL_START, RETAIL_ONLINE_RETAIL_END)"
+        )
 
 
 def _import_ahead() -> None:
@@ -126,6 +140,7 @@ def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str] 
 
 
 def _execute(
+    settings: Settings,
     definitions: "dg.Definitions",
     instance: "dg.DagsterInstance",
     domain: str,
@@ -159,7 +174,7 @@ def _execute(
         )
     if not result.success:
         raise RunFailed(f"{_why(result)} (log: {log})")
-    return _outcome(result, span)
+    return _outcome(result, span, count_rows(settings))
 
 
 def _why(result: "dg.ExecuteInProcessResult") -> str:
@@ -185,7 +200,9 @@ def _number(metadata: dict[str, Any], *names: str) -> int | None:
     return None
 
 
-def _outcome(result: "dg.ExecuteInProcessResult", span: tuple[str, str] | None) -> RunOutcome:
+def _outcome(
+    result: "dg.ExecuteInProcessResult", span: tuple[str, str] | None, in_table: dict[str, int]
+) -> RunOutcome:
     seconds: dict[str, float] = {}
     for event in result.filter_events(lambda e: e.is_step_success):
         assert event.step_key is not None
@@ -211,7 +228,7 @@ def _outcome(result: "dg.ExecuteInProcessResult", span: tuple[str, str] | None) 
         assets.append(
             AssetOutcome(
                 key=key,
-                rows=sum(counted) if counted else None,
+                rows=sum(counted) if counted else in_table.get(key.replace("/", ".")),
                 partitions=len(days) or None,
                 seconds=float(execution.value) if execution else seconds.get(step_of[key], 0.0),
                 where=str(where.value) if where else key.replace("/", "."),

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 
 from retail_assets.settings import Settings, variable_name
 
+_WAIT_S = 30.0
+
 
 @dataclass(frozen=True)
 class TableStatus:
@@ -44,7 +46,7 @@ def table_statuses(settings: Settings) -> Iterator[TableStatus]:
 
     definitions = build_defs(settings)
     graph = definitions.resolve_asset_graph()
-    rows = _rows(settings)
+    rows = count_rows(settings)
     with open_instance(settings) as instance:
         for key in graph.toposorted_asset_keys:
             if key not in graph.materializable_asset_keys:
@@ -59,7 +61,7 @@ def table_statuses(settings: Settings) -> Iterator[TableStatus]:
             yield TableStatus(key.to_user_string(), rows.get(".".join(key.path)), partitions, at)
 
 
-def _rows(settings: Settings) -> dict[str, int]:
+def count_rows(settings: Settings) -> dict[str, int]:
     """Rows by ``schema.name`` of an asset: counted, not remembered."""
     from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
     from retail_assets.defs.online_retail.source import read_manifest, read_processed
@@ -79,12 +81,13 @@ def _rows(settings: Settings) -> dict[str, int]:
         warehouse = DuckDBWarehouse.of(settings)
         names = warehouse.query(
             "select table_catalog, table_schema, table_name from information_schema.tables"
-            " where table_schema <> 'retail_operations'"
+            " where table_schema <> 'retail_operations'",
+            timeout_s=_WAIT_S,
         )
         if names:
             counts = " union all ".join(
                 f'select \'{schema}.{name}\', count(*) from "{catalog}"."{schema}"."{name}"'
                 for catalog, schema, name in names
             )
-            rows |= dict(warehouse.query(counts))
+            rows |= dict(warehouse.query(counts, timeout_s=_WAIT_S))
     return rows

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retail_assets.errors import PermanentError
+from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import DBT_PROJECT_DIR, Settings
 
 if TYPE_CHECKING:
@@ -100,10 +101,19 @@ def import_adapter() -> None:
 def run_dbt(settings: Settings, arguments: Sequence[str]) -> int:
     """Run a dbt command on the project and the warehouse of ``settings``; returns its exit code.
 
-    Artifacts go to ``$RETAIL_HOME/dbt/docs``.
+    It has the warehouse to itself, as every run does. Artifacts go to ``$RETAIL_HOME/dbt/docs``.
+
+    Raises:
+        WarehouseBusyError: a run kept the warehouse for too long.
     """
     target = settings.home / "dbt" / "docs"
-    return subprocess.run([*_command(settings, target, arguments)], check=False).returncode
+    with DuckDBWarehouse.of(settings).exclusive():
+        return subprocess.run(
+            _command(settings, arguments),
+            # For a command with --vars of its own, which then lacks ours.
+            env=_environment(target) | {"DBT_DUCKDB_PATH": str(settings.warehouse_path)},
+            check=False,
+        ).returncode
 
 
 def prepare_project(settings: Settings) -> Path:
@@ -118,27 +128,36 @@ def prepare_project(settings: Settings) -> Path:
     if manifest.exists() and stamp.exists() and stamp.read_text() == state:
         return manifest
     shutil.rmtree(target.parent / "build", ignore_errors=True)
-    command = _command(settings, target, ["parse"])
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        _command(settings, ["parse"]),
+        env=_environment(target),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode or not manifest.exists():
         raise DbtParseError(f"dbt parse failed: {(done.stdout + done.stderr).strip()[-2000:]}")
     stamp.write_text(state)
     return manifest
 
 
-def _command(settings: Settings, target: Path, arguments: Sequence[str]) -> list[str]:
-    """dbt with ``arguments``, and with our options where they do not give their own."""
-    ours = {
-        "--vars": json.dumps(dbt_variables(settings)),
-        "--target": _TARGET,
-        "--project-dir": str(DBT_PROJECT_DIR),
-        "--profiles-dir": str(DBT_PROJECT_DIR),
-        "--target-path": str(target),
-        "--log-path": str(target),
-    }
+def _command(settings: Settings, arguments: Sequence[str]) -> list[str]:
+    """Dbt with ``arguments``, and with our options where they do not give their own."""
+    ours = {"--vars": json.dumps(dbt_variables(settings)), "--target": _TARGET}
     given = {argument.partition("=")[0] for argument in arguments}
     options = [part for name, value in ours.items() if name not in given for part in (name, value)]
     return [_executable(), *arguments, *options]
+
+
+def _environment(target: Path) -> dict[str, str]:
+    """The environment in which every dbt command finds the project and its own folders."""
+    return os.environ | {
+        "DBT_PROJECT_DIR": str(DBT_PROJECT_DIR),
+        "DBT_PROFILES_DIR": str(DBT_PROJECT_DIR),
+        "DBT_TARGET_PATH": str(target),
+        "DBT_LOG_PATH": str(target),
+        "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+    }
 
 
 def _parsed_dir(settings: Settings) -> Path:

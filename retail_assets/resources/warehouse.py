@@ -53,8 +53,18 @@ class Warehouse(Protocol):
         """Make the partitions ``versions`` (key -> fingerprint) hold exactly what ``uris`` hold."""
         ...
 
+    def replace_table(
+        self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]
+    ) -> LoadResult:
+        """Create the table anew, by its declaration, from all of its partitions."""
+        ...
+
     def loaded_versions(self, dataset: Dataset, stage: str = "landed") -> dict[str, str]:
         """Fingerprint of each partition as of its last load; {} where the table is not there."""
+        ...
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
         ...
 
     def record_versions(self, dataset: Dataset, stage: str, versions: Mapping[str, str]) -> None:
