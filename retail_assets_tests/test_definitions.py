@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
@@ -39,9 +40,11 @@ UPSTREAM = {
 
 
 @pytest.fixture(scope="module")
-def defs(tmp_path_factory: pytest.TempPathFactory) -> dg.Definitions:
+def defs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.Definitions]:
     """The definitions of default settings in an empty home."""
-    return build_defs(load_settings(home=tmp_path_factory.mktemp("home")))
+    # Dagster resolves definitions by the instance that was entered last: let that be a live one.
+    with dg.DagsterInstance.ephemeral():
+        yield build_defs(load_settings(home=tmp_path_factory.mktemp("home")))
 
 
 def test_the_code_location_loads(defs: dg.Definitions) -> None:
