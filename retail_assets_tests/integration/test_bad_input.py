@@ -242,7 +242,7 @@ def test_broken_utf8_in_a_utf8_file(domain: Domain, tmp_path: Path) -> None:
     result = domain.run(write(tmp_path, HEADER.encode() + accents + broken + NEXT.encode()))
     assert result.success
     assert [r for reasons in domain.quarantined().values() for r in reasons] == [
-        "broken utf-8: a byte sequence that is no character"
+        "broken text: a byte sequence that is no character"
     ]
     assert domain.rows() == 2
 
