@@ -12,7 +12,7 @@ from retail_assets.defs.marts import dbt as marts
 from retail_assets.defs.online_retail import assets as online_retail_assets
 from retail_assets.defs.online_retail import automation as online_retail_automation
 from retail_assets.defs.online_retail.source import OnlineRetailSource
-from retail_assets.instance import relax_sqlite_sync
+from retail_assets.instance import ease_sqlite
 from retail_assets.resources.dbt import dbt_resource
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import DuckDBWarehouse
@@ -50,5 +50,5 @@ def build_defs(settings: Settings, **overrides: object) -> dg.Definitions:
 @dg.definitions
 def defs() -> dg.Definitions:
     """The definitions of the environment's settings."""
-    relax_sqlite_sync()
+    ease_sqlite()
     return build_defs(load_settings())

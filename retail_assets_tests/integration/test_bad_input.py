@@ -43,17 +43,18 @@ class Domain:
             online_retail_start="2010-12-01",
             online_retail_end="2010-12-20",
         )
-        return dg.materialize(
-            [*build_assets(day_partitions(settings)), ledger_balances, schema_matches_contract],
-            resources=build_resources(settings),
-            instance=dg.DagsterInstance.ephemeral(),
-            raise_on_error=False,
-            run_config={"ops": {"online_retail__raw_online_retail": {"config": config}}},
-            tags={
-                "dagster/asset_partition_range_start": "2010-12-01",
-                "dagster/asset_partition_range_end": "2010-12-20",
-            },
-        )
+        with dg.DagsterInstance.ephemeral() as instance:
+            return dg.materialize(
+                [*build_assets(day_partitions(settings)), ledger_balances, schema_matches_contract],
+                resources=build_resources(settings),
+                instance=instance,
+                raise_on_error=False,
+                run_config={"ops": {"online_retail__raw_online_retail": {"config": config}}},
+                tags={
+                    "dagster/asset_partition_range_start": "2010-12-01",
+                    "dagster/asset_partition_range_end": "2010-12-20",
+                },
+            )
 
     def fails(self, *sources: Path | str) -> str:
         """The one error that the run on these sources ends with; nothing was retried."""
