@@ -4,6 +4,7 @@
 here: any asset, job or resource of its own.
 """
 
+import sys
 import warnings
 
 import dagster as dg
@@ -50,5 +51,7 @@ def build_defs(settings: Settings, **overrides: object) -> dg.Definitions:
 @dg.definitions
 def defs() -> dg.Definitions:
     """The definitions of the environment's settings."""
-    ease_sqlite()
+    # Where an instance is open, as in a run's process; elsewhere its import would only cost.
+    if "sqlalchemy" in sys.modules:
+        ease_sqlite()
     return build_defs(load_settings())
