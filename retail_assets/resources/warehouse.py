@@ -101,9 +101,7 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise self._busy(wait) from error
 
     @contextmanager
-    def connect(
-        self, *, read_only: bool = False, timeout_s: float | None = None
-    ) -> Iterator["duckdb.DuckDBPyConnection"]:
+    def connect(self, *, timeout_s: float | None = None) -> Iterator["duckdb.DuckDBPyConnection"]:
         """A connection that has the file to itself.
 
         Raises:
@@ -124,7 +122,7 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
                     stop=stop_after_delay(wait),
                     wait=wait_fixed(0.2),
                     reraise=True,
-                )(duckdb.connect, self.path, read_only=read_only)
+                )(duckdb.connect, self.path)
             except duckdb.IOException as error:
                 if locked(error):
                     raise self._busy(wait) from error

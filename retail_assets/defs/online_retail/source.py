@@ -5,7 +5,6 @@ days (assets.py), how a row is typed (transforms.py), HTTP (resources/download.p
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -453,8 +452,3 @@ def manifest_metadata(manifest: Manifest) -> dict[str, Any]:
         "extra_columns": ", ".join(manifest.extra_columns) or "none",
         "version": manifest.version,
     }
-
-
-def to_json_text(value: object) -> str:
-    """Compact JSON, keys sorted."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
