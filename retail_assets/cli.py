@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from retail_assets.errors import PermanentError, TransientError
+from retail_assets.process import QuickEnd, spare_garbage_collection
 from retail_assets.settings import Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -134,12 +135,14 @@ def dev(
 
 def main() -> None:
     """Entry point of the console script."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (PermanentError, TransientError) as error:
-        sys.exit(f"error: {error}")
+    with QuickEnd():
+        spare_garbage_collection()
+        try:
+            app()
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except (PermanentError, TransientError) as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retail_assets.errors import PermanentError
+from retail_assets.resources.dbt_worker import waiting_dbt
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import DBT_PROJECT_DIR, Settings
 
 if TYPE_CHECKING:
-    from dagster_dbt import DbtCliResource, DbtProject
+    from dagster_dbt import DbtProject
+
+    from retail_assets.resources.dbt_cli import LeanDbtCliResource
 
 _TARGET = "duckdb"
 _PARTIAL_PARSE = "partial_parse.msgpack"
@@ -65,11 +68,11 @@ def dbt_project(settings: Settings) -> "DbtProject":
     return DbtProject(DBT_PROJECT_DIR, target_path=_parsed_dir(settings), target=_TARGET)
 
 
-def dbt_resource(settings: Settings) -> "DbtCliResource":
+def dbt_resource(settings: Settings) -> "LeanDbtCliResource":
     """dagster-dbt's resource over the project."""
-    from dagster_dbt import DbtCliResource
+    from retail_assets.resources.dbt_cli import LeanDbtCliResource
 
-    return DbtCliResource(
+    return LeanDbtCliResource(
         project_dir=str(DBT_PROJECT_DIR),
         profiles_dir=str(DBT_PROJECT_DIR),
         target=_TARGET,
@@ -90,12 +93,18 @@ def build_target_dir(settings: Settings) -> Path:
     return target
 
 
-def import_adapter() -> None:
-    """Import what dagster-dbt needs of dbt in this process, so that a later build finds it."""
-    import dbt.adapters.duckdb
-    import dbt.config.runtime
-    import dbt.context.providers
-    import dbt.parser.manifest  # noqa: F401
+@contextmanager
+def dbt_ahead(settings: Settings) -> Iterator[None]:
+    """Have dbt start now for the build that comes later in the block; see dbt_worker.py.
+
+    Raises:
+        DbtParseError: dbt cannot parse its project.
+    """
+    prepare_project(settings)
+    target = build_target_dir(settings)
+    warm_up = _command(settings, ["parse", "--no-write-json", "--log-level-file", "none"])
+    with waiting_dbt(warm_up[0], warm_up[1:], _environment(target)):
+        yield
 
 
 def run_dbt(settings: Settings, arguments: Sequence[str]) -> int:

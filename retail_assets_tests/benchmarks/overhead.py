@@ -246,9 +246,7 @@ def run_serially() -> None:
     """
     import retail_assets.definitions  # noqa: F401
     from retail_assets import cli
-    from retail_assets.resources.dbt import import_adapter
 
-    import_adapter()
     sys.argv = ["retail-assets", "run", DOMAIN]
     cli.main()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
-from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_assets
+from dagster_dbt import DagsterDbtTranslator, DbtProject, dbt_assets
 
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.transforms import contiguous_ranges
@@ -21,6 +21,7 @@ from retail_assets.resources.dbt import (
     prepare_project,
     window_environment,
 )
+from retail_assets.resources.dbt_cli import LeanDbtCliResource
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings
 
@@ -62,7 +63,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         dagster_dbt_translator=RetailTranslator(),
     )
     def online_retail_dbt_models(
-        context: dg.AssetExecutionContext, dbt: DbtCliResource, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, dbt: LeanDbtCliResource, warehouse: DuckDBWarehouse
     ) -> Iterator[Any]:
         with failures_by_kind(context.retry_number):
             landed = warehouse.loaded_versions(ONLINE_RETAIL_DATA)

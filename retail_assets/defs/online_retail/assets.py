@@ -22,11 +22,10 @@ from retail_assets.defs.online_retail.transforms import (
     DayLedger,
     day_predicate,
     derive_columns,
-    label_sources,
     quarantined_rows,
 )
 from retail_assets.errors import failures_by_kind
-from retail_assets.resources.lake import LakeResource, Stage, split_by_partition
+from retail_assets.resources.lake import LakeResource, split_by_partition
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings
 
@@ -180,8 +179,15 @@ def write_days(lake: LakeResource, run_id: str, days: Sequence[str]) -> dict[str
                 rows.to_arrow_reader(_BATCH_ROWS), _DAY, ONLINE_RETAIL_DATA.arrow_schema
             ),
         )
-        rejected = quarantined_rows(connection, typed, where).to_arrow_table()
-        quarantined = _stage_quarantine(stage, rejected, manifest.tables)
+        rejected = quarantined_rows(connection, typed, where, manifest.tables)
+        quarantined = stage.write_partitions(
+            "quarantine",
+            QUARANTINE,
+            _DAY,
+            split_by_partition(
+                rejected.to_arrow_reader(_BATCH_ROWS), _DAY, QUARANTINE.arrow_schema
+            ),
+        )
         ledgers = {day: manifest.days.get(day, EMPTY_DAY) for day in days}
         for day, ledger in ledgers.items():
             found = (written.get(day, 0), quarantined.get(day, 0))
@@ -199,21 +205,6 @@ def write_days(lake: LakeResource, run_id: str, days: Sequence[str]) -> dict[str
             f" from {typed} where reason is null and {where} group by all"
         ).fetchall()
     return dict(revenue)
-
-
-def _stage_quarantine(stage: Stage, rejected: object, labels: Sequence[str]) -> dict[str, int]:
-    import pyarrow as pa
-
-    assert isinstance(rejected, pa.Table)
-    return stage.write_partitions(
-        "quarantine",
-        QUARANTINE,
-        _DAY,
-        (
-            (day, label_sources(part, labels))
-            for day, part in split_by_partition(rejected.to_batches(), _DAY, rejected.schema)
-        ),
-    )
 
 
 def ledger_metadata(ledger: DayLedger) -> dict[str, int]:

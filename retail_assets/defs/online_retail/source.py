@@ -22,7 +22,6 @@ from retail_assets.defs.online_retail.transforms import (
     DayLedger,
     day_ledgers,
     days_outside,
-    label_sources,
     match_header,
     quarantine_table,
     type_rows,
@@ -363,17 +362,15 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             )
         relation = f"read_parquet('{typed}')"
         first, last = date.fromisoformat(self.first_day), self._last_day()
-        outside = days_outside(connection, relation, first, last).to_arrow_table()
-        unplaced = pa.concat_tables(
-            [
-                label_sources(outside, labels),
-                quarantine_table(
-                    (table.label, row.row, row.reason, row.text)
-                    for table in tables
-                    for row in table.rejected
-                ),
-            ]
-        )
+        outside = days_outside(connection, relation, first, last, labels).to_arrow_table()
+        unplaced = outside.cast(QUARANTINE.arrow_schema)
+        rejected = [
+            (table.label, row.row, row.reason, row.text)
+            for table in tables
+            for row in table.rejected
+        ]
+        if rejected:  # Arrow imports pandas to make columns of Python's values
+            unplaced = pa.concat_tables([unplaced, quarantine_table(rejected)])
         manifest = Manifest(
             version=version,
             files=files,

@@ -264,15 +264,20 @@ def day_ledgers(
 
 
 def days_outside(
-    connection: "duckdb.DuckDBPyConnection", typed: str, first: date, last: date
+    connection: "duckdb.DuckDBPyConnection",
+    typed: str,
+    first: date,
+    last: date,
+    labels: Sequence[str],
 ) -> "duckdb.DuckDBPyRelation":
-    """Quarantine rows for what no partition can take: no readable day, or one outside the span.
+    """QUARANTINE's rows for what no partition can take: no readable day, or one outside the span.
 
-    Columns: source_no and those of QUARANTINE but ``source``; one row a copy.
+    One row a copy; ``labels`` are the sources' names by ``source_no``.
     """
     return connection.sql(f"""
         select
-            source_no, "row",
+            {_source_name(labels)} as source,
+            "row",
             coalesce(
                 reason,
                 'invoice_datetime: ' || invoice_datetime || ' is outside {first}...{last}'
@@ -336,23 +341,23 @@ def derive_columns(
 
 
 def quarantined_rows(
-    connection: "duckdb.DuckDBPyConnection", typed: str, days: str
+    connection: "duckdb.DuckDBPyConnection", typed: str, days: str, labels: Sequence[str]
 ) -> "duckdb.DuckDBPyRelation":
-    """Rejected rows of the days that the predicate ``days`` takes: invoice_date, source_no, ..."""
+    """Rejected rows of the days that the predicate ``days`` takes, by day.
+
+    Columns: invoice_date and those of QUARANTINE; ``labels`` as for ``days_outside``.
+    """
     return connection.sql(f"""
-        select invoice_date, source_no, "row", reason, text
+        select invoice_date, {_source_name(labels)} as source, "row", reason, text
         from {typed}
         where reason is not null and {days}
+        order by invoice_date, source_no, "row"
     """)
 
 
-def label_sources(rows: "pa.Table", labels: Sequence[str]) -> "pa.Table":
-    """Put the sources' names in place of ``source_no``: the columns of QUARANTINE, in order."""
-    import pyarrow as pa
-
-    names = pa.array([labels[i] for i in rows["source_no"].to_pylist()], pa.string())
-    labelled = rows.append_column("source", names)
-    return labelled.select(list(QUARANTINE.column_names)).cast(QUARANTINE.arrow_schema)
+def _source_name(labels: Sequence[str]) -> str:
+    names = ", ".join("'" + label.replace("'", "''") + "'" for label in labels)
+    return f"[{names}][source_no + 1]"
 
 
 def quarantine_table(rows: Iterable[tuple[str, int | None, str, str]]) -> "pa.Table":

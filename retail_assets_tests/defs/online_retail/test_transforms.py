@@ -34,7 +34,6 @@ from retail_assets.defs.online_retail.transforms import (
     day_predicate,
     days_outside,
     derive_columns,
-    label_sources,
     match_header,
     quarantine_table,
     quarantined_rows,
@@ -63,6 +62,7 @@ HEADER_II = [
     "Country",
 ]
 FIRST, LAST = date(2010, 12, 1), date(2010, 12, 10)
+LABELS = ["source.csv"]
 
 Cells = list[str | None]
 
@@ -254,9 +254,9 @@ DAYS = [FIRST + timedelta(days=n) for n in range((LAST - FIRST).days + 1)]
 def test_every_row_read_is_written_a_duplicate_or_quarantined(source: Source, last: date) -> None:
     with typed(text_table(source.cells())) as connection:
         ledgers = day_ledgers(connection, "typed", FIRST, last)
-        outside = records(days_outside(connection, "typed", FIRST, last))
+        outside = records(days_outside(connection, "typed", FIRST, last, LABELS))
         written = records(derive_columns(connection, "typed", "true"))
-        rejected = records(quarantined_rows(connection, "typed", "true"))
+        rejected = records(quarantined_rows(connection, "typed", "true", LABELS))
     inside = [day for day in DAYS if day <= last]
 
     for day in inside:
@@ -440,7 +440,7 @@ def test_a_predicate_takes_only_its_days() -> None:
     with typed(text_table([LINE.cells(), other.cells(), bad])) as connection:
         where = day_predicate("invoice_date", ["2010-12-02"])
         written = records(derive_columns(connection, "typed", where))
-        rejected = records(quarantined_rows(connection, "typed", where))
+        rejected = records(quarantined_rows(connection, "typed", where, LABELS))
 
     assert [w["transaction_id"] for w in written] == [other.identity()]
     assert [r["row"] for r in rejected] == [4]
@@ -527,9 +527,9 @@ def test_rows_of_days_outside_the_span_are_told_one_a_copy() -> None:
     far = replace(LINE, at=datetime(2031, 1, 1, 9, 0))
     rows = [LINE.cells(), far.cells(), far.cells(), with_cell("InvoiceDate", "never")]
     with typed(text_table(rows)) as connection:
-        outside = records(days_outside(connection, "typed", FIRST, LAST))
+        outside = records(days_outside(connection, "typed", FIRST, LAST, LABELS))
 
-    assert [(r["source_no"], r["row"]) for r in outside] == [(0, 3), (0, 3), (0, 5)]
+    assert [(r["source"], r["row"]) for r in outside] == [(LABELS[0], n) for n in (3, 3, 5)]
     assert "2031-01-01 09:00:00 is outside 2010-12-01...2010-12-10" in outside[0]["reason"]
     assert json.loads(outside[0]["text"])[0] == "536365"
     assert "never" in outside[2]["reason"]
@@ -538,7 +538,7 @@ def test_rows_of_days_outside_the_span_are_told_one_a_copy() -> None:
 def test_an_infinite_date_has_no_day_though_the_end_is_open() -> None:
     with typed(text_table([LINE.cells(), with_cell("InvoiceDate", "infinity")])) as connection:
         ledgers = day_ledgers(connection, "typed", FIRST, date.max)
-        outside = records(days_outside(connection, "typed", FIRST, date.max))
+        outside = records(days_outside(connection, "typed", FIRST, date.max, LABELS))
 
     assert list(ledgers) == ["2010-12-01"]
     assert [r["row"] for r in outside] == [3]
@@ -776,13 +776,11 @@ def test_a_column_that_stands_there_twice_is_refused(twice: tuple[str, str]) -> 
 def test_sources_are_labelled_by_name() -> None:
     bad = with_cell("Quantity", "x")
     with typed(text_table([LINE.cells()], "a.csv"), text_table([bad], "b.csv")) as connection:
-        rows = quarantined_rows(connection, "typed", "true").to_arrow_table()
+        rows = quarantined_rows(connection, "typed", "true", ["a.csv", "b's.csv"]).to_arrow_table()
 
-    labelled = label_sources(rows, ["a.csv", "b.csv"])
-
-    assert labelled.schema == QUARANTINE.arrow_schema
-    (row,) = labelled.to_pylist()
-    assert (row["source"], row["row"]) == ("b.csv", 2)
+    assert rows.column_names == ["invoice_date", *QUARANTINE.column_names]
+    (row,) = rows.to_pylist()
+    assert (row["source"], row["row"]) == ("b's.csv", 2)
     assert json.loads(row["text"]) == bad
 
 

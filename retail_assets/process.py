@@ -1,0 +1,48 @@
+"""How our short processes begin and end: without looking for garbage that is not there.
+
+Here: what makes a command's own process cheaper. Not here: what a command does.
+"""
+
+import atexit
+import gc
+import os
+import sys
+from typing import Self
+
+
+class QuickEnd:
+    """Around all that a process does: it ends once its exit handlers ran, without teardown.
+
+    The imports of Dagster or dbt leave 400,000 objects. Python looks through them for cycles
+    several times at the end: most of a second. To be entered first, so that its handler runs
+    last.
+    """
+
+    def __init__(self) -> None:
+        self._status = 0
+
+    def __enter__(self) -> Self:
+        atexit.register(self._end)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: object
+    ) -> None:
+        if isinstance(error, SystemExit):
+            code = error.code
+            self._status = code if isinstance(code, int) else int(code is not None)
+        else:
+            self._status = int(error is not None)
+
+    def _end(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self._status)
+
+
+def spare_garbage_collection() -> None:
+    """Look for cyclic garbage every 100,000 new objects, not every 700.
+
+    The objects of the imports stay, and are looked through each time: a tenth of a run.
+    """
+    gc.set_threshold(100_000, 50, 100)

@@ -1,0 +1,102 @@
+"""dagster-dbt's resource, without a second copy of dbt in Dagster's own process.
+
+Here: how a dbt command is started for an asset. Not here: which command (defs/marts/), where the
+project and its state are (dbt.py), what the started process does (dbt_command.py).
+"""
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import dagster as dg
+from dagster_dbt import DagsterDbtTranslator, DbtCliInvocation, DbtCliResource
+from dagster_dbt.asset_utils import (
+    DBT_INDIRECT_SELECTION_ENV,
+    extract_runtime_selection_from_args,
+    get_updated_cli_invocation_params_for_context,
+)
+from dagster_dbt.dbt_manifest import DbtManifestParam, validate_manifest
+from packaging.version import Version
+
+
+class LeanDbtCliResource(DbtCliResource):
+    """``DbtCliResource`` that loads no adapter, nor asks for dbt's version, before a command.
+
+    dagster-dbt loads dbt's adapter and parses its macros in Dagster's process as well, for
+    ``fetch_row_counts`` and ``fetch_column_metadata`` of the events. They take a second, 100 MiB
+    and, at the process's end, a semaphore; nothing here calls them. Set ``with_adapter`` to.
+    """
+
+    with_adapter: bool = False
+
+    def cli(
+        self,
+        args: Sequence[str],
+        *,
+        raise_on_error: bool = True,
+        manifest: DbtManifestParam | None = None,
+        dagster_dbt_translator: DagsterDbtTranslator | None = None,
+        context: dg.OpExecutionContext | dg.AssetExecutionContext | None = None,
+        target_path: Path | None = None,
+    ) -> DbtCliInvocation:
+        """Start a dbt command; arguments and result are those of ``DbtCliResource.cli``."""
+        if self.with_adapter or target_path is None or not target_path.is_absolute():
+            return super().cli(
+                args,
+                raise_on_error=raise_on_error,
+                manifest=manifest,
+                dagster_dbt_translator=dagster_dbt_translator,
+                context=context,
+                target_path=target_path,
+            )
+        own_args, selects, excludes = extract_runtime_selection_from_args(args)
+        params = get_updated_cli_invocation_params_for_context(
+            context=context,
+            manifest=validate_manifest(manifest) if manifest else {},
+            dagster_dbt_translator=dagster_dbt_translator or DagsterDbtTranslator(),
+            runtime_selects=selects,
+            runtime_excludes=excludes,
+        )
+        project = params.dbt_project
+        project_dir = Path(project.project_dir if project else self.project_dir)
+        options = {"--profile": self.profile, "--target": self.target}
+        return DbtCliInvocation.run(
+            args=[
+                self.dbt_executable,
+                *self.global_config_flags,
+                *own_args,
+                *(part for pair in options.items() if pair[1] for part in pair if part),
+                *params.selection_args,
+            ],
+            env=self._environment(project_dir, target_path, params.indirect_selection),
+            manifest=params.manifest,
+            dagster_dbt_translator=params.dagster_dbt_translator,
+            project_dir=project_dir,
+            target_path=target_path,
+            raise_on_error=raise_on_error,
+            context=context,
+            adapter=None,
+            cli_version=Version(installed_version("dbt-core")),
+            dbt_project=project,
+        )
+
+    def _environment(
+        self, project_dir: Path, target_path: Path, indirect_selection: str | None
+    ) -> dict[str, str]:
+        """What DbtCliResource gives to dbt: dagster-dbt reads its JSON log, line by line."""
+        environment = {
+            **os.environ,
+            "DAGSTER_DBT_CLI": "true",
+            "PYTHONUNBUFFERED": "1",
+            "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+            "DBT_LOG_FORMAT": "json",
+            "DBT_TARGET_PATH": str(target_path),
+            "DBT_LOG_PATH": str(target_path),
+            "DBT_PROJECT_DIR": str(project_dir),
+        }
+        if self.profiles_dir:
+            environment["DBT_PROFILES_DIR"] = self.profiles_dir
+        if indirect_selection:
+            environment[DBT_INDIRECT_SELECTION_ENV] = indirect_selection
+        return environment

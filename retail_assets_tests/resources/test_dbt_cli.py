@@ -1,0 +1,88 @@
+"""The lean dbt resource starts exactly what dagster-dbt's own would."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster_dbt import DbtCliInvocation, dbt_assets
+
+from retail_assets.defs.marts.dbt import RetailTranslator
+from retail_assets.resources.dbt import dbt_project, prepare_project
+from retail_assets.resources.dbt_cli import LeanDbtCliResource
+from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
+from retail_assets_tests.resources.test_dbt_worker import DBT
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return load_settings(home=tmp_path_factory.mktemp("home"))
+
+
+class Started(Exception):  # noqa: N818  (what happened, not what went wrong)
+    """What would have been started."""
+
+
+ARGUMENTS = ["build", "--vars", '{"duckdb_path": "x.duckdb"}', "--exclude", "tag:slow"]
+
+
+def started(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, *, with_adapter: bool, selected: bool
+) -> dict[str, Any]:
+    """The arguments of DbtCliInvocation.run for an asset that runs ``ARGUMENTS``."""
+    found: dict[str, Any] = {}
+
+    def record(**arguments: Any) -> None:
+        found.update(arguments)
+        raise Started
+
+    monkeypatch.setattr(DbtCliInvocation, "run", record)
+
+    @dbt_assets(
+        manifest=prepare_project(settings),
+        project=dbt_project(settings),
+        dagster_dbt_translator=RetailTranslator(),
+        exclude="resource_type:unit_test",
+    )
+    def models(context: dg.AssetExecutionContext, dbt: LeanDbtCliResource) -> Any:
+        yield from dbt.cli(ARGUMENTS, context=context, target_path=settings.home / "t").stream()
+
+    resource = LeanDbtCliResource(
+        project_dir=str(DBT_PROJECT_DIR),
+        profiles_dir=str(DBT_PROJECT_DIR),
+        target="duckdb",
+        dbt_executable=DBT,
+        with_adapter=with_adapter,
+    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(
+            [models],
+            resources={"dbt": resource},
+            instance=instance,
+            selection=dg.AssetSelection.assets("online_retail_core/dim_product")
+            if selected
+            else None,
+            raise_on_error=False,
+        )
+    assert not result.success
+    return found
+
+
+@pytest.mark.parametrize("selected", [False, True])
+def test_the_command_is_dagster_dbts(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, *, selected: bool
+) -> None:
+    lean = started(settings, monkeypatch, with_adapter=False, selected=selected)
+    own = started(settings, monkeypatch, with_adapter=True, selected=selected)
+
+    assert own["adapter"] is not None
+    assert lean["adapter"] is None
+    assert set(lean) == set(own)
+    for name in ("args", "project_dir", "target_path", "raise_on_error", "cli_version"):
+        assert lean[name] == own[name], name
+    environments = [
+        {k: v for k, v in x["env"].items() if k != "PYTHONLEGACYWINDOWSSTDIO"} for x in (lean, own)
+    ]
+    assert environments[0] == environments[1]
+    assert lean["target_path"] == Path(settings.home / "t")
+    assert lean["env"]["DBT_TARGET_PATH"] == str(settings.home / "t")

@@ -1,0 +1,154 @@
+"""The dbt process that waits for its command: it must be one with a process of the caller's."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from retail_assets.resources.dbt import dbt_ahead
+from retail_assets.resources.dbt_worker import ADDRESS_VARIABLE, WAIT_OPTION
+from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
+
+DBT = str(Path(sys.executable).with_name("retail-assets-dbt"))
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return load_settings(home=tmp_path_factory.mktemp("home"))
+
+
+def dbt(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [DBT, *arguments],
+        cwd=folder,
+        env=environment_of(folder, **variables),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def environment_of(folder: Path, **variables: str) -> dict[str, str]:
+    return os.environ | {
+        "DBT_PROJECT_DIR": str(DBT_PROJECT_DIR),
+        "DBT_PROFILES_DIR": str(DBT_PROJECT_DIR),
+        "DBT_TARGET_PATH": str(folder / "target"),
+        "DBT_LOG_PATH": str(folder / "logs"),
+        "DBT_DUCKDB_PATH": str(folder / "warehouse.duckdb"),
+        **variables,
+    }
+
+
+def workers(parent: int) -> list[psutil.Process]:
+    children = psutil.Process(parent).children()
+    return [child for child in children if WAIT_OPTION in child.cmdline()]
+
+
+@pytest.fixture
+def waiting(settings: Settings) -> Iterator[psutil.Process]:
+    with dbt_ahead(settings):
+        (worker,) = workers(os.getpid())
+        yield worker
+    assert not worker.is_running()
+    assert ADDRESS_VARIABLE not in os.environ
+
+
+QUERY = ("show", "--quiet", "--output", "json", "--inline")
+WHERE = "select '{{ env_var(\"GREETING\") }}' as greeting, '{{ target.path }}' as path"
+
+
+def test_the_command_runs_in_the_waiting_process_as_it_would_in_its_own(
+    waiting: psutil.Process, tmp_path: Path
+) -> None:
+    handed_over = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
+    waiting.wait(10)  # it ended with the command that it ran
+    by_itself = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")  # nobody waits any more
+
+    assert "hello" in handed_over.stdout
+    assert str(tmp_path / "warehouse.duckdb") in handed_over.stdout
+    assert handed_over.stdout == by_itself.stdout
+    assert (handed_over.returncode, by_itself.returncode) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("show", "--inline", "select no_such_column"), (1, 2)),
+        (("build", "--no-such-option"), (2,)),
+    ],
+)
+def test_a_failure_is_told_with_dbts_exit_code(
+    waiting: psutil.Process, tmp_path: Path, arguments: tuple[str, ...], code: tuple[int, ...]
+) -> None:
+    handed_over = dbt(*arguments, folder=tmp_path)
+    by_itself = dbt(*arguments, folder=tmp_path)
+
+    assert handed_over.returncode == by_itself.returncode
+    assert handed_over.returncode in code
+    assert "no" in handed_over.stdout + handed_over.stderr
+
+
+def test_a_command_runs_by_itself_where_the_waiting_process_died(
+    waiting: psutil.Process, tmp_path: Path
+) -> None:
+    waiting.kill()
+
+    done = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "hello" in done.stdout
+
+
+def test_a_signal_reaches_the_process_that_runs_the_command(
+    waiting: psutil.Process, tmp_path: Path
+) -> None:
+    endless = "select count(*) as n from range(4000000000) a, range(1000) b where a.range % 7 = 3"
+    running = subprocess.Popen(
+        [DBT, *QUERY, endless],
+        cwd=tmp_path,
+        env=environment_of(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "warehouse.duckdb").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+    running.send_signal(signal.SIGTERM)  # SIGINT takes the same way; dbt first ends its query
+
+    output, _ = running.communicate(timeout=60)
+    waiting.wait(10)
+    assert running.returncode == 2
+    assert "it was killed" in output
+
+
+def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings) -> None:
+    script = (
+        "import sys, time\n"
+        "from retail_assets.resources.dbt import dbt_ahead\n"
+        "from retail_assets.settings import load_settings\n"
+        f"with dbt_ahead(load_settings(home={str(settings.home)!r})):\n"
+        "    print('waiting', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "waiting\n"
+    (worker,) = workers(parent.pid)
+
+    parent.kill()
+    parent.communicate()
+
+    deadline = time.monotonic() + 30
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
