@@ -51,6 +51,13 @@ def workers(parent: int) -> list[psutil.Process]:
     return [child for child in children if WAIT_OPTION in child.cmdline()]
 
 
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.fixture
 def waiting(settings: Settings) -> Iterator[psutil.Process]:
     with dbt_ahead(settings):
@@ -149,6 +156,6 @@ def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings
     parent.communicate()
 
     deadline = time.monotonic() + 30
-    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+    while not has_ended(worker):
         assert time.monotonic() < deadline
         time.sleep(0.1)
