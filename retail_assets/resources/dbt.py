@@ -48,7 +48,7 @@ def window_environment(windows: Mapping[str, list[list[str]]]) -> Iterator[None]
     As environment variables rather than ``--vars``: dbt then parses only the models that read
     them, not the whole project.
     """
-    names = {f"DBT_{name.upper()}": json.dumps(window) for name, window in windows.items()}
+    names = _window_variables(windows)
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
     try:
@@ -59,6 +59,10 @@ def window_environment(windows: Mapping[str, list[list[str]]]) -> Iterator[None]
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _window_variables(windows: Mapping[str, list[list[str]]]) -> dict[str, str]:
+    return {f"DBT_{name.upper()}": json.dumps(window) for name, window in windows.items()}
 
 
 def dbt_project(settings: Settings) -> "DbtProject":
@@ -94,16 +98,20 @@ def build_target_dir(settings: Settings) -> Path:
 
 
 @contextmanager
-def dbt_ahead(settings: Settings) -> Iterator[None]:
+def dbt_ahead(settings: Settings, windows: Sequence[str]) -> Iterator[None]:
     """Have dbt start now for the build that comes later in the block; see dbt_worker.py.
+
+    It parses the models that read the vars ``windows`` as the build will, so that the code for
+    that is warm by then.
 
     Raises:
         DbtParseError: dbt cannot parse its project.
     """
     prepare_project(settings)
     target = build_target_dir(settings)
-    warm_up = _command(settings, ["parse", "--no-write-json", "--log-level-file", "none"])
-    with waiting_dbt(warm_up[0], warm_up[1:], _environment(target)):
+    warm_up = _command(settings, ["parse", "--log-level-file", "none"])
+    environment = _environment(target) | _window_variables({name: [] for name in windows})
+    with waiting_dbt(warm_up[0], warm_up[1:], environment):
         yield
 
 

@@ -60,7 +60,7 @@ def has_ended(process: psutil.Process) -> bool:
 
 @pytest.fixture
 def waiting(settings: Settings) -> Iterator[psutil.Process]:
-    with dbt_ahead(settings):
+    with dbt_ahead(settings, []):
         (worker,) = workers(os.getpid())
         yield worker
     assert not worker.is_running()
@@ -143,7 +143,7 @@ def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings
         "import sys, time\n"
         "from retail_assets.resources.dbt import dbt_ahead\n"
         "from retail_assets.settings import load_settings\n"
-        f"with dbt_ahead(load_settings(home={str(settings.home)!r})):\n"
+        f"with dbt_ahead(load_settings(home={str(settings.home)!r}), []):\n"
         "    print('waiting', flush=True)\n"
         "    time.sleep(600)\n"
     )

@@ -318,7 +318,9 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 matches = [match_header(table.header, table.label) for table in tables]
                 rows = type_rows(connection, list(zip(tables, matches, strict=True)))
                 try:
-                    rows.write_parquet(str(partial), compression="zstd")
+                    rows.write_parquet(
+                        str(partial), compression="snappy"
+                    )  # written once, read twice
                 except duckdb.Error:
                     for table in tables:  # what broke while DuckDB pulled, in its own words
                         if table.failure is not None:
