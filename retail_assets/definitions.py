@@ -16,7 +16,7 @@ from retail_assets.defs.online_retail.source import OnlineRetailSource
 from retail_assets.instance import ease_sqlite
 from retail_assets.resources.dbt import dbt_resource
 from retail_assets.resources.lake import LakeResource
-from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets.resources.warehouse import WarehouseResource
 from retail_assets.settings import Settings, load_settings
 
 # Backfill policies are what makes a range one run; Dagster calls them beta at every import.
@@ -27,7 +27,7 @@ def build_resources(settings: Settings) -> dict[str, object]:
     """One resource an outside system, by the name that assets ask for."""
     return {
         "lake": LakeResource.of(settings),
-        "warehouse": DuckDBWarehouse.of(settings),
+        "warehouse": WarehouseResource.of(settings),
         "online_retail_source": OnlineRetailSource.of(settings),
         "dbt": dbt_resource(settings),
     }

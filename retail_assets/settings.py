@@ -7,10 +7,13 @@ variable, the value and the valid forms.
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -20,9 +23,23 @@ DBT_PROJECT_DIR = PROJECT_ROOT / "dbt_project"
 
 SAMPLE_SOURCE = "sample"
 
+_DEFAULT_LOCATION = "EU"
+_EMULATOR_HOSTS = ("STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST")
+# Source: "Bucket naming requirements" of Cloud Storage, "Creating projects" of Resource Manager.
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
+
 
 class SettingsError(ValueError):
     """A variable has a value that is not valid; the message says which forms are."""
+
+
+@dataclass(frozen=True)
+class BigQueryTarget:
+    """Where BigQuery holds the warehouse."""
+
+    project: str
+    location: str
 
 
 class Settings(BaseSettings):
@@ -42,9 +59,26 @@ class Settings(BaseSettings):
         validation_alias="DAGSTER_HOME",
         description="Dagster's instance: a path; default $RETAIL_HOME/dagster",
     )
-    lake: str = Field("", description="lake: a path or file:// URL; default $RETAIL_HOME/lake")
+    lake: str = Field(
+        "", description="a path, file:// URL or gs://BUCKET[/PREFIX]; default $RETAIL_HOME/lake"
+    )
     warehouse: str = Field(
-        "", description="warehouse: duckdb:PATH; default duckdb:$RETAIL_HOME/warehouse.duckdb"
+        "",
+        description="duckdb:PATH or bigquery://PROJECT?location=EU;"
+        " default duckdb:$RETAIL_HOME/warehouse.duckdb",
+    )
+    bigquery_max_bytes_billed: int | None = Field(
+        None, gt=0, description="most bytes that one BigQuery query may bill; empty: no limit"
+    )
+    storage_emulator_host: str | None = Field(
+        None,
+        validation_alias="STORAGE_EMULATOR_HOST",
+        description="http://HOST:PORT of a Cloud Storage emulator, for tests",
+    )
+    bigquery_emulator_host: str | None = Field(
+        None,
+        validation_alias="BIGQUERY_EMULATOR_HOST",
+        description="http://HOST:PORT of a BigQuery emulator, for tests",
     )
     online_retail_source: Annotated[tuple[str, ...], NoDecode] = Field(
         (SAMPLE_SOURCE,),
@@ -93,18 +127,13 @@ class Settings(BaseSettings):
         values["DAGSTER_HOME"] = (
             Path(str(values.get("DAGSTER_HOME") or home / "dagster")).expanduser().absolute()
         )
-        lake = str(values.get("lake") or home / "lake").removeprefix("file://")
-        if not lake:
-            raise ValueError("lake: file:// names no folder")
-        if "://" in lake:
-            raise ValueError(f"lake: {lake.partition('://')[0]}:// is not a lake known here")
-        values["lake"] = str(Path(lake).expanduser().absolute())
-        kind, found, path = str(
-            values.get("warehouse") or f"duckdb:{home / 'warehouse.duckdb'}"
-        ).partition(":")
-        if not found or kind != "duckdb" or not path or path.startswith(("//", ":")):
-            raise ValueError(f"warehouse: {values['warehouse']!r} is not duckdb:PATH")
-        values["warehouse"] = f"duckdb:{Path(path).expanduser().absolute()}"
+        values["lake"] = _resolved_lake(str(values.get("lake") or home / "lake"))
+        values["warehouse"] = _resolved_warehouse(
+            str(values.get("warehouse") or f"duckdb:{home / 'warehouse.duckdb'}")
+        )
+        for name in ("bigquery_max_bytes_billed", *_EMULATOR_HOSTS):
+            if values.get(name) == "":
+                values[name] = None
         return values
 
     @model_validator(mode="after")
@@ -117,10 +146,28 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _bigquery_loads_from_the_bucket(self) -> Self:
+        if self.bigquery is not None and not self.lake.startswith("gs://"):
+            raise ValueError(
+                f"lake: {self.lake} cannot be read by BigQuery, which RETAIL_WAREHOUSE names:"
+                " its load jobs take gs:// files"
+            )
+        return self
+
     @property
     def warehouse_path(self) -> Path:
         """The DuckDB file."""
+        assert self.bigquery is None, "the warehouse is no file"
         return Path(self.warehouse.removeprefix("duckdb:"))
+
+    @property
+    def bigquery(self) -> BigQueryTarget | None:
+        """The warehouse's project and location, where it is BigQuery."""
+        if not self.warehouse.startswith("bigquery://"):
+            return None
+        url = urlsplit(self.warehouse)
+        return BigQueryTarget(url.netloc, dict(parse_qsl(url.query))["location"])
 
     @property
     def instance_dir(self) -> Path:
@@ -142,9 +189,38 @@ class Settings(BaseSettings):
         )
 
 
+def _resolved_lake(lake: str) -> str:
+    scheme, found, rest = lake.partition("://")
+    if found and scheme == "gs":
+        bucket, _, prefix = rest.strip("/").partition("/")
+        if not _BUCKET.fullmatch(bucket):
+            raise ValueError(f"lake: {bucket!r} is no bucket's name")
+        return f"gs://{bucket}/{prefix}".rstrip("/")
+    lake = lake.removeprefix("file://")
+    if not lake:
+        raise ValueError("lake: file:// names no folder")
+    if "://" in lake:
+        raise ValueError(f"lake: {scheme}:// is not a lake known here")
+    return str(Path(lake).expanduser().absolute())
+
+
+def _resolved_warehouse(warehouse: str) -> str:
+    if warehouse.startswith("bigquery:"):
+        url = urlsplit(warehouse)
+        options = dict(parse_qsl(url.query))
+        if not _PROJECT.fullmatch(url.netloc) or url.path.strip("/") or set(options) - {"location"}:
+            raise ValueError(f"warehouse: {warehouse!r} is not bigquery://PROJECT?location=EU")
+        return f"bigquery://{url.netloc}?location={options.get('location', _DEFAULT_LOCATION)}"
+    kind, found, path = warehouse.partition(":")
+    if not found or kind != "duckdb" or not path or path.startswith(("//", ":")):
+        raise ValueError(f"warehouse: {warehouse!r} is not duckdb:PATH")
+    return f"duckdb:{Path(path).expanduser().absolute()}"
+
+
 def variable_name(field: str) -> str:
     """The environment variable behind a field of Settings."""
-    return "DAGSTER_HOME" if field == "dagster_home" else f"RETAIL_{field.upper()}"
+    alias = Settings.model_fields[field].validation_alias
+    return alias if isinstance(alias, str) else f"RETAIL_{field.upper()}"
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -159,7 +235,7 @@ def load_settings(**overrides: object) -> Settings:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         field = str(first["loc"][0]) if first["loc"] else message.partition(":")[0]
-        field = "dagster_home" if field == "DAGSTER_HOME" else field
+        field = field.lower() if field.lower() in Settings.model_fields else field
         info = Settings.model_fields.get(field)
         variable = variable_name(field)
         found = overrides.get(field, os.environ.get(variable))

@@ -204,7 +204,8 @@ def test_settings_cannot_be_changed() -> None:
 def test_every_field_has_its_variable() -> None:
     names = {field: variable_name(field) for field in Settings.model_fields}
 
-    assert names.pop("dagster_home") == "DAGSTER_HOME"
+    for name in ("dagster_home", "storage_emulator_host", "bigquery_emulator_host"):
+        assert names.pop(name) == name.upper()
     assert all(name == f"RETAIL_{field.upper()}" for field, name in names.items())
     assert len(set(names.values())) == len(names)
 

@@ -255,11 +255,11 @@ def rebuild_table(settings: Settings, table: str) -> int:
     from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
     from retail_assets.defs.online_retail.source import read_processed
     from retail_assets.resources.lake import LakeResource
-    from retail_assets.resources.warehouse import DuckDBWarehouse
+    from retail_assets.resources.warehouse import WarehouseResource
 
     if table != ONLINE_RETAIL_DATA.table:
         raise RunFailed(f"{table!r} is no table that can be rebuilt: {ONLINE_RETAIL_DATA.table}")
-    lake, warehouse = LakeResource.of(settings), DuckDBWarehouse.of(settings)
+    lake, warehouse = LakeResource.of(settings), WarehouseResource.of(settings)
     versions = {day: ledger.fingerprint for day, ledger in read_processed(lake).items()}
     if not versions:
         raise RunFailed(

@@ -66,7 +66,7 @@ def count_rows(settings: Settings) -> dict[str, int]:
     from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
     from retail_assets.defs.online_retail.source import read_manifest, read_processed
     from retail_assets.resources.lake import LakeResource
-    from retail_assets.resources.warehouse import DuckDBWarehouse
+    from retail_assets.resources.warehouse import WarehouseResource
 
     lake = LakeResource.of(settings)
     rows: dict[str, int] = {}
@@ -77,17 +77,4 @@ def count_rows(settings: Settings) -> dict[str, int]:
     if days:
         counted = lake.partition_rows("processed", ONLINE_RETAIL_DATA, "invoice_date", days)
         rows["online_retail.processed_online_retail_data"] = sum(counted.values())
-    if settings.warehouse_path.exists():
-        warehouse = DuckDBWarehouse.of(settings)
-        names = warehouse.query(
-            "select table_catalog, table_schema, table_name from information_schema.tables"
-            " where table_schema <> 'retail_operations'",
-            timeout_s=_WAIT_S,
-        )
-        if names:
-            counts = " union all ".join(
-                f'select \'{schema}.{name}\', count(*) from "{catalog}"."{schema}"."{name}"'
-                for catalog, schema, name in names
-            )
-            rows |= dict(warehouse.query(counts, timeout_s=_WAIT_S))
-    return rows
+    return rows | WarehouseResource.of(settings).row_counts(timeout_s=_WAIT_S)

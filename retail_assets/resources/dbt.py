@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from retail_assets.errors import PermanentError
 from retail_assets.resources.dbt_worker import waiting_dbt
-from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets.resources.warehouse import WarehouseResource
 from retail_assets.settings import DBT_PROJECT_DIR, Settings
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from retail_assets.resources.dbt_cli import LeanDbtCliResource
 
-_TARGET = "duckdb"
 _PARTIAL_PARSE = "partial_parse.msgpack"
 
 
@@ -38,7 +37,30 @@ def dbt_variables(settings: Settings) -> dict[str, str]:
 
     What does change, the window of changed partitions, goes by ``window_environment``.
     """
-    return {"duckdb_path": str(settings.warehouse_path)}
+    return {} if settings.bigquery else {"duckdb_path": str(settings.warehouse_path)}
+
+
+def target_environment(settings: Settings) -> dict[str, str]:
+    """The variables by which profiles.yml finds the warehouse where the vars do not say it."""
+    target = settings.bigquery
+    if target is None:
+        return {"DBT_DUCKDB_PATH": str(settings.warehouse_path)}
+    environment = {
+        "DBT_BIGQUERY_PROJECT": target.project,
+        "DBT_BIGQUERY_LOCATION": target.location,
+        "DBT_BIGQUERY_MAXIMUM_BYTES_BILLED": str(settings.bigquery_max_bytes_billed or ""),
+    }
+    if settings.bigquery_emulator_host:
+        environment |= {
+            "DBT_BIGQUERY_METHOD": "oauth-secrets",
+            "DBT_BIGQUERY_TOKEN": "none",
+            "DBT_BIGQUERY_API_ENDPOINT": settings.bigquery_emulator_host,
+        }
+    return environment
+
+
+def _target(settings: Settings) -> str:
+    return "bigquery" if settings.bigquery else "duckdb"
 
 
 @contextmanager
@@ -69,7 +91,7 @@ def dbt_project(settings: Settings) -> "DbtProject":
     """The project, with its parsed state under RETAIL_HOME."""
     from dagster_dbt import DbtProject
 
-    return DbtProject(DBT_PROJECT_DIR, target_path=_parsed_dir(settings), target=_TARGET)
+    return DbtProject(DBT_PROJECT_DIR, target_path=_parsed_dir(settings), target=_target(settings))
 
 
 def dbt_resource(settings: Settings) -> "LeanDbtCliResource":
@@ -79,7 +101,8 @@ def dbt_resource(settings: Settings) -> "LeanDbtCliResource":
     return LeanDbtCliResource(
         project_dir=str(DBT_PROJECT_DIR),
         profiles_dir=str(DBT_PROJECT_DIR),
-        target=_TARGET,
+        target=_target(settings),
+        environment=target_environment(settings),
         dbt_executable=_executable(),
     )
 
@@ -89,7 +112,7 @@ def build_target_dir(settings: Settings) -> Path:
 
     Builds hold the warehouse while they run, so that one folder serves them all.
     """
-    target = settings.home / "dbt" / "build"
+    target = _parsed_dir(settings).with_name("build")
     parsed = _parsed_dir(settings) / _PARTIAL_PARSE
     if parsed.exists() and not (target / _PARTIAL_PARSE).exists():
         target.mkdir(parents=True, exist_ok=True)
@@ -110,7 +133,7 @@ def dbt_ahead(settings: Settings, windows: Sequence[str]) -> Iterator[None]:
     prepare_project(settings)
     target = build_target_dir(settings)
     warm_up = _command(settings, ["parse", "--log-level-file", "none"])
-    environment = _environment(target) | _window_variables({name: [] for name in windows})
+    environment = _environment(settings, target) | _window_variables({name: [] for name in windows})
     with waiting_dbt(warm_up[0], warm_up[1:], environment):
         yield
 
@@ -124,12 +147,9 @@ def run_dbt(settings: Settings, arguments: Sequence[str]) -> int:
         WarehouseBusyError: a run kept the warehouse for too long.
     """
     target = settings.home / "dbt" / "docs"
-    with DuckDBWarehouse.of(settings).exclusive():
+    with WarehouseResource.of(settings).exclusive():
         return subprocess.run(
-            _command(settings, arguments),
-            # For a command with --vars of its own, which then lacks ours.
-            env=_environment(target) | {"DBT_DUCKDB_PATH": str(settings.warehouse_path)},
-            check=False,
+            _command(settings, arguments), env=_environment(settings, target), check=False
         ).returncode
 
 
@@ -147,7 +167,7 @@ def prepare_project(settings: Settings) -> Path:
     shutil.rmtree(target.parent / "build", ignore_errors=True)
     done = subprocess.run(
         _command(settings, ["parse"]),
-        env=_environment(target),
+        env=_environment(settings, target),
         capture_output=True,
         text=True,
         check=False,
@@ -160,30 +180,36 @@ def prepare_project(settings: Settings) -> Path:
 
 def _command(settings: Settings, arguments: Sequence[str]) -> list[str]:
     """Dbt with ``arguments``, and with our options where they do not give their own."""
-    ours = {"--vars": json.dumps(dbt_variables(settings)), "--target": _TARGET}
+    ours = {"--vars": json.dumps(dbt_variables(settings)), "--target": _target(settings)}
     given = {argument.partition("=")[0] for argument in arguments}
     options = [part for name, value in ours.items() if name not in given for part in (name, value)]
     return [_executable(), *arguments, *options]
 
 
-def _environment(target: Path) -> dict[str, str]:
+def _environment(settings: Settings, target: Path) -> dict[str, str]:
     """The environment in which every dbt command finds the project and its own folders."""
-    return os.environ | {
-        "DBT_PROJECT_DIR": str(DBT_PROJECT_DIR),
-        "DBT_PROFILES_DIR": str(DBT_PROJECT_DIR),
-        "DBT_TARGET_PATH": str(target),
-        "DBT_LOG_PATH": str(target),
-        "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
-    }
+    return (
+        os.environ
+        | target_environment(settings)
+        | {
+            "DBT_PROJECT_DIR": str(DBT_PROJECT_DIR),
+            "DBT_PROFILES_DIR": str(DBT_PROJECT_DIR),
+            "DBT_TARGET_PATH": str(target),
+            "DBT_LOG_PATH": str(target),
+            "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        }
+    )
 
 
 def _parsed_dir(settings: Settings) -> Path:
-    return settings.home / "dbt" / "parsed"
+    return settings.home / "dbt" / _target(settings) / "parsed"
 
 
 def _project_state(settings: Settings) -> str:
     """Changes when a file of the project does, by name, size or time, or a variable."""
-    digest = hashlib.sha256(json.dumps(dbt_variables(settings)).encode())
+    digest = hashlib.sha256(
+        json.dumps([dbt_variables(settings), target_environment(settings)]).encode()
+    )
     for path in sorted(DBT_PROJECT_DIR.rglob("*")):
         if path.suffix in (".sql", ".yml") and "target" not in path.parts:
             found = path.stat()

@@ -18,6 +18,7 @@ from dagster_dbt.asset_utils import (
 )
 from dagster_dbt.dbt_manifest import DbtManifestParam, validate_manifest
 from packaging.version import Version
+from pydantic import Field
 
 
 class LeanDbtCliResource(DbtCliResource):
@@ -26,9 +27,12 @@ class LeanDbtCliResource(DbtCliResource):
     dagster-dbt loads dbt's adapter and parses its macros in Dagster's process as well, for
     ``fetch_row_counts`` and ``fetch_column_metadata`` of the events. They take a second, 100 MiB
     and, at the process's end, a semaphore; nothing here calls them. Set ``with_adapter`` to.
+
+    ``environment`` is added to that of each command.
     """
 
     with_adapter: bool = False
+    environment: dict[str, str] = Field(default_factory=dict)
 
     def cli(
         self,
@@ -94,6 +98,7 @@ class LeanDbtCliResource(DbtCliResource):
             "DBT_TARGET_PATH": str(target_path),
             "DBT_LOG_PATH": str(target_path),
             "DBT_PROJECT_DIR": str(project_dir),
+            **self.environment,
         }
         if self.profiles_dir:
             environment["DBT_PROFILES_DIR"] = self.profiles_dir

@@ -1,15 +1,17 @@
 """The warehouse: tables that are replaced by partition, and questions asked of them.
 
-Here: loading Parquet files by a Dataset's declaration, atomically and one writer at a time, and
-the record of what each partition was loaded from. Not here: dbt's models (defs/marts/), what a
+Here: what a warehouse can do, and the warehouse of a DuckDB file: loading Parquet files by a
+Dataset's declaration, atomically and one writer at a time, and the record of what each partition
+was loaded from. Not here: BigQuery (warehouse_bigquery.py), dbt's models (defs/marts/), what a
 partition should hold (defs/).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -33,10 +35,22 @@ class WarehouseBusyError(TransientError):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Who loads: the run and the asset, by which a warehouse knows a job again."""
+
+    run_id: str = "manual"
+    asset: str = "manual"
+
+
+@dataclass(frozen=True)
 class LoadResult:
-    """Rows that were loaded, by partition key; a key with 0 rows is an emptied partition."""
+    """Rows that were loaded, by partition key; a key with 0 rows is an emptied partition.
+
+    ``metadata`` is what the warehouse tells of the load itself, such as bytes billed.
+    """
 
     rows: dict[str, int]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -44,44 +58,80 @@ class LoadResult:
         return sum(self.rows.values())
 
 
-class Warehouse(Protocol):
+class WarehouseResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
     """What a domain asks of a warehouse, whichever it is."""
 
+    @staticmethod
+    def of(settings: Settings) -> "WarehouseResource":
+        """The warehouse that the settings name."""
+        if settings.bigquery is not None:
+            from retail_assets.resources.warehouse_bigquery import BigQueryWarehouse
+
+            return BigQueryWarehouse.of(settings)
+        return DuckDBWarehouse(path=str(settings.warehouse_path))
+
+    @abstractmethod
     def replace_partitions(
-        self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]
+        self,
+        dataset: Dataset,
+        uris: Sequence[str],
+        versions: Mapping[str, str],
+        origin: Origin = Origin(),
     ) -> LoadResult:
-        """Make the partitions ``versions`` (key -> fingerprint) hold exactly what ``uris`` hold."""
-        ...
+        """Make the partitions ``versions`` (key -> fingerprint) hold exactly what ``uris`` hold.
 
+        ``uris`` are Parquet files that hold rows of those partitions only. A new nullable column
+        of the declaration is added to the table first.
+
+        Raises:
+            WarehouseSchemaError: the table or a file differs otherwise, or a row belongs to none
+                of the partitions; nothing was written.
+        """
+
+    @abstractmethod
     def replace_table(
-        self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]
+        self,
+        dataset: Dataset,
+        uris: Sequence[str],
+        versions: Mapping[str, str],
+        origin: Origin = Origin(),
     ) -> LoadResult:
-        """Create the table anew, by its declaration, from all of its partitions."""
-        ...
+        """Create the table anew from ``uris``, whatever columns it had."""
 
-    def loaded_versions(self, dataset: Dataset, stage: str = "landed") -> dict[str, str]:
+    @abstractmethod
+    def loaded_versions(
+        self, dataset: Dataset, stage: str = "landed", timeout_s: float | None = None
+    ) -> dict[str, str]:
         """Fingerprint of each partition as of its last load; {} where the table is not there."""
-        ...
 
-    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
-        ...
-
+    @abstractmethod
     def record_versions(self, dataset: Dataset, stage: str, versions: Mapping[str, str]) -> None:
         """Record that ``stage`` (a consumer such as the marts) now holds ``versions``."""
-        ...
+
+    @abstractmethod
+    def exclusive(self, timeout_s: float | None = None) -> AbstractContextManager[None]:
+        """Keep other writers off, where the warehouse takes one at a time.
+
+        Raises:
+            WarehouseBusyError: it was not free in time.
+        """
+
+    @abstractmethod
+    def query(
+        self, sql: str, parameters: Sequence[Any] = (), timeout_s: float | None = None
+    ) -> list[tuple[Any, ...]]:
+        """All rows of a query; ``?`` stands for a parameter."""
+
+    @abstractmethod
+    def row_counts(self, timeout_s: float | None = None) -> dict[str, int]:
+        """Rows of each table and view of ours by ``schema.name``; {} where there is none."""
 
 
-class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
+class DuckDBWarehouse(WarehouseResource):
     """A DuckDB file. One process has it at a time: others wait, up to ``timeout_s`` seconds."""
 
     path: str
     timeout_s: float = 1800
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """The warehouse that the settings name."""
-        return cls(path=str(settings.warehouse_path))
 
     @contextmanager
     def exclusive(self, timeout_s: float | None = None) -> Iterator[None]:
@@ -139,24 +189,24 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
         )
 
     def replace_partitions(
-        self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]
+        self,
+        dataset: Dataset,
+        uris: Sequence[str],
+        versions: Mapping[str, str],
+        origin: Origin = Origin(),
     ) -> LoadResult:
-        """Delete and insert the partitions ``versions`` in one transaction.
-
-        ``uris`` are Parquet files that hold rows of those partitions only. A new nullable column
-        of the declaration is added to the table first.
-
-        Raises:
-            WarehouseSchemaError: the table or a file differs otherwise, or a row belongs to none
-                of the partitions; nothing was written.
-        """
+        """Delete and insert in one transaction; see ``WarehouseResource``."""
         with self.connect() as connection, _transaction(connection):
             return _load(connection, dataset, uris, versions)
 
     def replace_table(
-        self, dataset: Dataset, uris: Sequence[str], versions: Mapping[str, str]
+        self,
+        dataset: Dataset,
+        uris: Sequence[str],
+        versions: Mapping[str, str],
+        origin: Origin = Origin(),
     ) -> LoadResult:
-        """Create the table anew from ``uris``, in one transaction, whatever columns it had."""
+        """Drop, create and insert in one transaction; see ``WarehouseResource``."""
         with self.connect() as connection, _transaction(connection):
             connection.execute(f"drop table if exists {_qualified(connection, dataset.table)}")
             _create_record(connection)
@@ -191,6 +241,23 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
         """All rows of a query."""
         with self.connect(timeout_s=timeout_s) as connection:
             return connection.execute(sql, list(parameters)).fetchall()
+
+    def row_counts(self, timeout_s: float | None = None) -> dict[str, int]:
+        """Rows of each table and view; {} where the file is not there."""
+        if not Path(self.path).exists():
+            return {}
+        names = self.query(
+            "select table_catalog, table_schema, table_name from information_schema.tables"
+            " where table_schema <> 'retail_operations'",
+            timeout_s=timeout_s,
+        )
+        if not names:
+            return {}
+        counts = " union all ".join(
+            f'select \'{schema}.{name}\', count(*) from "{catalog}"."{schema}"."{name}"'
+            for catalog, schema, name in names
+        )
+        return dict(self.query(counts, timeout_s=timeout_s))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from retail_assets.dataset import Column, Dataset
 from retail_assets.resources.lake import (
     BrokenStateError,
     LakeBusyError,
-    LakeResource,
+    LocalLake,
     split_by_partition,
 )
 
@@ -35,8 +35,8 @@ D1, D2, D3 = "2011-01-01", "2011-01-02", "2011-01-03"
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> LakeResource:
-    return LakeResource(root=str(tmp_path / "lake"))
+def lake(tmp_path: Path) -> LocalLake:
+    return LocalLake(root=str(tmp_path / "lake"))
 
 
 def rows(day: str, *ids: int) -> tuple[str, pa.Table]:
@@ -44,14 +44,14 @@ def rows(day: str, *ids: int) -> tuple[str, pa.Table]:
     return day, pa.Table.from_pylist(records, schema=SALES.arrow_schema)
 
 
-def replace(lake: LakeResource, keys: list[str], *parts: tuple[str, pa.Table]) -> dict[str, int]:
+def replace(lake: LocalLake, keys: list[str], *parts: tuple[str, pa.Table]) -> dict[str, int]:
     with lake.staging("run") as stage:
         counts = stage.write_partitions("processed", SALES, "day", parts)
         stage.publish("processed", SALES, "day", keys)
     return counts
 
 
-def content(lake: LakeResource) -> dict[str, list[int]]:
+def content(lake: LocalLake) -> dict[str, list[int]]:
     """What a reader of processed/<schema>/<table>/**/*.parquet sees, by folder."""
     folder = lake.path("processed/shop/sales")
     return {
@@ -60,12 +60,12 @@ def content(lake: LakeResource) -> dict[str, list[int]]:
     }
 
 
-def files(lake: LakeResource) -> list[str]:
+def files(lake: LocalLake) -> list[str]:
     root = Path(lake.root)
     return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
 
 
-def test_publish_writes_one_file_a_partition(lake: LakeResource) -> None:
+def test_publish_writes_one_file_a_partition(lake: LocalLake) -> None:
     assert replace(lake, [D1, D2], rows(D1, 1, 2), rows(D2, 3)) == {D1: 2, D2: 1}
 
     assert content(lake) == {f"day={D1}": [1, 2], f"day={D2}": [3]}
@@ -75,7 +75,7 @@ def test_publish_writes_one_file_a_partition(lake: LakeResource) -> None:
     ]
 
 
-def test_publish_replaces_its_partitions_and_no_others(lake: LakeResource) -> None:
+def test_publish_replaces_its_partitions_and_no_others(lake: LocalLake) -> None:
     replace(lake, [D1, D2], rows(D1, 1, 2), rows(D2, 3))
 
     replace(lake, [D2], rows(D2, 4, 5))
@@ -83,7 +83,7 @@ def test_publish_replaces_its_partitions_and_no_others(lake: LakeResource) -> No
     assert content(lake) == {f"day={D1}": [1, 2], f"day={D2}": [4, 5]}
 
 
-def test_publish_empties_what_was_not_staged(lake: LakeResource) -> None:
+def test_publish_empties_what_was_not_staged(lake: LocalLake) -> None:
     replace(lake, [D1, D2], rows(D1, 1), rows(D2, 2))
 
     replace(lake, [D1, D2, D3], rows(D2, 3))
@@ -92,7 +92,7 @@ def test_publish_empties_what_was_not_staged(lake: LakeResource) -> None:
     assert not lake.partition_path("processed", SALES, "day", D1).exists()
 
 
-def test_publish_twice_changes_no_byte(lake: LakeResource) -> None:
+def test_publish_twice_changes_no_byte(lake: LocalLake) -> None:
     replace(lake, [D1], rows(D1, 1, 2))
     file = lake.partition_path("processed", SALES, "day", D1) / "part-0.parquet"
     before = file.read_bytes()
@@ -103,7 +103,7 @@ def test_publish_twice_changes_no_byte(lake: LakeResource) -> None:
 
 
 def test_bytes_do_not_depend_on_the_lake_or_the_other_partitions(tmp_path: Path) -> None:
-    one, other = LakeResource(root=str(tmp_path / "a")), LakeResource(root=str(tmp_path / "b"))
+    one, other = LocalLake(root=str(tmp_path / "a")), LocalLake(root=str(tmp_path / "b"))
 
     replace(one, [D1], rows(D1, 1, 2))
     replace(other, [D1, D2, D3], rows(D1, 1, 2), rows(D2, 3), rows(D3, 4))
@@ -113,7 +113,7 @@ def test_bytes_do_not_depend_on_the_lake_or_the_other_partitions(tmp_path: Path)
     assert first == second
 
 
-def test_publish_removes_a_stranger_file_of_its_partition(lake: LakeResource) -> None:
+def test_publish_removes_a_stranger_file_of_its_partition(lake: LocalLake) -> None:
     replace(lake, [D1, D2], rows(D1, 1), rows(D2, 2))
     for day in (D1, D2):
         folder = lake.partition_path("processed", SALES, "day", day)
@@ -126,7 +126,7 @@ def test_publish_removes_a_stranger_file_of_its_partition(lake: LakeResource) ->
     assert len(list(lake.partition_path("processed", SALES, "day", D2).iterdir())) == 2
 
 
-def test_publish_removes_a_stranger_folder_of_its_partition(lake: LakeResource) -> None:
+def test_publish_removes_a_stranger_folder_of_its_partition(lake: LocalLake) -> None:
     replace(lake, [D1], rows(D1, 1))
     stranger = lake.partition_path("processed", SALES, "day", D1) / "_temporary"
     stranger.mkdir()
@@ -137,14 +137,14 @@ def test_publish_removes_a_stranger_folder_of_its_partition(lake: LakeResource) 
     assert content(lake) == {f"day={D1}": [2]}
 
 
-def test_a_partition_staged_twice_is_refused(lake: LakeResource) -> None:
+def test_a_partition_staged_twice_is_refused(lake: LocalLake) -> None:
     with pytest.raises(FileExistsError):
         replace(lake, [D1], rows(D1, 1), rows(D1, 2))
 
     assert files(lake) == []
 
 
-def test_staging_leaves_nothing_on_an_exception(lake: LakeResource) -> None:
+def test_staging_leaves_nothing_on_an_exception(lake: LocalLake) -> None:
     replace(lake, [D1], rows(D1, 1))
     before = files(lake)
 
@@ -161,7 +161,7 @@ def test_staging_leaves_nothing_on_an_exception(lake: LakeResource) -> None:
     assert content(lake) == {f"day={D1}": [1]}
 
 
-def test_staging_removes_what_a_killed_run_left_long_ago(lake: LakeResource) -> None:
+def test_staging_removes_what_a_killed_run_left_long_ago(lake: LocalLake) -> None:
     old, recent = lake.path("_stage/runs/old"), lake.path("_stage/runs/recent")
     for folder in (old, recent):
         folder.mkdir(parents=True)
@@ -173,7 +173,7 @@ def test_staging_removes_what_a_killed_run_left_long_ago(lake: LakeResource) -> 
         assert recent.exists()
 
 
-def test_runs_that_stage_at_once_do_not_disturb_each_other(lake: LakeResource) -> None:
+def test_runs_that_stage_at_once_do_not_disturb_each_other(lake: LocalLake) -> None:
     errors: list[BaseException] = []
 
     def stage_often() -> None:
@@ -193,7 +193,7 @@ def test_runs_that_stage_at_once_do_not_disturb_each_other(lake: LakeResource) -
     assert errors == []
 
 
-def test_partition_uris_are_those_that_hold_rows(lake: LakeResource) -> None:
+def test_partition_uris_are_those_that_hold_rows(lake: LocalLake) -> None:
     replace(lake, [D1, D2, D3], rows(D1, 1), rows(D3, 2))
 
     uris = lake.partition_uris(SALES, [D1, D2, D3])
@@ -202,14 +202,14 @@ def test_partition_uris_are_those_that_hold_rows(lake: LakeResource) -> None:
     assert all(Path(uri).is_file() for uri in uris)
 
 
-def test_partition_rows_counts_what_the_files_hold(lake: LakeResource) -> None:
+def test_partition_rows_counts_what_the_files_hold(lake: LocalLake) -> None:
     replace(lake, [D1, D2], rows(D1, 1, 2, 3), rows(D2, 4))
 
     assert lake.partition_rows("processed", SALES, "day", [D1, D2, D3]) == {D1: 3, D2: 1, D3: 0}
     assert lake.partition_rows("quarantine", SALES, "day", [D1]) == {D1: 0}
 
 
-def test_state_comes_back_as_it_was_written(lake: LakeResource) -> None:
+def test_state_comes_back_as_it_was_written(lake: LocalLake) -> None:
     assert lake.read_state("shop/manifest") is None
 
     lake.write_state("shop/manifest", {"b": [1, None], "a": "é"})
@@ -219,7 +219,7 @@ def test_state_comes_back_as_it_was_written(lake: LakeResource) -> None:
     assert files(lake) == ["_state/shop/manifest.json"]
 
 
-def test_state_that_cannot_be_written_leaves_the_old_one(lake: LakeResource) -> None:
+def test_state_that_cannot_be_written_leaves_the_old_one(lake: LocalLake) -> None:
     lake.write_state("manifest", {"version": 1})
 
     with pytest.raises(TypeError):
@@ -229,7 +229,7 @@ def test_state_that_cannot_be_written_leaves_the_old_one(lake: LakeResource) -> 
     assert files(lake) == ["_state/manifest.json"]
 
 
-def test_a_reader_of_state_never_sees_half_of_it(lake: LakeResource) -> None:
+def test_a_reader_of_state_never_sees_half_of_it(lake: LocalLake) -> None:
     states = [{"values": [n] * 20_000} for n in range(2)]
     lake.write_state("manifest", states[0])
     done = threading.Event()
@@ -250,7 +250,7 @@ def test_a_reader_of_state_never_sees_half_of_it(lake: LakeResource) -> None:
 
 
 @pytest.mark.parametrize("broken", [b'{"a": ', b"", b"\x00" * 20, b'{"a": "\xff"}'])
-def test_broken_state_says_which_file_and_what_to_do(lake: LakeResource, broken: bytes) -> None:
+def test_broken_state_says_which_file_and_what_to_do(lake: LocalLake, broken: bytes) -> None:
     lake.write_state("shop/manifest", {"a": 1})
     path = lake.path("_state/shop/manifest.json")
     path.write_bytes(broken)
@@ -261,14 +261,14 @@ def test_broken_state_says_which_file_and_what_to_do(lake: LakeResource, broken:
     assert str(path) in str(error.value)
 
 
-def test_state_is_json_with_sorted_keys(lake: LakeResource) -> None:
+def test_state_is_json_with_sorted_keys(lake: LocalLake) -> None:
     lake.write_state("manifest", {"b": 1, "a": 2})
 
     text = lake.path("_state/manifest.json").read_text()
     assert list(json.loads(text)) == ["a", "b"]
 
 
-def test_a_lock_held_by_another_process_is_waited_for_then_given_up(lake: LakeResource) -> None:
+def test_a_lock_held_by_another_process_is_waited_for_then_given_up(lake: LocalLake) -> None:
     holder = subprocess.Popen(
         [
             sys.executable,

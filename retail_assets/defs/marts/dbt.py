@@ -22,7 +22,7 @@ from retail_assets.resources.dbt import (
     window_environment,
 )
 from retail_assets.resources.dbt_cli import LeanDbtCliResource
-from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets.resources.warehouse import WarehouseResource
 from retail_assets.settings import Settings
 
 MARTS_STAGE = "marts"
@@ -63,7 +63,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         dagster_dbt_translator=RetailTranslator(),
     )
     def online_retail_dbt_models(
-        context: dg.AssetExecutionContext, dbt: LeanDbtCliResource, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, dbt: LeanDbtCliResource, warehouse: WarehouseResource
     ) -> Iterator[Any]:
         with failures_by_kind(context.retry_number):
             landed = warehouse.loaded_versions(ONLINE_RETAIL_DATA)

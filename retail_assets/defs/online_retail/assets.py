@@ -26,7 +26,7 @@ from retail_assets.defs.online_retail.transforms import (
 )
 from retail_assets.errors import failures_by_kind
 from retail_assets.resources.lake import LakeResource, split_by_partition
-from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets.resources.warehouse import Origin, WarehouseResource
 from retail_assets.settings import Settings
 
 RAW = dg.AssetKey([DOMAIN, "raw_online_retail"])
@@ -78,7 +78,7 @@ def build_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition
         return dg.MaterializeResult(
             metadata=manifest_metadata(found.manifest)
             | {
-                "path": dg.MetadataValue.path(str(lake.path(f"raw/{DOMAIN}"))),
+                "path": dg.MetadataValue.path(lake.uri(f"raw/{DOMAIN}")),
                 "changed_days": len(found.changed_days),
                 "changed": ", ".join(found.changed_days[:50]),
             },
@@ -110,7 +110,7 @@ def build_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition
             )
         return dg.MaterializeResult(
             metadata={
-                "path": dg.MetadataValue.path(str(lake.path(f"processed/{DOMAIN}"))),
+                "path": dg.MetadataValue.path(lake.uri(f"processed/{DOMAIN}")),
                 "partitions_in_run": len(context.partition_keys),
             }
         )
@@ -131,7 +131,7 @@ def build_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition
         },
     )
     def online_retail_data(
-        context: dg.AssetExecutionContext, lake: LakeResource, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, lake: LakeResource, warehouse: WarehouseResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with failures_by_kind(context.retry_number):
             versions = processed_versions(lake, context.partition_keys)
@@ -139,11 +139,16 @@ def build_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition
                 ONLINE_RETAIL_DATA,
                 lake.partition_uris(ONLINE_RETAIL_DATA, context.partition_keys),
                 versions,
+                Origin(context.run.run_id, LANDED.to_user_string()),
             )
         for day, rows in loaded.rows.items():
             context.add_asset_metadata({"dagster/partition_row_count": rows}, partition_key=day)
         return dg.MaterializeResult(
-            metadata={"rows_in_run": loaded.total, "partitions_in_run": len(loaded.rows)}
+            metadata={
+                "rows_in_run": loaded.total,
+                "partitions_in_run": len(loaded.rows),
+                **loaded.metadata,
+            }
         )
 
     return [raw_online_retail, processed_online_retail_data, online_retail_data]
@@ -162,12 +167,12 @@ def write_days(lake: LakeResource, run_id: str, days: Sequence[str]) -> dict[str
     import duckdb
 
     manifest = read_manifest(lake)
-    if manifest is None or not lake.path(manifest.typed).exists():
+    if manifest is None or not lake.exists(manifest.typed):
         raise SourceError(
             f"the typed source is not in the lake at {lake.root}. Materialize raw_online_retail"
             " first."
         )
-    typed = f"read_parquet('{lake.path(manifest.typed)}')"
+    typed = f"read_parquet('{lake.local_file(manifest.typed)}')"
     where = day_predicate(_DAY, days)
     with duckdb.connect() as connection, lake.staging(run_id) as stage:
         rows = derive_columns(connection, typed, where)
@@ -272,13 +277,11 @@ def ledger_balances(lake: LakeResource) -> dg.AssetCheckResult:
 )
 def schema_matches_contract(lake: LakeResource) -> dg.AssetCheckResult:
     """Compare the schema of the first, the middle and the last file with the contract."""
-    import pyarrow.parquet as pq
-
     uris = lake.partition_uris(ONLINE_RETAIL_DATA, sorted(read_processed(lake)))
     expected = {f.name: str(f.type) for f in ONLINE_RETAIL_DATA.arrow_schema}
     off = {}
     for uri in {uris[0], uris[len(uris) // 2], uris[-1]} if uris else set():
-        found = {f.name: str(f.type) for f in pq.read_schema(uri)}
+        found = {f.name: str(f.type) for f in lake.read_schema(uri)}
         if found != expected:
             off[uri] = found
     return dg.AssetCheckResult(

@@ -24,7 +24,7 @@ from retail_assets.defs.online_retail.source import (
 from retail_assets.defs.online_retail.transforms import DayLedger, contiguous_ranges
 from retail_assets.resources.download import DownloadError, Fingerprint
 from retail_assets.resources.lake import LakeResource
-from retail_assets.resources.warehouse import DuckDBWarehouse, WarehouseBusyError
+from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings
 
 REQUEST_TAG = "retail_assets/request"
@@ -190,7 +190,7 @@ def _fingerprints(ledgers: Mapping[str, DayLedger]) -> dict[str, str]:
 
 
 def pending_days(
-    lake: LakeResource, warehouse: DuckDBWarehouse, valid: Iterable[str]
+    lake: LakeResource, warehouse: WarehouseResource, valid: Iterable[str]
 ) -> tuple[str, ...]:
     """Days of ``valid`` whose processed or landed partition is not what the source now holds."""
     manifest = read_manifest(lake)
@@ -254,7 +254,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
 
     @dg.schedule(job=lake_to_warehouse, cron_schedule="0 4 * * *", execution_timezone="UTC")
     def online_retail_lake_to_warehouse_daily(
-        context: dg.ScheduleEvaluationContext, lake: LakeResource, warehouse: DuckDBWarehouse
+        context: dg.ScheduleEvaluationContext, lake: LakeResource, warehouse: WarehouseResource
     ) -> list[dg.RunRequest] | dg.SkipReason:
         """Load the days whose processed partition is newer than the warehouse's."""
         valid = set(days.get_partition_keys())
@@ -290,7 +290,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
     def source_sensor(
         context: dg.SensorEvaluationContext,
         lake: LakeResource,
-        warehouse: DuckDBWarehouse,
+        warehouse: WarehouseResource,
         online_retail_source: OnlineRetailSource,
     ) -> dg.SensorResult | dg.SkipReason:
         notes: list[str] = []

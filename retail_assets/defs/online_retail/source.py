@@ -5,7 +5,6 @@ days (assets.py), how a row is typed (transforms.py), HTTP (resources/download.p
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -225,7 +224,7 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             version = self._version(files)
             processed = read_processed(lake)
             known = previous is not None and previous.version == version
-            if previous is not None and known and lake.path(previous.typed).exists():
+            if previous is not None and known and lake.exists(previous.typed):
                 manifest = replace(previous, files=files)
                 typed = False
                 if not allow_emptying:
@@ -251,15 +250,13 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         self, lake: LakeResource, previous: Manifest | None
     ) -> tuple[tuple[SourceFile, ...], bool]:
         known = dict(enumerate(previous.files)) if previous else {}
-        inbox = lake.path(f"_stage/{DOMAIN}/inbox")
         files, downloaded = [], False
-        try:
+        with lake.scratch() as inbox:
             for number, location in enumerate(self.locations):
                 shown = _shown(location)
                 before = known.get(number)
-                if before and (before.location != shown or not lake.path(before.raw).exists()):
+                if before and (before.location != shown or not lake.exists(before.raw)):
                     before = None
-                inbox.mkdir(parents=True, exist_ok=True)
                 name = _file_name(location)
                 got = fetch(
                     location,
@@ -274,10 +271,9 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
                     continue
                 assert got.sha256 is not None and got.path is not None
                 raw = f"raw/{DOMAIN}/{got.sha256[:16]}/{name}"
-                target = lake.path(raw)
-                if not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    got.path.replace(target)
+                size = got.path.stat().st_size
+                if not lake.exists(raw):
+                    lake.put_file(raw, got.path)
                 downloaded = True
                 files.append(
                     SourceFile(
@@ -286,12 +282,10 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
                         last_modified=got.last_modified,
                         size=got.size,
                         sha256=got.sha256,
-                        bytes=target.stat().st_size,
+                        bytes=size,
                         raw=raw,
                     )
                 )
-        finally:
-            shutil.rmtree(inbox, ignore_errors=True)
         return tuple(files), downloaded
 
     def _take(
@@ -307,26 +301,25 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """
         import duckdb
 
-        scratch = lake.path(f"_stage/{DOMAIN}/unpacked")
-        typed = lake.path(f"_stage/{DOMAIN}/{version}.parquet")
-        partial = typed.with_suffix(".tmp")
-        try:
-            with ExitStack() as stack, duckdb.connect() as connection:
-                tables: list[TextTable] = []
-                for file in files:
-                    tables += stack.enter_context(open_tables(lake.path(file.raw), scratch))
-                matches = [match_header(table.header, table.label) for table in tables]
-                rows = type_rows(connection, list(zip(tables, matches, strict=True)))
-                try:
-                    rows.write_parquet(
-                        str(partial), compression="snappy"
-                    )  # written once, read twice
-                except duckdb.Error:
-                    for table in tables:  # what broke while DuckDB pulled, in its own words
-                        if table.failure is not None:
-                            raise table.failure from None
-                    raise
-                manifest, unplaced = self._describe(connection, partial, tables, files, version)
+        typed = f"_stage/{DOMAIN}/{version}.parquet"
+        with ExitStack() as stack, duckdb.connect() as connection:
+            scratch = stack.enter_context(lake.scratch())
+            partial = scratch / "typed.parquet"
+            tables: list[TextTable] = []
+            for file in files:
+                raw = lake.local_file(file.raw)
+                tables += stack.enter_context(open_tables(raw, scratch / "unpacked"))
+            matches = [match_header(table.header, table.label) for table in tables]
+            rows = type_rows(connection, list(zip(tables, matches, strict=True)))
+            try:
+                # Read once or twice, then replaced: quick to write rather than small.
+                rows.write_parquet(str(partial), compression="snappy")
+            except duckdb.Error:
+                for table in tables:  # what broke while DuckDB pulled, in its own words
+                    if table.failure is not None:
+                        raise table.failure from None
+                raise
+            manifest, unplaced = self._describe(connection, partial, tables, files, version)
             manifest = replace(
                 manifest,
                 extra_columns=tuple(sorted({name for match in matches for name in match.extra})),
@@ -334,14 +327,11 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             if processed is not None:
                 self._refuse_to_empty(manifest, processed)
             self._quarantine(lake, version, unplaced)
-            partial.replace(typed)
-        finally:
-            partial.unlink(missing_ok=True)
-            shutil.rmtree(scratch, ignore_errors=True)
+            lake.put_file(typed, partial)
         lake.write_state(MANIFEST, manifest.to_json())
-        for old in typed.parent.glob("*.parquet"):
-            if old != typed:
-                old.unlink()
+        for old in lake.list_objects(f"_stage/{DOMAIN}/"):
+            if old.name != typed:
+                lake.delete(old.name)
         return manifest
 
     def _describe(

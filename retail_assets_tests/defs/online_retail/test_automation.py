@@ -44,7 +44,7 @@ from retail_assets.defs.online_retail.source import (
 )
 from retail_assets.defs.online_retail.transforms import DayLedger, contiguous_ranges
 from retail_assets.resources.download import Fingerprint
-from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake import LocalLake
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings, load_settings
 
@@ -237,7 +237,7 @@ class House:
     settings: Settings
     instance: dg.DagsterInstance
     origin: Path
-    lake: LakeResource
+    lake: LocalLake
     warehouse: DuckDBWarehouse
     source: OnlineRetailSource
     clock: int = 1_600_000_000
@@ -362,7 +362,7 @@ def make_house(tmp_path: Path, instance: dg.DagsterInstance) -> House:
         settings,
         instance,
         origin,
-        LakeResource(root=settings.lake),
+        LocalLake(root=settings.lake),
         DuckDBWarehouse(path=str(settings.warehouse_path), timeout_s=30),
         OnlineRetailSource(
             locations=[str(origin)],

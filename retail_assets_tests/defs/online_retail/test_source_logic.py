@@ -28,7 +28,7 @@ from retail_assets.defs.online_retail.source import (
     record_processed,
 )
 from retail_assets.defs.online_retail.transforms import DayLedger, SchemaDriftError
-from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake import LocalLake
 from retail_assets.resources.tabular import UnreadableFileError
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
@@ -39,8 +39,8 @@ def line(day: str = "2010-12-01", invoice: str = "536365", quantity: str = "6") 
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> LakeResource:
-    return LakeResource(root=str(tmp_path / "lake"))
+def lake(tmp_path: Path) -> LocalLake:
+    return LocalLake(root=str(tmp_path / "lake"))
 
 
 Source = Callable[..., OnlineRetailSource]
@@ -66,7 +66,7 @@ def source(tmp_path: Path) -> Source:
     return make
 
 
-def files(lake: LakeResource, zone: str) -> dict[str, bytes]:
+def files(lake: LocalLake, zone: str) -> dict[str, bytes]:
     root = Path(lake.root)
     return {
         str(p.relative_to(root)): p.read_bytes()
@@ -123,7 +123,7 @@ def test_a_day_that_vanished_is_changed_until_it_is_recorded_as_empty() -> None:
 # ---- the record and the manifest
 
 
-def test_the_record_is_merged_day_by_day(lake: LakeResource) -> None:
+def test_the_record_is_merged_day_by_day(lake: LocalLake) -> None:
     assert read_processed(lake) == {}
     one, two = DayLedger("a", 5, 1, 1), DayLedger("b", 2, 0, 0)
 
@@ -137,7 +137,7 @@ def test_the_record_is_merged_day_by_day(lake: LakeResource) -> None:
     }
 
 
-def test_a_manifest_comes_back_from_the_lake_as_it_was(lake: LakeResource, source: Source) -> None:
+def test_a_manifest_comes_back_from_the_lake_as_it_was(lake: LocalLake, source: Source) -> None:
     assert read_manifest(lake) is None
 
     found = source(line(), line(), line("2010-12-03", quantity="x")).refresh(lake)
@@ -149,7 +149,7 @@ def test_a_manifest_comes_back_from_the_lake_as_it_was(lake: LakeResource, sourc
         _ = replace(found.manifest, days={}).span
 
 
-def test_the_metadata_balances(lake: LakeResource, source: Source) -> None:
+def test_the_metadata_balances(lake: LocalLake, source: Source) -> None:
     rows = (line(), line(), line(quantity="x"), line("2031-01-01"), line("never"))
     shown = manifest_metadata(source(*rows).refresh(lake).manifest)
 
@@ -164,7 +164,7 @@ def test_the_metadata_balances(lake: LakeResource, source: Source) -> None:
 
 
 def test_a_first_look_fetches_types_and_finds_every_day_changed(
-    lake: LakeResource, source: Source
+    lake: LocalLake, source: Source
 ) -> None:
     found = source(line(), line(), line("2010-12-03", quantity="x")).refresh(lake)
 
@@ -180,7 +180,7 @@ def test_a_first_look_fetches_types_and_finds_every_day_changed(
 
 
 def test_an_unchanged_source_is_neither_fetched_nor_typed_again(
-    lake: LakeResource, source: Source
+    lake: LocalLake, source: Source
 ) -> None:
     behind = source(line(), line("2010-12-02"))
     first = behind.refresh(lake)
@@ -198,7 +198,7 @@ def test_an_unchanged_source_is_neither_fetched_nor_typed_again(
 
 
 def test_a_relative_path_is_not_fetched_again(
-    lake: LakeResource, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lake: LocalLake, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source(line())
     monkeypatch.chdir(tmp_path)
@@ -209,7 +209,7 @@ def test_a_relative_path_is_not_fetched_again(
 
 
 def test_another_change_time_alone_types_nothing_again(
-    lake: LakeResource, source: Source, tmp_path: Path
+    lake: LocalLake, source: Source, tmp_path: Path
 ) -> None:
     behind = source(line())
     first = behind.refresh(lake)
@@ -223,7 +223,7 @@ def test_another_change_time_alone_types_nothing_again(
     assert second.manifest.is_of(behind.probe())
 
 
-def test_a_changed_file_is_known_by_its_changed_days(lake: LakeResource, source: Source) -> None:
+def test_a_changed_file_is_known_by_its_changed_days(lake: LocalLake, source: Source) -> None:
     first = source(line("2010-12-01"), line("2010-12-02"), line("2010-12-03")).refresh(lake)
     record_processed(lake, first.manifest.days)
 
@@ -236,7 +236,7 @@ def test_a_changed_file_is_known_by_its_changed_days(lake: LakeResource, source:
     assert lake.path(first.manifest.files[0].raw).exists()
 
 
-def test_the_order_of_rows_changes_no_day(lake: LakeResource, source: Source) -> None:
+def test_the_order_of_rows_changes_no_day(lake: LocalLake, source: Source) -> None:
     rows = [line(invoice=str(n)) for n in range(5)]
     first = source(*rows).refresh(lake)
     record_processed(lake, first.manifest.days)
@@ -244,7 +244,7 @@ def test_the_order_of_rows_changes_no_day(lake: LakeResource, source: Source) ->
     assert source(*reversed(rows)).refresh(lake).changed_days == ()
 
 
-def test_another_span_types_again(lake: LakeResource, source: Source) -> None:
+def test_another_span_types_again(lake: LocalLake, source: Source) -> None:
     rows = (line("2010-12-01"), line("2010-12-02"))
     assert source(*rows).refresh(lake).manifest.unplaced == 0
 
@@ -255,7 +255,7 @@ def test_another_span_types_again(lake: LakeResource, source: Source) -> None:
     assert list(found.manifest.days) == ["2010-12-01"]
 
 
-def test_rows_without_a_day_are_quarantined_apart(lake: LakeResource, source: Source) -> None:
+def test_rows_without_a_day_are_quarantined_apart(lake: LocalLake, source: Source) -> None:
     behind = source(line(), line("never"), line("2031-05-05"), "too,short\n")
     manifest = behind.refresh(lake).manifest
 
@@ -271,7 +271,7 @@ def test_rows_without_a_day_are_quarantined_apart(lake: LakeResource, source: So
     assert manifest.read == 4
 
 
-def test_several_files_are_one_source(lake: LakeResource, source: Source, tmp_path: Path) -> None:
+def test_several_files_are_one_source(lake: LocalLake, source: Source, tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "sales.csv", tmp_path / "b" / "sales.csv"]
     for path, rows in zip(paths, (line() + line("2010-12-02"), line("2010-12-02")), strict=True):
         path.parent.mkdir()
@@ -285,7 +285,7 @@ def test_several_files_are_one_source(lake: LakeResource, source: Source, tmp_pa
 
 
 def test_two_zips_with_a_member_of_one_name_are_both_read(
-    lake: LakeResource, source: Source, tmp_path: Path
+    lake: LocalLake, source: Source, tmp_path: Path
 ) -> None:
     paths = []
     for number, invoice in enumerate(("536365", "536366")):
@@ -301,7 +301,7 @@ def test_two_zips_with_a_member_of_one_name_are_both_read(
     assert (manifest.read, manifest.days["2010-12-01"].duplicates) == (2, 0)
 
 
-def test_extra_columns_are_reported(lake: LakeResource, source: Source, tmp_path: Path) -> None:
+def test_extra_columns_are_reported(lake: LocalLake, source: Source, tmp_path: Path) -> None:
     path = tmp_path / "extra.csv"
     path.write_text("Till," + HEADER + "3," + line())
 
@@ -330,7 +330,7 @@ Broken = pytest.mark.parametrize(
 
 @Broken
 def test_a_file_that_is_no_table_is_a_permanent_failure(
-    lake: LakeResource, source: Source, tmp_path: Path, text: str, error: type[Exception]
+    lake: LocalLake, source: Source, tmp_path: Path, text: str, error: type[Exception]
 ) -> None:
     path = tmp_path / "broken.csv"
     path.write_text(text)
@@ -341,7 +341,7 @@ def test_a_file_that_is_no_table_is_a_permanent_failure(
 
 @Broken
 def test_a_file_that_is_no_table_changes_nothing(
-    lake: LakeResource, source: Source, tmp_path: Path, text: str, error: type[Exception]
+    lake: LocalLake, source: Source, tmp_path: Path, text: str, error: type[Exception]
 ) -> None:
     source(line(), line("never")).refresh(lake)
     before = {zone: files(lake, zone) for zone in ("_state", "_stage", "quarantine")}
@@ -355,7 +355,7 @@ def test_a_file_that_is_no_table_changes_nothing(
 
 
 @pytest.fixture
-def filled(lake: LakeResource, source: Source) -> list[str]:
+def filled(lake: LocalLake, source: Source) -> list[str]:
     """The lines of ten days, all of them processed, and one row without a day."""
     days = [f"2010-12-{n:02}" for n in range(1, 11)]
     found = source(*map(line, days), line("never")).refresh(lake)
@@ -364,7 +364,7 @@ def filled(lake: LakeResource, source: Source) -> list[str]:
 
 
 def test_a_source_that_would_empty_more_than_a_tenth_is_refused(
-    lake: LakeResource, source: Source, filled: list[str]
+    lake: LocalLake, source: Source, filled: list[str]
 ) -> None:
     with pytest.raises(SourceError, match="--allow-emptying") as error:
         source(*filled[:8]).refresh(lake)
@@ -373,7 +373,7 @@ def test_a_source_that_would_empty_more_than_a_tenth_is_refused(
 
 
 def test_a_refused_source_changes_nothing(
-    lake: LakeResource, source: Source, filled: list[str]
+    lake: LocalLake, source: Source, filled: list[str]
 ) -> None:
     before = {zone: files(lake, zone) for zone in ("_state", "quarantine")}
 
@@ -386,15 +386,13 @@ def test_a_refused_source_changes_nothing(
     assert lake.path(manifest.typed).exists()
 
 
-def test_a_tenth_may_be_emptied(lake: LakeResource, source: Source, filled: list[str]) -> None:
+def test_a_tenth_may_be_emptied(lake: LocalLake, source: Source, filled: list[str]) -> None:
     found = source(*filled[:9]).refresh(lake)
 
     assert found.changed_days == ("2010-12-10",)
 
 
-def test_the_flag_allows_any_emptying(
-    lake: LakeResource, source: Source, filled: list[str]
-) -> None:
+def test_the_flag_allows_any_emptying(lake: LocalLake, source: Source, filled: list[str]) -> None:
     found = source(filled[4]).refresh(lake, allow_emptying=True)
 
     assert len(found.changed_days) == 9
@@ -402,7 +400,7 @@ def test_the_flag_allows_any_emptying(
 
 
 def test_days_that_are_all_quarantined_count_as_emptied(
-    lake: LakeResource, source: Source, filled: list[str]
+    lake: LocalLake, source: Source, filled: list[str]
 ) -> None:
     broken = [text.replace(",6,", ",six,") for text in filled[:3]]
 
@@ -411,7 +409,7 @@ def test_days_that_are_all_quarantined_count_as_emptied(
 
 
 def test_days_outside_a_narrower_span_do_not_count_as_emptied(
-    lake: LakeResource, source: Source, filled: list[str]
+    lake: LocalLake, source: Source, filled: list[str]
 ) -> None:
     found = source(*filled, last_day="2010-12-02").refresh(lake)
 
@@ -420,7 +418,7 @@ def test_days_outside_a_narrower_span_do_not_count_as_emptied(
 
 @pytest.mark.parametrize("far", ["infinity", "2100-01-01 00:00:00"])
 def test_a_day_far_ahead_does_not_fill_an_open_span(
-    lake: LakeResource, source: Source, far: str
+    lake: LocalLake, source: Source, far: str
 ) -> None:
     behind = source(line(), line().replace("2010-12-01 08:26:00", far), last_day=None)
 
@@ -430,7 +428,7 @@ def test_a_day_far_ahead_does_not_fill_an_open_span(
     assert manifest.unplaced == 1
 
 
-def test_a_broken_manifest_says_how_to_mend_it(lake: LakeResource, source: Source) -> None:
+def test_a_broken_manifest_says_how_to_mend_it(lake: LocalLake, source: Source) -> None:
     behind = source(line())
     behind.refresh(lake)
     lake.path(f"_state/{MANIFEST}.json").write_text("{")
