@@ -138,6 +138,7 @@ def _become(streams: Sequence[int], folder: str, environment: Mapping[str, str])
 
 
 def _end_with_caller(connection: socket.socket) -> None:
-    # The caller sends nothing more: the end of its stream is its own end.
+    # The caller sends nothing more: the end of its stream is its own end. It was killed, for it
+    # would have waited, and so would dbt have been in its place.
     if not connection.recv(1):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGKILL)
