@@ -35,7 +35,7 @@ class DbtParseError(PermanentError):
 def dbt_variables(settings: Settings) -> dict[str, str]:
     """The vars of every dbt command. They never change between runs: dbt parses anew if one does.
 
-    What does change, the window of changed partitions, goes by ``window_environment``.
+    What does change, the window of changed partitions, goes by ``dbt_build``.
     """
     return {} if settings.bigquery else {"duckdb_path": str(settings.warehouse_path)}
 
@@ -64,23 +64,28 @@ def _target(settings: Settings) -> str:
 
 
 @contextmanager
-def window_environment(windows: Mapping[str, list[list[str]]]) -> Iterator[None]:
-    """Hand windows of changed partitions, by var name, to the dbt commands of the block.
+def dbt_build(settings: Settings, windows: Mapping[str, list[list[str]]]) -> Iterator[Path]:
+    """Around a build: the folder for its artifacts, with ``windows`` handed to dbt by var name.
 
-    As environment variables rather than ``--vars``: dbt then parses only the models that read
-    them, not the whole project.
+    One build at a time on this machine: they share the folder, which starts warm from the last.
+    The windows go as environment variables rather than ``--vars``: dbt then parses only the
+    models that read them, not the whole project.
     """
+    from filelock import FileLock
+
+    target = build_target_dir(settings)
     names = _window_variables(windows)
     before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with FileLock(target.with_suffix(".lock")):
+        os.environ.update(names)
+        try:
+            yield target
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def _window_variables(windows: Mapping[str, list[list[str]]]) -> dict[str, str]:
@@ -108,14 +113,11 @@ def dbt_resource(settings: Settings) -> "LeanDbtCliResource":
 
 
 def build_target_dir(settings: Settings) -> Path:
-    """Folder for a build's artifacts, seeded with the parsed project so that it starts warm.
-
-    Builds hold the warehouse while they run, so that one folder serves them all.
-    """
+    """Folder for builds' artifacts, seeded with the parsed project so that they start warm."""
     target = _parsed_dir(settings).with_name("build")
+    target.mkdir(parents=True, exist_ok=True)
     parsed = _parsed_dir(settings) / _PARTIAL_PARSE
     if parsed.exists() and not (target / _PARTIAL_PARSE).exists():
-        target.mkdir(parents=True, exist_ok=True)
         shutil.copy(parsed, target / _PARTIAL_PARSE)
     return target
 

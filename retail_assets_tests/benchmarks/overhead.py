@@ -209,13 +209,13 @@ def _check_result(event: Replayed) -> "dg.AssetCheckResult":
 def _start_dbt(resource: Any, span: tuple[str, str]) -> None:
     """Start dbt as the marts do, with the window of a first run and no node to build."""
     from retail_assets.defs.marts.dbt import WINDOW
-    from retail_assets.resources.dbt import build_target_dir, dbt_variables, window_environment
+    from retail_assets.resources.dbt import dbt_build, dbt_variables
     from retail_assets.settings import load_settings
 
     settings = load_settings()
     arguments = ["build", "--vars", json.dumps(dbt_variables(settings)), "--select", _NO_NODE]
-    with window_environment({WINDOW: [list(span)]}):
-        invocation = resource.cli(arguments, target_path=build_target_dir(settings))
+    with dbt_build(settings, {WINDOW: [list(span)]}) as target:
+        invocation = resource.cli(arguments, target_path=target)
         for _ in invocation.stream():
             raise AssertionError("dbt built a node that the benchmark did not select")
 

@@ -15,11 +15,10 @@ from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.transforms import contiguous_ranges
 from retail_assets.errors import failures_by_kind
 from retail_assets.resources.dbt import (
-    build_target_dir,
+    dbt_build,
     dbt_project,
     dbt_variables,
     prepare_project,
-    window_environment,
 )
 from retail_assets.resources.dbt_cli import LeanDbtCliResource
 from retail_assets.resources.warehouse import WarehouseResource
@@ -71,10 +70,8 @@ def build_defs(settings: Settings) -> dg.Definitions:
         window = changed_window(landed, built)
         context.log.info(f"window of changed days: {window}")
         arguments = ["build", "--vars", json.dumps(dbt_variables(settings))]
-        with warehouse.exclusive(), window_environment({WINDOW: window}):
-            yield from dbt.cli(
-                arguments, context=context, target_path=build_target_dir(settings)
-            ).stream()
+        with warehouse.exclusive(), dbt_build(settings, {WINDOW: window}) as target:
+            yield from dbt.cli(arguments, context=context, target_path=target).stream()
         # A subset may leave a fact behind: then the window stays open for the next whole run.
         if not context.is_subset:
             warehouse.record_versions(ONLINE_RETAIL_DATA, MARTS_STAGE, landed)
