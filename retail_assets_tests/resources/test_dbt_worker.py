@@ -1,6 +1,7 @@
 """The dbt process that waits for its command: it must be one with a process of the caller's."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +61,10 @@ def has_ended(process: psutil.Process) -> bool:
 @pytest.fixture
 def waiting(settings: Settings) -> Iterator[psutil.Process]:
     with dbt_ahead(settings, []):
+        deadline = time.monotonic() + 30
+        while not Path(os.environ[ADDRESS_VARIABLE]).exists():  # a command would run by itself
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         (worker,) = workers(os.getpid())
         yield worker
     assert not worker.is_running()
@@ -112,8 +117,9 @@ def test_a_command_runs_by_itself_where_the_waiting_process_died(
     assert "hello" in done.stdout
 
 
-def test_a_killed_command_does_not_run_on(
-    waiting: psutil.Process, tmp_path: Path
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_ended_does_not_run_on(
+    waiting: psutil.Process, tmp_path: Path, sent: signal.Signals
 ) -> None:
     endless = "select count(*) as n from range(4000000000) a, range(1000) b where a.range % 7 = 3"
     running = subprocess.Popen(
@@ -129,10 +135,13 @@ def test_a_killed_command_does_not_run_on(
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
-    running.kill()
+    running.send_signal(sent)  # SIGINT takes SIGTERM's way; dbt would first end its query
 
-    running.communicate(timeout=60)
+    output, _ = running.communicate(timeout=60)
     waiting.wait(10)
+    if sent == signal.SIGTERM:
+        assert running.returncode == 2
+        assert "it was killed" in output
 
 
 def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings) -> None:
@@ -147,7 +156,11 @@ def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdout.readline() == "waiting\n"
-    (worker,) = workers(parent.pid)
+    deadline = time.monotonic() + 30
+    while not (found := workers(parent.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (worker,) = found
 
     parent.kill()
     parent.communicate()
