@@ -11,18 +11,22 @@ unexport PYTHONDONTWRITEBYTECODE
 RUNTIME := $(VENV)/.runtime-installed
 DEVELOPMENT := $(VENV)/.development-installed
 
-.PHONY: help demo test dev lint format bench docs pins clean
+.PHONY: help demo test test-live dev lint format bench docs pins clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(RUNTIME) ## Install, generate a sample, run the whole graph, print what landed where
 	@for domain in $(DOMAINS); do \
 	  $(BIN)/retail-assets sample $$domain && $(BIN)/retail-assets run $$domain || exit 1; \
 	done
 
-test: $(DEVELOPMENT) ## Run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+test: $(DEVELOPMENT) ## Run the whole test suite, but for what needs a server
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not live" $(PYTEST_ARGS)
+
+test-live: $(DEVELOPMENT) ## Run what needs a server, on emulators that start and stop with it
+	@trap '.ci/servers stop' EXIT; trap 'exit 130' INT TERM; \
+	  PYTHON=$(PYTHON) .ci/servers start && $(BIN)/python -m pytest -m live -n 0 -ra $(PYTEST_ARGS)
 
 dev: $(RUNTIME) ## Start Dagster's UI and daemon on localhost:3000
 	@$(BIN)/retail-assets dev
@@ -52,6 +56,8 @@ pins: ## Resolve the ranges of pyproject.toml anew into the hashed requirements
 	$(VENV)/.pins/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	  --strip-extras --no-annotate --no-header --quiet --group dev -c requirements.txt \
 	  pyproject.toml -o requirements-dev.txt
+	$(VENV)/.pins/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	  --strip-extras --no-annotate --no-header --quiet .ci/emulators.in -o .ci/emulators.txt
 
 clean: ## Remove the environment and all local state
 	rm -rf $(VENV) .retail .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

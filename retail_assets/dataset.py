@@ -1,15 +1,15 @@
 """Dataset and Column: one declaration of a table, from which every schema derives.
 
-Here: the translation of a declaration to Arrow, DuckDB and Dagster's UI, and the comparison of
-a declaration with what a table really has. Not here: which tables exist (each domain's
-contract.py), reading or writing them (resources/).
+Here: the translation of a declaration to Arrow, DuckDB, BigQuery and Dagster's UI, and the
+comparison of a declaration with what a table really has. Not here: which tables exist (each
+domain's contract.py), reading or writing them (resources/).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -24,6 +24,22 @@ _DUCKDB_TYPES = {
     "date": "DATE",
     "timestamp": "TIMESTAMP",
 }
+# A timestamp of ours has no zone: BigQuery's TIMESTAMP is an instant, its DATETIME is not.
+_BIGQUERY_TYPES = {
+    "string": "STRING",
+    "int32": "INT64",
+    "int64": "INT64",
+    "bool": "BOOL",
+    "date": "DATE",
+    "timestamp": "DATETIME",
+}
+# The names that BigQuery's REST reference gives to the types of SQL, where they differ.
+_BIGQUERY_API_TYPES = {"INT64": "INTEGER", "BOOL": "BOOLEAN", "FLOAT64": "FLOAT"}
+_BIGQUERY_SQL_TYPES = {api: sql for sql, api in _BIGQUERY_API_TYPES.items()}
+# Source: "Parameterized decimal types", BigQuery's reference of data types: NUMERIC(p, s) has
+# s <= 9 and p <= s + 29; what is larger is BIGNUMERIC.
+_NUMERIC_SCALE = 9
+_NUMERIC_WHOLE_DIGITS = 29
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,29 @@ class Column:
         if match := _DECIMAL.fullmatch(self.type):
             return f"DECIMAL({match[1]},{match[2]})"
         return _DUCKDB_TYPES[self.type]
+
+    @property
+    def bigquery_type(self) -> str:
+        """The column's type as BigQuery's SQL spells it."""
+        if match := _DECIMAL.fullmatch(self.type):
+            precision, scale = int(match[1]), int(match[2])
+            small = scale <= _NUMERIC_SCALE and precision - scale <= _NUMERIC_WHOLE_DIGITS
+            return f"{'NUMERIC' if small else 'BIGNUMERIC'}({precision},{scale})"
+        return _BIGQUERY_TYPES[self.type]
+
+    @property
+    def bigquery_field(self) -> dict[str, str]:
+        """The column as a TableFieldSchema of BigQuery's REST reference."""
+        kind, _, arguments = self.bigquery_type.rstrip(")").partition("(")
+        field = {
+            "name": self.name,
+            "type": _BIGQUERY_API_TYPES.get(kind, kind),
+            "mode": "NULLABLE" if self.nullable else "REQUIRED",
+            "description": self.description,
+        }
+        if arguments:
+            field["precision"], field["scale"] = arguments.split(",")
+        return field
 
     @property
     def arrow_type(self) -> "pa.DataType":
@@ -147,15 +186,30 @@ class Dataset:
             f'"{c.name}" {c.duckdb_type}{"" if c.nullable else " NOT NULL"}' for c in self.columns
         )
 
+    @property
+    def bigquery_schema(self) -> list[dict[str, str]]:
+        """The columns as BigQuery's REST reference has them: a TableSchema's fields."""
+        return [c.bigquery_field for c in self.columns]
+
     def compare(self, found: Mapping[str, str]) -> SchemaDrift:
         """Hold DuckDB's name-to-type mapping ``found`` against the declaration."""
+        return self._compare(found, self.duckdb_columns)
+
+    def compare_bigquery(self, fields: Iterable[Mapping[str, Any]]) -> SchemaDrift:
+        """Hold the ``fields`` of a BigQuery table against the declaration, modes included."""
+        return self._compare(
+            {field["name"]: bigquery_type(field) for field in fields},
+            {field["name"]: bigquery_type(field) for field in self.bigquery_schema},
+        )
+
+    def _compare(self, found: Mapping[str, str], declared: Mapping[str, str]) -> SchemaDrift:
         return SchemaDrift(
             missing=tuple(c for c in self.columns if c.name not in found),
-            unexpected=tuple(name for name in found if name not in self.duckdb_columns),
+            unexpected=tuple(name for name in found if name not in declared),
             retyped=tuple(
-                f"{c.name} is {found[c.name]}, declared {c.duckdb_type}"
-                for c in self.columns
-                if c.name in found and found[c.name] != c.duckdb_type
+                f"{name} is {found[name]}, declared {kind}"
+                for name, kind in declared.items()
+                if name in found and found[name] != kind
             ),
         )
 
@@ -175,3 +229,13 @@ class Dataset:
                 for c in self.columns
             ]
         )
+
+
+def bigquery_type(field: Mapping[str, Any]) -> str:
+    """SQL type of a TableFieldSchema, with its mode: such as ``NUMERIC(12,3) NOT NULL``."""
+    kind = str(field["type"]).upper()
+    kind = _BIGQUERY_SQL_TYPES.get(kind, kind)
+    if field.get("precision"):
+        kind += f"({field['precision']},{field.get('scale') or 0})"
+    mode = str(field.get("mode") or "NULLABLE").upper()
+    return kind + {"NULLABLE": "", "REQUIRED": " NOT NULL"}.get(mode, f" {mode}")

@@ -119,6 +119,14 @@ class Settings(BaseSettings):
         # pydantic alone would read 0 as 1970-01-01.
         return date.fromisoformat(value) if isinstance(value, str) else value
 
+    @field_validator("storage_emulator_host", "bigquery_emulator_host")
+    @classmethod
+    def _http_host(cls, value: str | None) -> str | None:
+        # Some clients of Google's take a bare HOST:PORT; these do not.
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("it is no http:// URL")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _resolve_defaults(cls, values: dict[str, object]) -> dict[str, object]:
@@ -192,10 +200,10 @@ class Settings(BaseSettings):
 def _resolved_lake(lake: str) -> str:
     scheme, found, rest = lake.partition("://")
     if found and scheme == "gs":
-        bucket, _, prefix = rest.strip("/").partition("/")
+        bucket, _, prefix = rest.partition("/")
         if not _BUCKET.fullmatch(bucket):
             raise ValueError(f"lake: {bucket!r} is no bucket's name")
-        return f"gs://{bucket}/{prefix}".rstrip("/")
+        return f"gs://{bucket}/{prefix.strip('/')}".rstrip("/")
     lake = lake.removeprefix("file://")
     if not lake:
         raise ValueError("lake: file:// names no folder")

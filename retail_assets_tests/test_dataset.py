@@ -92,6 +92,78 @@ def test_the_order_of_a_tables_columns_is_no_drift() -> None:
     assert not SchemaDrift()
 
 
+def test_bigquery_schema_is_the_rest_references() -> None:
+    assert SALES.bigquery_schema == [
+        {"name": "id", "type": "STRING", "mode": "REQUIRED", "description": "Key."},
+        {"name": "day", "type": "DATE", "mode": "REQUIRED", "description": "Day."},
+        {"name": "at", "type": "DATETIME", "mode": "REQUIRED", "description": "Time."},
+        {"name": "units", "type": "INTEGER", "mode": "REQUIRED", "description": "Units."},
+        {"name": "year", "type": "INTEGER", "mode": "REQUIRED", "description": "Year."},
+        {
+            "name": "price",
+            "type": "NUMERIC",
+            "mode": "REQUIRED",
+            "description": "Pounds.",
+            "precision": "12",
+            "scale": "3",
+        },
+        {"name": "paid", "type": "BOOLEAN", "mode": "REQUIRED", "description": "Paid."},
+        {"name": "note", "type": "STRING", "mode": "NULLABLE", "description": "Note."},
+    ]
+
+
+def test_bigquery_schema_survives_googles_own_client() -> None:
+    """What the client makes of the schema, and sends, is the same again."""
+    from google.cloud.bigquery import SchemaField
+
+    sent = [SchemaField.from_api_repr(field).to_api_repr() for field in SALES.bigquery_schema]
+
+    assert [{k: str(v) for k, v in field.items()} for field in sent] == SALES.bigquery_schema
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("decimal(38,9)", "NUMERIC(38,9)"),
+        ("decimal(29,0)", "NUMERIC(29,0)"),
+        ("decimal(30,0)", "BIGNUMERIC(30,0)"),
+        ("decimal(12,10)", "BIGNUMERIC(12,10)"),
+        ("int32", "INT64"),
+        ("bool", "BOOL"),
+        ("timestamp", "DATETIME"),
+    ],
+)
+def test_bigquery_type(kind: str, expected: str) -> None:
+    assert Column("x", kind, "X.").bigquery_type == expected
+
+
+def test_a_bigquery_table_of_the_declaration_does_not_differ_from_it() -> None:
+    assert not SALES.compare_bigquery(SALES.bigquery_schema)
+    assert not SALES.compare_bigquery(list(reversed(SALES.bigquery_schema)))
+    spelt = {"INTEGER": "INT64", "BOOLEAN": "BOOL"}
+    fields = [f | {"type": spelt.get(f["type"], f["type"])} for f in SALES.bigquery_schema]
+    assert not SALES.compare_bigquery(fields)
+
+
+def test_drift_of_a_bigquery_table_shows_expected_and_found() -> None:
+    fields = {field["name"]: field for field in SALES.bigquery_schema}
+    del fields["note"]
+    assert SALES.compare_bigquery(fields.values()).only_adds_nullable
+    fields["price"] = {"name": "price", "type": "FLOAT", "mode": "REQUIRED"}
+    fields["units"] = {"name": "units", "type": "INTEGER"}
+    fields["year"] = {"name": "year", "type": "INTEGER", "mode": "REPEATED"}
+    fields["extra"] = {"name": "extra", "type": "NUMERIC", "precision": "5"}
+
+    drift = SALES.compare_bigquery(fields.values())
+
+    assert not drift.only_adds_nullable
+    assert drift.describe() == (
+        "missing note string; unexpected extra; other type: units is INT64, declared INT64 NOT"
+        " NULL, year is INT64 REPEATED, declared INT64 NOT NULL, price is FLOAT64 NOT NULL,"
+        " declared NUMERIC(12,3) NOT NULL"
+    )
+
+
 def test_the_ui_shows_types_descriptions_keys_and_personal_data() -> None:
     shown = {column.name: column for column in SALES.table_schema().columns}
 

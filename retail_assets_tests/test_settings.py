@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from retail_assets.commands.status import shown_settings
 from retail_assets.settings import (
+    BigQueryTarget,
     Settings,
     SettingsError,
     load_settings,
@@ -15,11 +17,13 @@ from retail_assets.settings import (
     variable_name,
 )
 
+_OTHERS = ("DAGSTER_HOME", "STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST")
+
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.upper().startswith("RETAIL_") or name.upper() == "DAGSTER_HOME":
+        if name.upper().startswith("RETAIL_") or name.upper() in _OTHERS:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -59,7 +63,26 @@ VALID: list[tuple[str, str, str, Any]] = [
     ("DAGSTER_HOME", "/srv/dagster", "dagster_home", Path("/srv/dagster")),
     ("RETAIL_LAKE", "/srv/lake", "lake", "/srv/lake"),
     ("RETAIL_LAKE", "file:///srv/a lake", "lake", "/srv/a lake"),
+    ("RETAIL_LAKE", "gs://shop-lake", "lake", "gs://shop-lake"),
+    ("RETAIL_LAKE", "gs://shop-lake/retail/eu/", "lake", "gs://shop-lake/retail/eu"),
+    ("RETAIL_LAKE", "gs://shop.example_1/retail", "lake", "gs://shop.example_1/retail"),
     ("RETAIL_WAREHOUSE", "duckdb:/srv/w.duckdb", "warehouse", "duckdb:/srv/w.duckdb"),
+    ("RETAIL_BIGQUERY_MAX_BYTES_BILLED", "1", "bigquery_max_bytes_billed", 1),
+    ("RETAIL_BIGQUERY_MAX_BYTES_BILLED", "", "bigquery_max_bytes_billed", None),
+    (
+        "STORAGE_EMULATOR_HOST",
+        "http://localhost:4443",
+        "storage_emulator_host",
+        "http://localhost:4443",
+    ),
+    ("STORAGE_EMULATOR_HOST", "", "storage_emulator_host", None),
+    (
+        "BIGQUERY_EMULATOR_HOST",
+        "http://localhost:9050",
+        "bigquery_emulator_host",
+        "http://localhost:9050",
+    ),
+    ("BIGQUERY_EMULATOR_HOST", "", "bigquery_emulator_host", None),
     ("RETAIL_ONLINE_RETAIL_SOURCE", "sample", "online_retail_source", ("sample",)),
     (
         "RETAIL_ONLINE_RETAIL_SOURCE",
@@ -103,6 +126,24 @@ def test_any_mix_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
 INVALID = [
     ("RETAIL_LAKE", "s3://bucket/x", "a path"),
     ("RETAIL_LAKE", "file://", "a path"),
+    ("RETAIL_LAKE", "gs://", "gs://BUCKET"),
+    ("RETAIL_LAKE", "gs:///retail", "gs://BUCKET"),
+    ("RETAIL_LAKE", "gs://ab", "gs://BUCKET"),
+    ("RETAIL_LAKE", "gs://Shop-Lake/retail", "gs://BUCKET"),
+    ("RETAIL_LAKE", "gs://shop lake", "gs://BUCKET"),
+    ("RETAIL_LAKE", "gs://-shop", "gs://BUCKET"),
+    ("STORAGE_EMULATOR_HOST", "localhost:4443", "http://HOST:PORT"),
+    ("BIGQUERY_EMULATOR_HOST", "localhost:9050", "http://HOST:PORT"),
+    ("RETAIL_WAREHOUSE", "bigquery://", "bigquery://PROJECT"),
+    ("RETAIL_WAREHOUSE", "bigquery:shop-1234", "bigquery://PROJECT"),
+    ("RETAIL_WAREHOUSE", "bigquery://shop", "bigquery://PROJECT"),
+    ("RETAIL_WAREHOUSE", "bigquery://Shop-1234", "bigquery://PROJECT"),
+    ("RETAIL_WAREHOUSE", "bigquery://1234-shop", "bigquery://PROJECT"),
+    ("RETAIL_WAREHOUSE", "bigquery://shop-1234/sales", "bigquery://PROJECT"),
+    ("RETAIL_WAREHOUSE", "bigquery://shop-1234?region=EU", "bigquery://PROJECT"),
+    ("RETAIL_WAREHOUSE", "bigquery://shop-1234?location=EU&key=k.json", "bigquery://PROJECT"),
+    ("RETAIL_BIGQUERY_MAX_BYTES_BILLED", "0", "most bytes"),
+    ("RETAIL_BIGQUERY_MAX_BYTES_BILLED", "10GB", "most bytes"),
     ("RETAIL_WAREHOUSE", "sqlite:/x.db", "duckdb:PATH"),
     ("RETAIL_WAREHOUSE", "/srv/w.duckdb", "duckdb:PATH"),
     ("RETAIL_WAREHOUSE", "duckdb:", "duckdb:PATH"),
@@ -140,6 +181,72 @@ def test_an_invalid_value_is_named_with_its_variable_and_the_valid_forms(
     message = str(error.value)
     assert message.startswith(f"{variable} is {value!r}, which is not valid: ")
     assert form in message.partition("Valid: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("bigquery://shop-1234", BigQueryTarget("shop-1234", "EU")),
+        ("bigquery://shop-1234?location=US", BigQueryTarget("shop-1234", "US")),
+        (
+            "bigquery://shop-1234/?location=europe-west1",
+            BigQueryTarget("shop-1234", "europe-west1"),
+        ),
+        ("bigquery://example.com:shop-1234", BigQueryTarget("example.com:shop-1234", "EU")),
+    ],
+)
+def test_bigquery_is_a_project_and_a_location(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: BigQueryTarget
+) -> None:
+    monkeypatch.setenv("RETAIL_LAKE", "gs://shop-lake")
+    monkeypatch.setenv("RETAIL_WAREHOUSE", value)
+    found = load_settings()
+
+    assert found.bigquery == expected
+    assert found.warehouse == f"bigquery://{expected.project}?location={expected.location}"
+    with pytest.raises(AssertionError, match="no file"):
+        _ = found.warehouse_path
+
+
+def test_a_duckdb_warehouse_is_no_bigquery() -> None:
+    assert load_settings(lake="gs://shop-lake").bigquery is None
+
+
+@pytest.mark.parametrize("lake", ["", "/srv/lake", "file:///srv/lake"])
+def test_bigquery_with_a_local_lake_is_refused(monkeypatch: pytest.MonkeyPatch, lake: str) -> None:
+    monkeypatch.setenv("RETAIL_LAKE", lake)
+    monkeypatch.setenv("RETAIL_WAREHOUSE", "bigquery://shop-1234")
+
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+
+    message = str(error.value)
+    assert message.startswith(f"RETAIL_LAKE is {lake!r}, which is not valid: ")
+    assert "load jobs take gs:// files" in message
+    assert "gs://BUCKET" in message.partition("Valid: ")[2]
+
+
+def test_settings_hold_no_credential(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = load_settings(lake="gs://shop-lake", warehouse="bigquery://shop-1234")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    monkeypatch.setenv("DBT_BIGQUERY_TOKEN", "secret-token")
+    after = load_settings(lake="gs://shop-lake", warehouse="bigquery://shop-1234")
+
+    assert after == before
+    shown = str(shown_settings(after))
+    assert "key.json" not in shown and "secret-token" not in shown
+    assert ("RETAIL_LAKE", "gs://shop-lake") in shown_settings(after)
+    assert ("RETAIL_WAREHOUSE", "bigquery://shop-1234?location=EU") in shown_settings(after)
+
+
+def test_a_password_in_a_url_is_never_shown() -> None:
+    found = load_settings(
+        lake="gs://shop-lake",
+        warehouse="bigquery://shop-1234",
+        online_retail_source="https://me:secret@shop.test/a.csv",
+    )
+
+    assert "secret" not in str(shown_settings(found))
 
 
 def test_a_start_after_the_default_end_names_the_variable_that_was_set(

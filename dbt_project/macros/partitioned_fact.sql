@@ -35,8 +35,8 @@
 
 {#-
     The config partitions: the days of the window as literals of the partition's type. Without a
-    window the table is rebuilt; with an empty one dbt looks for partitions in a result of no
-    rows, finds none and replaces none.
+    window the table is rebuilt. With an empty one the partition is null, which none is: for an
+    empty list dbt would look into the model's result for partitions to replace.
 -#}
 {% macro window_partitions(window_var) -%}
     {{ return(adapter.dispatch('window_partitions')(window_var)) }}
@@ -57,7 +57,7 @@
             {%- endif -%}
         {%- endfor -%}
     {%- endfor -%}
-    {{ return(days) }}
+    {{ return(days or ['cast(null as datetime)']) }}
 {%- endmacro %}
 
 

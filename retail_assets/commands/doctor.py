@@ -11,10 +11,19 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
+from retail_assets.resources.cloud_checks import CheckFailedError, CloudChecks, Question
 from retail_assets.settings import SAMPLE_SOURCE, Settings, unknown_variables
 
 _LEAST_FREE_BYTES = 2 * 1024**3
 _WAIT_S = 5.0
+# BigQuery's datasets of ours, and the table of each that is loaded; the others are dbt's.
+_DATASETS = {
+    DOMAIN: ONLINE_RETAIL_DATA.name,
+    f"{DOMAIN}_staging": None,
+    f"{DOMAIN}_core": None,
+    "retail_operations": "loaded_partitions",
+}
 
 
 @dataclass(frozen=True)
@@ -30,24 +39,38 @@ class Finding:
 def examine(settings: Settings) -> Iterator[Finding]:
     """Check each system in turn; no check stops the next."""
     yield from _variables()
-    checks: list[tuple[str, Callable[[Settings], str], str]] = [
-        ("home", _home, "set RETAIL_HOME to a folder that you may write to"),
-        ("dagster", _dagster, "mend or delete dagster.yaml in DAGSTER_HOME; it is then made anew"),
-        ("lake", _lake, "set RETAIL_LAKE to a folder that you may write to"),
-        ("warehouse", _warehouse, "close what holds the file, or set RETAIL_WAREHOUSE"),
-        ("dbt", _dbt, "make clean, then make demo: that installs and parses anew"),
-        (
-            "online_retail source",
-            _online_retail_source,
-            "set RETAIL_ONLINE_RETAIL_SOURCE to a path or URL that answers",
-        ),
-    ]
-    for system, check, fix in checks:
+    for question in _questions(settings):
         try:
-            yield Finding(system, True, check(settings))
+            yield Finding(question.system, True, question.ask())
+        except CheckFailedError as failed:
+            yield Finding(question.system, False, _one_line(failed), failed.fix)
         except Exception as error:  # a check that breaks is a finding, whatever broke it
-            text = " ".join(str(error).split()) or type(error).__name__
-            yield Finding(system, False, text.rstrip("."), fix)
+            yield Finding(question.system, False, _one_line(error), question.fix)
+
+
+def _questions(settings: Settings) -> Iterator[Question]:
+    def local(system: str, check: Callable[[Settings], str], fix: str) -> Question:
+        return Question(system, lambda: check(settings), fix)
+
+    yield local("home", _home, "set RETAIL_HOME to a folder that you may write to")
+    yield local(
+        "dagster", _dagster, "mend or delete dagster.yaml in DAGSTER_HOME; it is then made anew"
+    )
+    if not settings.lake.startswith("gs://"):
+        yield local("lake", _lake, "set RETAIL_LAKE to a folder that you may write to")
+    if settings.bigquery is None:
+        yield local("warehouse", _warehouse, "close what holds the file, or set RETAIL_WAREHOUSE")
+    yield from CloudChecks(settings, _DATASETS).questions()
+    yield local("dbt", _dbt, "make clean, then make demo: that installs and parses anew")
+    yield local(
+        "online_retail source",
+        _online_retail_source,
+        "set RETAIL_ONLINE_RETAIL_SOURCE to a path or URL that answers",
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
 
 
 def _variables() -> Iterator[Finding]:

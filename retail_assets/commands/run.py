@@ -252,6 +252,7 @@ def rebuild_table(settings: Settings, table: str) -> int:
     Raises:
         RunFailed: no such table, or the lake has nothing processed for it.
     """
+    from retail_assets.defs.online_retail.assets import loadable_uris
     from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
     from retail_assets.defs.online_retail.source import read_processed
     from retail_assets.resources.lake import LakeResource
@@ -265,5 +266,5 @@ def rebuild_table(settings: Settings, table: str) -> int:
         raise RunFailed(
             f"{lake.root} holds nothing processed. Run: retail-assets run online_retail"
         )
-    uris = lake.partition_uris(ONLINE_RETAIL_DATA, versions)
+    uris = loadable_uris(lake, warehouse, versions)
     return warehouse.replace_table(ONLINE_RETAIL_DATA, uris, versions).total

@@ -107,6 +107,10 @@ class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
         """Parquet files of the processed partitions ``keys``, those that are not empty."""
 
     @abstractmethod
+    def local_copies(self, uris: Sequence[str]) -> list[str]:
+        """Local files of what ``partition_uris`` named, for a reader that knows no bucket."""
+
+    @abstractmethod
     def partition_rows(
         self, zone: str, dataset: Dataset, column: str, keys: Iterable[str]
     ) -> dict[str, int]:
@@ -258,6 +262,10 @@ class LocalLake(LakeResource):
             for key in keys
         )
         return [str(file) for file in files if file.exists()]
+
+    def local_copies(self, uris: Sequence[str]) -> list[str]:
+        """The files themselves."""
+        return list(uris)
 
     def partition_rows(
         self, zone: str, dataset: Dataset, column: str, keys: Iterable[str]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import dagster as dg
 
@@ -59,7 +59,12 @@ class LoadResult:
 
 
 class WarehouseResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
-    """What a domain asks of a warehouse, whichever it is."""
+    """What a domain asks of a warehouse, whichever it is.
+
+    ``reads_buckets`` says whether it loads gs:// files by itself; the others want local ones.
+    """
+
+    reads_buckets: ClassVar[bool] = False
 
     @staticmethod
     def of(settings: Settings) -> "WarehouseResource":

@@ -45,7 +45,7 @@ class Domain:
         )
         with dg.DagsterInstance.ephemeral() as instance:
             return dg.materialize(
-                [*build_assets(day_partitions(settings)), ledger_balances, schema_matches_contract],
+                [*build_assets(settings), ledger_balances, schema_matches_contract],
                 resources=build_resources(settings),
                 instance=instance,
                 raise_on_error=False,

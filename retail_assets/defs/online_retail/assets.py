@@ -4,7 +4,7 @@ An asset reads, calls a transform, writes and reports. Not here: how rows change
 what the source is (source.py), when anything runs (automation.py), dbt's models (marts/dbt.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import dagster as dg
 
@@ -52,8 +52,10 @@ def day_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
     return dg.DailyPartitionsDefinition(str(settings.online_retail_start), end_date=str(after))
 
 
-def build_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """The domain's assets over the partitions ``days``."""
+def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+    """The domain's assets, over the configured days."""
+    days = day_partitions(settings)
+    warehouse_kind = "bigquery" if settings.bigquery else "duckdb"
 
     @dg.asset(
         key=RAW,
@@ -91,7 +93,7 @@ def build_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition
         group_name=DOMAIN,
         partitions_def=days,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        kinds={"parquet", "duckdb"},
+        kinds={"parquet", "gcs"} if settings.lake.startswith("gs://") else {"parquet"},
         code_version="1",
         tags={"zone": "processed"},
         description="Typed, de-duplicated invoice lines as Parquet, a folder a day.",
@@ -121,7 +123,7 @@ def build_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition
         group_name=DOMAIN,
         partitions_def=days,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        kinds={"duckdb", "table"},
+        kinds={warehouse_kind, "table"},
         code_version="1",
         tags={"zone": "warehouse"},
         description=ONLINE_RETAIL_DATA.description,
@@ -137,7 +139,7 @@ def build_assets(days: dg.DailyPartitionsDefinition) -> list[dg.AssetsDefinition
             versions = processed_versions(lake, context.partition_keys)
             loaded = warehouse.replace_partitions(
                 ONLINE_RETAIL_DATA,
-                lake.partition_uris(ONLINE_RETAIL_DATA, context.partition_keys),
+                loadable_uris(lake, warehouse, context.partition_keys),
                 versions,
                 Origin(context.run.run_id, LANDED.to_user_string()),
             )
@@ -222,6 +224,14 @@ def ledger_metadata(ledger: DayLedger) -> dict[str, int]:
     }
 
 
+def loadable_uris(
+    lake: LakeResource, warehouse: WarehouseResource, days: Iterable[str]
+) -> list[str]:
+    """Files of the processed ``days``, where the warehouse can read them."""
+    uris = lake.partition_uris(ONLINE_RETAIL_DATA, days)
+    return uris if warehouse.reads_buckets else lake.local_copies(uris)
+
+
 def processed_versions(lake: LakeResource, days: Sequence[str]) -> dict[str, str]:
     """Fingerprint of each processed day.
 
@@ -296,6 +306,6 @@ def schema_matches_contract(lake: LakeResource) -> dg.AssetCheckResult:
 def build_defs(settings: Settings) -> dg.Definitions:
     """The domain's assets and checks, over the configured days."""
     return dg.Definitions(
-        assets=build_assets(day_partitions(settings)),
+        assets=build_assets(settings),
         asset_checks=[ledger_balances, schema_matches_contract],
     )

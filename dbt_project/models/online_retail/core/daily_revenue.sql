@@ -69,9 +69,9 @@ daily as (
         cast(sum(order_count) as bigint) as order_count,
         cast(sum(customer_count) as bigint) as customer_count,
         cast(sum(quantity) as bigint) as quantity,
-        cast(sum(gross_revenue) as decimal(18, 3)) as gross_revenue,
-        cast(sum(returned_value) as decimal(18, 3)) as returned_value,
-        cast(sum(gross_revenue) - sum(returned_value) as decimal(18, 3)) as net_revenue
+        {{ cast('sum(gross_revenue)', 'decimal(18, 3)') }} as gross_revenue,
+        {{ cast('sum(returned_value)', 'decimal(18, 3)') }} as returned_value,
+        {{ cast('sum(gross_revenue) - sum(returned_value)', 'decimal(18, 3)') }} as net_revenue
     from all_days
     group by invoice_date
 

@@ -52,7 +52,7 @@ customers as (
         min(first_date) as first_purchase_date,
         max(last_date) as last_purchase_date,
         count(distinct invoice_no) as frequency,
-        cast(sum(order_value) as decimal(18, 3)) as monetary
+        {{ cast('sum(order_value)', 'decimal(18, 3)') }} as monetary
     from orders
     group by customer_id
 

@@ -67,7 +67,7 @@ products as (
         totals.first_sold_date,
         totals.last_sold_date,
         cast(coalesce(totals.quantity_sold, 0) as bigint) as quantity_sold,
-        cast(coalesce(totals.gross_revenue, 0) as decimal(18, 3)) as gross_revenue
+        {{ cast('coalesce(totals.gross_revenue, 0)', 'decimal(18, 3)') }} as gross_revenue
     from ranked
     left join totals on ranked.stock_code = totals.stock_code
     where ranked.description_rank = 1

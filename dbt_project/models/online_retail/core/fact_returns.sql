@@ -15,7 +15,7 @@ returned as (
         unit_price,
         total_price,
         -quantity as returned_quantity,
-        cast(-total_price as decimal(18, 3)) as returned_value,
+        {{ cast('-total_price', 'decimal(18, 3)') }} as returned_value,
         customer_id,
         country,
         invoice_datetime,

@@ -60,8 +60,8 @@ retention as (
         {{ months_between('cohort_month', 'activity_month') }} as months_since_first_purchase,
         cohort_size,
         active_customers,
-        cast(active_customers / cohort_size as decimal(7, 6)) as retention_rate,
-        cast(revenue as decimal(18, 3)) as revenue
+        {{ cast('active_customers / cohort_size', 'decimal(7, 6)') }} as retention_rate,
+        {{ cast('revenue', 'decimal(18, 3)') }} as revenue
     from sized
 
 )

@@ -17,7 +17,7 @@ totals as (
         stock_code,
         cast(count(*) as bigint) as line_count,
         cast(sum(quantity) as bigint) as quantity_sold,
-        cast(sum(total_price) as decimal(18, 3)) as gross_revenue
+        {{ cast('sum(total_price)', 'decimal(18, 3)') }} as gross_revenue
     from sold
     group by stock_code
 
