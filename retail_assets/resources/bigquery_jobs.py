@@ -390,7 +390,7 @@ def missing_role(message: str) -> str:
     elif permission.startswith("bigquery.jobs."):
         role, on = "roles/bigquery.jobUser", "on the project"
     elif permission == "bigquery.datasets.create":
-        role, on = "roles/bigquery.dataEditor", "on the project (or create the dataset yourself)"
+        role, on = "roles/bigquery.user", "on the project (or create the dataset yourself)"
     else:
         role, on = "roles/bigquery.dataEditor", "on the dataset"
     return f"Missing: {permission}. Grant {role} {on} to the account that runs this."

@@ -18,7 +18,6 @@ import xlsxwriter
 from retail_assets.definitions import build_resources
 from retail_assets.defs.online_retail.assets import (
     build_assets,
-    day_partitions,
     ledger_balances,
     schema_matches_contract,
 )

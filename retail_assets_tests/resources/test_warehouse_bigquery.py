@@ -918,7 +918,7 @@ def test_a_staging_table_that_is_gone_swaps_nothing(
         ),
         (
             Fault("POST", "/datasets", 403, "accessDenied", "needs bigquery.datasets.create here"),
-            "Grant roles/bigquery.dataEditor on the project (or create the dataset yourself)",
+            "Grant roles/bigquery.user on the project (or create the dataset yourself)",
         ),
         (
             Fault("POST", "/tables", 403, "", "Permission bigquery.tables.create denied"),

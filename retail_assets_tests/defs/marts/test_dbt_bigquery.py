@@ -29,6 +29,7 @@ from retail_assets.settings import load_settings
 
 PROJECT = "retail-assets"
 FACT = "fact_online_retail_data_partitioned_clustered"
+MOST_BYTES = 10**9
 Json = dict[str, Any]
 
 
@@ -97,6 +98,7 @@ class TypingServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.statements: list[str] = []
+        self.requests: list[Json] = []
         self.tables: dict[tuple[str, str], dict[str, str]] = {}
         self.views: set[tuple[str, str]] = set()
         self.jobs: dict[str, tuple[list[Json], list[Any]]] = {}
@@ -208,6 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.split("?")[0].endswith("/datasets"):
             self._send(body)
             return
+        self.server.requests.append(body)
         query = body["configuration"]["query"]
         name = body["jobReference"].get("jobId") or uuid.uuid4().hex
         try:
@@ -289,6 +292,7 @@ def sent(server: TypingServer, tmp_path_factory: pytest.TempPathFactory) -> dict
         home=tmp_path_factory.mktemp("home"),
         lake="gs://retail-assets-lake",
         warehouse=f"bigquery://{PROJECT}?location=EU",
+        bigquery_max_bytes_billed=MOST_BYTES,
         BIGQUERY_EMULATOR_HOST=server.url,
     )
     builds = {}
@@ -404,6 +408,15 @@ def test_only_a_window_merges(sent: dict[str, list[str]]) -> None:
             exp.Where
         )
         assert text(where.this) == "line_type in ('sale', 'gift')"
+
+
+def test_every_job_has_the_location_and_the_limit(
+    sent: dict[str, list[str]], server: TypingServer
+) -> None:
+    assert len(server.requests) == sum(map(len, sent.values()))
+    for request in server.requests:
+        assert request["jobReference"]["location"] == "EU"
+        assert request["configuration"]["query"]["maximumBytesBilled"] == str(MOST_BYTES)
 
 
 def test_columns_are_those_of_the_contract(
