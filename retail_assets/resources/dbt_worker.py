@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -140,5 +140,6 @@ def _become(streams: Sequence[int], folder: str, environment: Mapping[str, str])
 def _end_with_caller(connection: socket.socket) -> None:
     # The caller sends nothing more: the end of its stream is its own end. It was killed, for it
     # would have waited, and so would dbt have been in its place.
-    if not connection.recv(1):
-        os.kill(os.getpid(), signal.SIGKILL)
+    with suppress(ConnectionResetError):  # killed before it read what was answered
+        connection.recv(1)
+    os.kill(os.getpid(), signal.SIGKILL)

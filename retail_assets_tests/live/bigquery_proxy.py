@@ -13,19 +13,17 @@ It rewrites, and nothing else:
 * A job id that was used before: the emulator runs it again, BigQuery answers 409.
 * Locations: the emulator says that every job ran in US; the proxy says what the job asked for.
 * Precision and scale of NUMERIC columns, which the emulator keeps but leaves out of its answers.
-
 * ``date_trunc(column, month)``, a DATE in BigQuery if the column is one: the emulator makes it a
   DATETIME. The marts truncate dates alone.
-
 * Scripts: parameters, which the emulator does not hand on to the statements of a script, become
   literals; ASSERT, which it does not know, is asked for before.
 * ``array[OFFSET(column)]``: the emulator is off by one where the offset is no literal.
-
 * ``cast(round(x, n) as numeric)``: the emulator leaves three decimals where BigQuery keeps nine,
   whatever the cast says; its safe_cast does not.
 
 What it cannot add: roles, quotas, bytes billed, pruning, snapshot isolation of transactions,
-Parquet columns matched by name (the emulator goes by position).
+Parquet columns matched by name (the emulator goes by position). What it does in steps is atomic
+in BigQuery: a table created by columns and query, and the load of a whole table.
 """
 
 import json
