@@ -21,9 +21,10 @@ It rewrites, and nothing else:
 * ``cast(round(x, n) as numeric)``: the emulator leaves three decimals where BigQuery keeps nine,
   whatever the cast says; its safe_cast does not.
 
-What it cannot add: roles, quotas, bytes billed, pruning, snapshot isolation of transactions,
-Parquet columns matched by name (the emulator goes by position). What it does in steps is atomic
-in BigQuery: a table created by columns and query, and the load of a whole table.
+What it cannot add: roles, quotas, bytes billed, pruning, snapshot isolation of transactions and
+their atomicity when the emulator is killed, Parquet columns matched by name (the emulator goes by
+position). What it does in steps is atomic in BigQuery: a table created by columns and query, and
+the load of a whole table.
 """
 
 import json
