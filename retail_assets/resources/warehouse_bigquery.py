@@ -6,13 +6,14 @@ here: how a job is started once and its faults told (bigquery_jobs.py), DuckDB (
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from retail_assets.dataset import Column, Dataset
+from retail_assets.days import contiguous_ranges
 from retail_assets.resources.bigquery_jobs import (
     Jobs,
     Patience,
@@ -531,7 +532,7 @@ def swap_statements(
     """
     where = " OR ".join(
         f"`{dataset.partition_by}` BETWEEN DATE '{first}' AND DATE '{last}'"
-        for first, last in day_ranges(keys)
+        for first, last in contiguous_ranges(keys)
     )
     statements = [f"DELETE FROM {table} WHERE {where}"]
     if staging is not None:
@@ -561,17 +562,6 @@ def record_statements(
 def _literal(text: str) -> str:
     """A string of BigQuery's SQL, whose escapes are JSON's."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def day_ranges(keys: Iterable[str]) -> list[tuple[dt.date, dt.date]]:
-    """The days ``keys`` (ISO dates) as inclusive ranges, ascending."""
-    ranges: list[tuple[dt.date, dt.date]] = []
-    for day in sorted({_day(key) for key in keys}):
-        if ranges and day - ranges[-1][1] == dt.timedelta(days=1):
-            ranges[-1] = (ranges[-1][0], day)
-        else:
-            ranges.append((day, day))
-    return ranges
 
 
 def _day(key: str) -> dt.date:

@@ -12,12 +12,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import sqlglot
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retail_assets.dataset import Column, Dataset
@@ -47,7 +46,6 @@ from retail_assets.resources.warehouse_bigquery import (
     URIS_A_LOAD_JOB,
     BigQueryWarehouse,
     create_statement,
-    day_ranges,
     record_statements,
     swap_statements,
 )
@@ -1115,20 +1113,6 @@ def test_a_job_id_fits_and_tells_work_apart() -> None:
 @given(st.text(max_size=200))
 def test_a_label_is_one_that_bigquery_takes(text: str) -> None:
     assert re.fullmatch(rf"[a-z0-9_-]{{0,{LABEL_CHARACTERS}}}", label(text))
-
-
-@given(st.sets(st.dates(dt.date(1990, 1, 1), dt.date(1990, 4, 1))))
-@settings(max_examples=50)
-def test_day_ranges_hold_exactly_the_days(days: set[dt.date]) -> None:
-    ranges = day_ranges([str(day) for day in days])
-
-    held = [
-        first + dt.timedelta(days=n)
-        for first, last in ranges
-        for n in range((last - first).days + 1)
-    ]
-    assert held == sorted(days)
-    assert all(b[0] - a[1] > dt.timedelta(days=1) for a, b in pairwise(ranges))
 
 
 def test_the_longest_script_is_one_that_bigquery_takes() -> None:

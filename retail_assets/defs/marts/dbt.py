@@ -11,8 +11,8 @@ from typing import Any
 import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DbtProject, dbt_assets
 
+from retail_assets.days import contiguous_ranges
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
-from retail_assets.defs.online_retail.transforms import contiguous_ranges
 from retail_assets.errors import failures_by_kind
 from retail_assets.resources.dbt import (
     dbt_build,

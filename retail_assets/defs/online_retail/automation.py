@@ -11,6 +11,7 @@ from enum import Enum
 
 import dagster as dg
 
+from retail_assets.days import contiguous_ranges
 from retail_assets.defs.online_retail.assets import LANDED, PROCESSED, RAW, day_partitions
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.source import (
@@ -21,7 +22,7 @@ from retail_assets.defs.online_retail.source import (
     read_processed,
     source_token,
 )
-from retail_assets.defs.online_retail.transforms import DayLedger, contiguous_ranges
+from retail_assets.defs.online_retail.transforms import DayLedger
 from retail_assets.resources.download import DownloadError, Fingerprint
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Protocol
 
+from retail_assets.days import contiguous_ranges
 from retail_assets.defs.online_retail.contract import LINE_TYPES, QUARANTINE, SOURCE_COLUMNS
 from retail_assets.errors import PermanentError
 
@@ -385,14 +386,3 @@ def day_predicate(column: str, days: Sequence[str]) -> str:
         )
         + ")"
     )
-
-
-def contiguous_ranges(days: Iterable[str]) -> list[tuple[str, str]]:
-    """Inclusive (first, last) ranges that cover exactly ``days`` (ISO dates), in order."""
-    ranges: list[tuple[date, date]] = []
-    for day in sorted({date.fromisoformat(d) for d in days}):
-        if ranges and (day - ranges[-1][1]).days == 1:
-            ranges[-1] = (ranges[-1][0], day)
-        else:
-            ranges.append((day, day))
-    return [(first.isoformat(), last.isoformat()) for first, last in ranges]

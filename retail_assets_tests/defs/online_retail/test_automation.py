@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retail_assets.days import contiguous_ranges
 from retail_assets.defs.online_retail import automation
 from retail_assets.defs.online_retail.assets import (
     LANDED,
@@ -42,7 +43,7 @@ from retail_assets.defs.online_retail.source import (
     read_processed,
     record_processed,
 )
-from retail_assets.defs.online_retail.transforms import DayLedger, contiguous_ranges
+from retail_assets.defs.online_retail.transforms import DayLedger
 from retail_assets.resources.download import Fingerprint
 from retail_assets.resources.lake import LocalLake
 from retail_assets.resources.warehouse import DuckDBWarehouse

@@ -1,0 +1,18 @@
+"""Days, the keys of daily partitions, as ranges.
+
+Here: arithmetic on ISO dates that both domains and warehouses need. Not here: SQL made of it.
+"""
+
+from collections.abc import Iterable
+from datetime import date
+
+
+def contiguous_ranges(days: Iterable[str]) -> list[tuple[str, str]]:
+    """Inclusive (first, last) ranges that cover exactly ``days`` (ISO dates), in order."""
+    ranges: list[tuple[date, date]] = []
+    for day in sorted({date.fromisoformat(d) for d in days}):
+        if ranges and (day - ranges[-1][1]).days == 1:
+            ranges[-1] = (ranges[-1][0], day)
+        else:
+            ranges.append((day, day))
+    return [(first.isoformat(), last.isoformat()) for first, last in ranges]
