@@ -73,10 +73,10 @@ def dbt_build(settings: Settings, windows: Mapping[str, list[list[str]]]) -> Ite
     """
     from filelock import FileLock
 
-    target = build_target_dir(settings)
     names = _window_variables(windows)
     before = {name: os.environ.get(name) for name in names}
-    with FileLock(target.with_suffix(".lock")):
+    with FileLock(_parsed_dir(settings).with_name("build.lock")):
+        target = build_target_dir(settings)
         os.environ.update(names)
         try:
             yield target
@@ -133,7 +133,11 @@ def dbt_ahead(settings: Settings, windows: Sequence[str]) -> Iterator[None]:
         DbtParseError: dbt cannot parse its project.
     """
     prepare_project(settings)
-    target = build_target_dir(settings)
+    # A folder of its own: another run may be building in that of the builds. Seeded each time, so
+    # that there is something to parse.
+    target = _parsed_dir(settings).with_name("ahead")
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copy(_parsed_dir(settings) / _PARTIAL_PARSE, target / _PARTIAL_PARSE)
     warm_up = _command(settings, ["parse", "--log-level-file", "none"])
     environment = _environment(settings, target) | _window_variables({name: [] for name in windows})
     with waiting_dbt(warm_up[0], warm_up[1:], environment):
