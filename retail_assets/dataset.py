@@ -139,7 +139,10 @@ class SchemaDrift:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One table: where it belongs, its columns in order, how it is partitioned and clustered."""
+    """One table: where it belongs, its columns in order, how it is partitioned and clustered.
+
+    ``schema`` is the warehouse's; ``domain`` the folder in the lake, where it is another.
+    """
 
     schema: str
     name: str
@@ -147,6 +150,7 @@ class Dataset:
     columns: tuple[Column, ...]
     partition_by: str | None = None
     cluster_by: tuple[str, ...] = ()
+    domain: str = ""
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.columns]
@@ -160,6 +164,11 @@ class Dataset:
     def table(self) -> str:
         """``schema.name``, as the warehouse knows it."""
         return f"{self.schema}.{self.name}"
+
+    @property
+    def folder(self) -> str:
+        """``domain/name``, as each zone of the lake knows it."""
+        return f"{self.domain or self.schema}/{self.name}"
 
     @cached_property
     def column_names(self) -> tuple[str, ...]:

@@ -252,7 +252,7 @@ class LocalLake(LakeResource):
 
     def partition_path(self, zone: str, dataset: Dataset, column: str, key: str) -> Path:
         """Folder of a partition in ``processed`` or ``quarantine``."""
-        return self.path(f"{zone}/{dataset.schema}/{dataset.name}/{column}={key}")
+        return self.path(f"{zone}/{dataset.folder}/{column}={key}")
 
     def partition_uris(self, dataset: Dataset, keys: Iterable[str]) -> list[str]:
         """Parquet files of the processed partitions ``keys``, those that are not empty."""

@@ -768,7 +768,7 @@ def manifest_name(zone: str, dataset: Dataset) -> str:
 
 
 def _table(zone: str, dataset: Dataset) -> str:
-    return f"{zone}/{dataset.schema}/{dataset.name}"
+    return f"{zone}/{dataset.folder}"
 
 
 _BUCKETS: set[tuple[str | None, str]] = set()

@@ -1,0 +1,1 @@
+"""The coffee chain: outlets, products, customers and sales, delivered as dated drops."""
