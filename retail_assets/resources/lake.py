@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,10 @@ class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
 
     @abstractmethod
     def partition_uris(self, dataset: Dataset, keys: Iterable[str]) -> list[str]:
-        """Parquet files of the processed partitions ``keys``, those that are not empty."""
+        """Parquet files of the processed partitions ``keys``, those that are not empty.
+
+        A table without partitions is one partition, of the key "".
+        """
 
     @abstractmethod
     def local_copies(self, uris: Sequence[str]) -> list[str]:
@@ -170,13 +174,17 @@ class Stage(ABC):
         column: str,
         partitions: "Iterable[tuple[str, pa.Table]]",
     ) -> dict[str, int]:
-        """Write one file a partition; returns the rows of each. Order and bytes are repeatable."""
+        """Write one file a partition; returns the rows of each. Order and bytes are repeatable.
+
+        Without a ``column`` the table is one partition, of the key "".
+        """
         rows: dict[str, int] = {}
         waiting: list[Future[None]] = []
         with ThreadPoolExecutor(self.writers) as pool:
             for key, table in partitions:
                 rows[key] = table.num_rows
-                waiting.append(pool.submit(self._write, zone, dataset, f"{column}={key}", table))
+                partition = partition_folder(column, key)
+                waiting.append(pool.submit(self._write, zone, dataset, partition, table))
                 if len(waiting) > 2 * self.writers:  # bounds the memory of a long range
                     waiting.pop(0).result()
             for future in waiting:
@@ -189,6 +197,13 @@ class Stage(ABC):
     def _write(self, zone: str, dataset: Dataset, partition: str, table: "pa.Table") -> None: ...
 
     @abstractmethod
+    def adopt(self, zone: str, dataset: Dataset, folder: str, files: Sequence[Path]) -> None:
+        """Take local Parquet files that an engine wrote, which are given up.
+
+        ``folder`` is the partition's, with those below it: drop_date=2018-06-30/sale_year=2018.
+        """
+
+    @abstractmethod
     def publish(self, zone: str, dataset: Dataset, column: str, keys: Sequence[str]) -> None:
         """Replace the partitions ``keys`` by what was staged; those not staged become empty.
 
@@ -196,11 +211,17 @@ class Stage(ABC):
         """
 
 
+def partition_folder(column: str, key: str) -> str:
+    """``column=key``; "" for a table without partitions, which lies in its own folder."""
+    return f"{column}={key}" if column else ""
+
+
 class LocalLake(LakeResource):
     """A lake below a local folder; ``processed/<schema>/<table>/**/*.parquet`` is the table.
 
-    A partition is ``<column>=<key>`` holding one file of a fixed name, so that replacing it is
-    one atomic rename.
+    A partition is the folder ``<column>=<key>``. One file of a fixed name is replaced by one
+    atomic rename; a folder of several is moved out as the new one moves in, two renames between
+    which a reader finds nothing: never a mixture.
     """
 
     def path(self, name: str) -> Path:
@@ -213,12 +234,17 @@ class LocalLake(LakeResource):
 
     def list_objects(self, prefix: str, start: str = "") -> Iterator[LakeObject]:
         """Files whose name begins with ``prefix``, by name, from the name ``start`` on."""
-        folder = self.path(prefix if prefix.endswith("/") else str(PurePosixPath(prefix).parent))
-        files = (file for file in folder.rglob("*") if file.is_file())
-        for name, file in sorted((file.relative_to(self.root).as_posix(), file) for file in files):
-            if name.startswith(prefix) and name >= start:
-                found = file.stat()
-                yield LakeObject(name, found.st_size, f"{found.st_size}-{found.st_mtime_ns}")
+        folder = prefix if prefix.endswith("/") else f"{PurePosixPath(prefix).parent}/"
+        # scandir, for a folder may hold 100,000 files: paths as objects would take seconds.
+        found = [
+            (name, entry)
+            for name, entry in _scan(os.path.join(self.root, folder), folder)
+            if name.startswith(prefix) and name >= start
+        ]
+        for name, entry in sorted(found, key=itemgetter(0)):
+            with suppress(FileNotFoundError):  # removed since
+                stat = entry.stat()
+                yield LakeObject(name, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
 
     def local_file(self, name: str) -> Path:
         """The file itself."""
@@ -252,16 +278,16 @@ class LocalLake(LakeResource):
 
     def partition_path(self, zone: str, dataset: Dataset, column: str, key: str) -> Path:
         """Folder of a partition in ``processed`` or ``quarantine``."""
-        return self.path(f"{zone}/{dataset.folder}/{column}={key}")
+        return self.path(f"{zone}/{dataset.folder}") / partition_folder(column, key)
 
     def partition_uris(self, dataset: Dataset, keys: Iterable[str]) -> list[str]:
         """Parquet files of the processed partitions ``keys``, those that are not empty."""
-        assert dataset.partition_by is not None
-        files = (
-            self.partition_path("processed", dataset, dataset.partition_by, key) / _PART
+        column = dataset.partition_by or ""
+        return [
+            str(file)
             for key in keys
-        )
-        return [str(file) for file in files if file.exists()]
+            for file in _parquet_files(self.partition_path("processed", dataset, column, key))
+        ]
 
     def local_copies(self, uris: Sequence[str]) -> list[str]:
         """The files themselves."""
@@ -270,14 +296,16 @@ class LocalLake(LakeResource):
     def partition_rows(
         self, zone: str, dataset: Dataset, column: str, keys: Iterable[str]
     ) -> dict[str, int]:
-        """Rows of each partition as its file's footer counts them; 0 where there is no file."""
+        """Rows of each partition as its files' footers count them; 0 where there is no file."""
         import pyarrow.parquet as pq
 
-        rows = {}
-        for key in keys:
-            file = self.partition_path(zone, dataset, column, key) / _PART
-            rows[key] = pq.read_metadata(file).num_rows if file.exists() else 0
-        return rows
+        return {
+            key: sum(
+                pq.read_metadata(file).num_rows
+                for file in _parquet_files(self.partition_path(zone, dataset, column, key))
+            )
+            for key in keys
+        }
 
     def read_schema(self, uri: str) -> "pa.Schema":
         """Arrow schema of a Parquet file."""
@@ -336,6 +364,26 @@ def _sweep(parent: Path) -> None:
                 shutil.rmtree(old, ignore_errors=True)
 
 
+def _scan(folder: str, name: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
+    """Files below ``folder``, by their name in the lake, of which the folder's is ``name``."""
+    try:
+        entries = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _scan(entry.path, f"{name}{entry.name}/")
+            else:
+                yield f"{name}{entry.name}", entry
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """Parquet files of a partition, those of the folders below it included, in order."""
+    names = sorted(name for name, _ in _scan(str(folder), "") if name.endswith(".parquet"))
+    return [folder / name for name in names]
+
+
 class LocalStage(Stage):
     """Partitions staged in a folder of the lake: publishing one is a rename."""
 
@@ -343,28 +391,44 @@ class LocalStage(Stage):
         self._lake = lake
         self.folder = folder
 
+    def _place(self, zone: str, dataset: Dataset) -> Path:
+        return self.folder / zone / dataset.folder
+
     def _write(self, zone: str, dataset: Dataset, partition: str, table: "pa.Table") -> None:
         import pyarrow.parquet as pq
 
-        folder = self.folder / zone / dataset.name / partition
+        folder = self._place(zone, dataset) / partition
         folder.mkdir(parents=True)
         pq.write_table(table, folder / _PART, compression="zstd")
 
+    def adopt(self, zone: str, dataset: Dataset, folder: str, files: Sequence[Path]) -> None:
+        """Move the files in, named by number; see ``Stage.adopt``."""
+        target = self._place(zone, dataset) / folder
+        target.mkdir(parents=True, exist_ok=True)
+        first = sum(1 for _ in target.glob("*.parquet"))
+        for number, file in enumerate(files, start=first):
+            shutil.move(file, target / f"part-{number}.parquet")
+
     def publish(self, zone: str, dataset: Dataset, column: str, keys: Sequence[str]) -> None:
         """Rename each staged partition into its place; see ``Stage.publish``."""
-        for key in keys:
-            staged = self.folder / zone / dataset.name / f"{column}={key}" / _PART
+        for number, key in enumerate(keys):
+            staged = self._place(zone, dataset) / partition_folder(column, key)
             target = self._lake.partition_path(zone, dataset, column, key)
-            if staged.exists():
+            files = _parquet_files(staged)
+            if files == [staged / _PART]:
                 target.mkdir(parents=True, exist_ok=True)
-                staged.replace(target / _PART)
+                files[0].replace(target / _PART)
                 for file in target.iterdir():  # a reader counts every file of the folder
                     if file.is_dir():
                         shutil.rmtree(file)
                     elif file.name != _PART:
                         file.unlink()
-            elif target.exists():
-                shutil.rmtree(target)
+                continue
+            if target.exists():
+                target.rename(self.folder / f"replaced-{zone}-{dataset.name}-{number}")
+            if files:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                staged.rename(target)
 
 
 def split_by_partition(

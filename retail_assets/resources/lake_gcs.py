@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PrivateAttr
@@ -36,6 +36,7 @@ from retail_assets.resources.lake import (
     LakeObject,
     LakeResource,
     Stage,
+    partition_folder,
 )
 from retail_assets.settings import Settings
 
@@ -86,8 +87,9 @@ class PartitionFile:
 class TableManifest:
     """Which objects are a table: the only thing that a reader asks.
 
-    ``partitions`` are by ``<column>=<key>``; ``retired`` are objects that were replaced, and
-    when (seconds since 1970), so that whoever still reads them can finish.
+    ``partitions`` are by ``<column>=<key>``, or by "" where there are none; ``retired`` are
+    objects that were replaced, and when (seconds since 1970), so that whoever still reads them
+    can finish.
     """
 
     partitions: Mapping[str, tuple[PartitionFile, ...]] = field(default_factory=dict)
@@ -238,35 +240,29 @@ class GcsLake(LakeResource):
 
     def partition_uris(self, dataset: Dataset, keys: Iterable[str]) -> list[str]:
         """gs:// locations of the processed partitions ``keys``, as the manifest has them now."""
-        assert dataset.partition_by is not None
+        column = dataset.partition_by or ""
         manifest = self.read_manifest("processed", dataset)
         return [
             self.uri(file.name)
             for key in keys
-            for file in manifest.partitions.get(f"{dataset.partition_by}={key}", ())
+            for file in manifest.partitions.get(partition_folder(column, key), ())
         ]
 
     def partition_rows(
         self, zone: str, dataset: Dataset, column: str, keys: Iterable[str]
     ) -> dict[str, int]:
         """Rows of each partition as the manifest counts them, of the objects that are there."""
-        wanted = list(keys)
         manifest = self.read_manifest(zone, dataset)
-        listed = [f"{column}={key}" for key in wanted if f"{column}={key}" in manifest.partitions]
+        files = {key: manifest.partitions.get(partition_folder(column, key), ()) for key in keys}
+        names = [file.name for found in files.values() for file in found]
         there: dict[str, int] = {}
-        if listed:
-            table = _table(zone, dataset)
-            # "0" is what follows "/": the range ends behind the last partition's objects.
-            first, last = min(f"{key}/" for key in listed), max(f"{key}0" for key in listed)
-            found = self._list(f"{table}/", f"{table}/{first}", f"{table}/{last}")
+        if names:
+            # The end of the range is not listed: "!" is behind the last name.
+            found = self._list(f"{_table(zone, dataset)}/", min(names), f"{max(names)}!")
             there = {stat.name: stat.generation for stat in found}
         return {
-            key: sum(
-                file.rows
-                for file in manifest.partitions.get(f"{column}={key}", ())
-                if there.get(file.name) == file.generation
-            )
-            for key in wanted
+            key: sum(file.rows for file in found if there.get(file.name) == file.generation)
+            for key, found in files.items()
         }
 
     def read_schema(self, uri: str) -> "pa.Schema":
@@ -586,18 +582,32 @@ class GcsStage(Stage):
         self._lake = lake
         self.folder = folder
         self._token = f"{run_id[:8]}-{uuid.uuid4().hex[:16]}"
-        self._rows: dict[Path, int] = {}
 
-    def _file(self, zone: str, dataset: Dataset, partition: str) -> Path:
-        return self.folder / zone / dataset.schema / dataset.name / partition / "part.parquet"
+    def _place(self, zone: str, dataset: Dataset) -> Path:
+        return self.folder / zone / dataset.folder
 
     def _write(self, zone: str, dataset: Dataset, partition: str, table: "pa.Table") -> None:
         import pyarrow.parquet as pq
 
-        file = self._file(zone, dataset, partition)
-        file.parent.mkdir(parents=True)
-        pq.write_table(table, file, compression="zstd")
-        self._rows[file] = table.num_rows
+        folder = self._place(zone, dataset) / partition
+        folder.mkdir(parents=True)
+        pq.write_table(table, folder / f"{self._token}.parquet", compression="zstd")
+
+    def adopt(self, zone: str, dataset: Dataset, folder: str, files: Sequence[Path]) -> None:
+        """Move the files in; see ``Stage.adopt``."""
+        target = self._place(zone, dataset) / folder
+        target.mkdir(parents=True, exist_ok=True)
+        first = sum(1 for _ in target.glob("*.parquet"))
+        for number, file in enumerate(files, start=first):
+            shutil.move(file, target / f"{self._token}-{number}.parquet")
+
+    def _staged(self, zone: str, dataset: Dataset, partition: str) -> dict[str, Path]:
+        """The partition's staged files by the names that their objects are to have."""
+        place = self._place(zone, dataset)
+        return {
+            f"{_table(zone, dataset)}/{file.relative_to(place).as_posix()}": file
+            for file in sorted((place / partition).rglob("*.parquet"))
+        }
 
     def publish(self, zone: str, dataset: Dataset, column: str, keys: Sequence[str]) -> None:
         """Replace all of ``keys`` in one step, by one conditional write; see ``Stage.publish``.
@@ -609,34 +619,38 @@ class GcsStage(Stage):
             LakeBusyError: other writers replaced the manifest first, many times over.
         """
         lake, location = self._lake, manifest_name(zone, dataset)
-        partitions = [f"{column}={key}" for key in keys]
-        staged = {p: f for p in partitions if (f := self._file(zone, dataset, p)).exists()}
-        checksums = {p: (f.stat().st_size, _crc32c(f)) for p, f in staged.items()}
+        partitions = [partition_folder(column, key) for key in keys]
+        staged = {p: self._staged(zone, dataset, p) for p in partitions}
+        files = {name: file for found in staged.values() for name, file in found.items()}
+        checksums = {name: (file.stat().st_size, _crc32c(file)) for name, file in files.items()}
         uploaded: dict[str, PartitionFile] = {}
 
-        def upload(partition: str) -> None:
-            file = staged[partition]
-            name = f"{_table(zone, dataset)}/{partition}/{self._token}.parquet"
-            found = lake._upload_file(name, file)
-            uploaded[partition] = PartitionFile(
-                name, found.generation, self._rows[file], found.size, found.crc32c
+        def upload(name: str) -> None:
+            found = lake._upload_file(name, files[name])
+            uploaded[name] = PartitionFile(
+                name, found.generation, _count_rows(files[name]), found.size, found.crc32c
             )
 
         for race in range(_MOST_RACES):
             text, generation = lake._read_version(location)
             before = TableManifest() if text is None else lake._parse_manifest(location, text)
             objects = {stat.name: stat for stat in lake._list(f"{_table(zone, dataset)}/")}
-            kept = {
-                partition: file
-                for partition in staged
-                for file in before.partitions.get(partition, ())
-                if (file.bytes, file.crc32c) == checksums[partition]
-                and file.name in objects
-                and objects[file.name].generation == file.generation
-            }
+            kept: dict[str, PartitionFile] = {}
+            for partition, names in staged.items():
+                there = {
+                    (PurePosixPath(file.name).parent, file.bytes, file.crc32c): file
+                    for file in before.partitions.get(partition, ())
+                    if file.name in objects and objects[file.name].generation == file.generation
+                }
+                for name in names:
+                    if same := there.pop((PurePosixPath(name).parent, *checksums[name]), None):
+                        kept[name] = same
             with ThreadPoolExecutor(_PARALLEL) as pool:
-                list(pool.map(upload, [p for p in staged if p not in kept and p not in uploaded]))
-            changes = {p: (kept.get(p) or uploaded[p],) if p in staged else () for p in partitions}
+                list(pool.map(upload, [n for n in files if n not in kept and n not in uploaded]))
+            changes = {
+                partition: tuple(kept.get(name) or uploaded[name] for name in names)
+                for partition, names in staged.items()
+            }
             now = lake._clock()
             after = before.replaced(changes, now)
             text = after.to_json().encode()
@@ -802,6 +816,12 @@ def _crc32c(file: Path) -> str:
         while piece := stream.read(1 << 20):
             checksum.update(piece)
     return base64.b64encode(checksum.digest()).decode()
+
+
+def _count_rows(file: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(file).num_rows)
 
 
 def _first_line(error: Exception) -> str:
