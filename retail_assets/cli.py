@@ -6,10 +6,12 @@ Here: reading arguments, calling the package, printing. Not here: work of any ki
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from retail_assets.defs.registry import UnknownDomainError, domains, load_domain
 from retail_assets.errors import PermanentError, TransientError
 from retail_assets.process import QuickEnd, spare_garbage_collection
 from retail_assets.settings import Settings, SettingsError, load_settings
@@ -21,8 +23,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-_DOMAINS = ("online_retail",)
-Domain = Annotated[str, typer.Argument(help=f"one of: {', '.join(_DOMAINS)}")]
+_DOMAINS = ", ".join(domain.name for domain in domains())
+DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help=f"one of: {_DOMAINS}")]
+Seed = Annotated[int, typer.Option(help="the same seed gives the same bytes")]
+
+
+class _Samples(TyperGroup):
+    """The sample of each domain is a command of its own, for their options differ."""
+
+    # Typer has a click of its own in some versions: its types have no name that lasts.
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            names = ", ".join(self.commands)
+            raise SystemExit(f"error: {cmd_name!r} is no domain; one of: {names}")
+        return command
+
+
+samples = typer.Typer(
+    cls=_Samples, help="Write a generated source.", subcommand_metavar="DOMAIN [ARGS]..."
+)
+app.add_typer(samples, name="sample")
 
 
 def _settings() -> Settings:
@@ -32,32 +53,53 @@ def _settings() -> Settings:
         raise SystemExit(f"error: {error}") from None
 
 
-def _known(domain: str) -> str:
-    if domain not in _DOMAINS:
-        raise SystemExit(f"error: {domain!r} is no domain; one of: {', '.join(_DOMAINS)}")
-    return domain
-
-
-@app.command()
-def sample(
-    domain: Domain,
+@samples.command("online_retail")
+def sample_online_retail(
     days: Annotated[int, typer.Option(min=1, help="days of trade")] = 120,
     lines: Annotated[int, typer.Option(min=1, help="invoice lines a day, about")] = 150,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same bytes")] = 7,
+    seed: Seed = 7,
     to: Annotated[Path | None, typer.Option(help="file; default: where the demo reads it")] = None,
 ) -> None:
-    """Write a generated source file."""
+    """Write a workbook of invoices."""
     from retail_assets.defs.online_retail.sample import write_sample
 
-    _known(domain)
     path = to or _settings().sample_path
     rows = write_sample(path, days=days, lines_a_day=lines, seed=seed)
     typer.echo(f"{path}: {rows:,} rows, {path.stat().st_size:,} bytes")
 
 
+@samples.command("coffee_chain")
+def sample_coffee_chain(
+    sales: Annotated[int, typer.Option(min=1, help="sales lines")] = 50_000,
+    customers: Annotated[int, typer.Option(min=1, help="customers")] = 5_000,
+    drops: Annotated[int, typer.Option(min=1, help="dated deliveries")] = 3,
+    seed: Seed = 7,
+    to: Annotated[Path | None, typer.Option(help="folder; default: the lake")] = None,
+) -> None:
+    """Write outlets, products, and drops of customers and sales, under the names of the lake."""
+    from retail_assets.commands.tables import progress_bar
+    from retail_assets.defs.coffee_chain.sample import write_sample
+
+    folder = to or _lake_folder(_settings())
+    with progress_bar("sales lines", sales) as advance:
+        write_sample(
+            folder, sales=sales, customers=customers, drops=drops, seed=seed, progress=advance
+        )
+    typer.echo(f"{folder}: {sales:,} sales lines, {customers:,} customers, {drops:,} drops")
+
+
+def _lake_folder(settings: Settings) -> Path:
+    if settings.lake.startswith("gs://"):
+        raise SystemExit(
+            f"error: RETAIL_LAKE is {settings.lake}, and a sample is written to a folder. Give"
+            " --to FOLDER, and copy what is in it to the lake."
+        )
+    return Path(settings.lake)
+
+
 @app.command()
 def run(
-    domain: Domain,
+    domain: DomainName,
     partitions: Annotated[
         str | None, typer.Option(help="one day, or a range A...B; default: all of the source")
     ] = None,
@@ -69,15 +111,18 @@ def run(
     from retail_assets.commands.run import RunFailed, run_domain
 
     settings = _settings()
-    _known(domain)
+    try:
+        chosen = load_domain(domain)
+    except UnknownDomainError as error:
+        raise SystemExit(f"error: {error}") from None
     started = time.perf_counter()
     try:
-        outcome = run_domain(settings, domain, partitions, allow_emptying=allow_emptying)
+        outcomes = run_domain(settings, chosen, partitions, allow_emptying=allow_emptying)
     except RunFailed as failure:
         raise SystemExit(f"error: {failure}") from None
-    from retail_assets.commands.tables import print_outcome
+    from retail_assets.commands.tables import print_outcomes
 
-    print_outcome(outcome, time.perf_counter() - started)
+    print_outcomes(outcomes, time.perf_counter() - started)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 Here: arithmetic on ISO dates that both domains and warehouses need. Not here: SQL made of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 
 
@@ -16,3 +16,13 @@ def contiguous_ranges(days: Iterable[str]) -> list[tuple[str, str]]:
         else:
             ranges.append((day, day))
     return [(first.isoformat(), last.isoformat()) for first, last in ranges]
+
+
+def changed_window(landed: Mapping[str, str], built: Mapping[str, str]) -> list[list[str]]:
+    """Inclusive [first, last] day ranges where the facts differ from the landed table.
+
+    ``landed`` and ``built`` map a day to the fingerprint that the table, and the facts, were
+    last built from. [] means that nothing changed.
+    """
+    changed = {day for day in landed.keys() | built.keys() if landed.get(day) != built.get(day)}
+    return [list(pair) for pair in contiguous_ranges(changed)]

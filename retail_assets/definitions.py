@@ -6,13 +6,13 @@ here: any asset, job or resource of its own.
 
 import sys
 import warnings
+from collections.abc import Iterable
 
 import dagster as dg
 
 from retail_assets.defs.marts import dbt as marts
-from retail_assets.defs.online_retail import assets as online_retail_assets
-from retail_assets.defs.online_retail import automation as online_retail_automation
-from retail_assets.defs.online_retail.source import OnlineRetailSource
+from retail_assets.defs.registry import domains as all_domains
+from retail_assets.domain import Domain
 from retail_assets.instance import ease_sqlite
 from retail_assets.resources.dbt import dbt_resource
 from retail_assets.resources.lake import LakeResource
@@ -23,26 +23,35 @@ from retail_assets.settings import Settings, load_settings
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 
-def build_resources(settings: Settings) -> dict[str, object]:
+def build_resources(
+    settings: Settings, domains: Iterable[Domain] | None = None
+) -> dict[str, object]:
     """One resource an outside system, by the name that assets ask for."""
-    return {
+    resources: dict[str, object] = {
         "lake": LakeResource.of(settings),
         "warehouse": WarehouseResource.of(settings),
-        "online_retail_source": OnlineRetailSource.of(settings),
         "dbt": dbt_resource(settings),
     }
+    for domain in all_domains() if domains is None else domains:
+        resources |= domain.resources(settings)
+    return resources
 
 
-def build_defs(settings: Settings, **overrides: object) -> dg.Definitions:
-    """All definitions for ``settings``; ``overrides`` replace resources by name."""
-    # Named here rather than found by Dagster's folder loader: that one imports every installed
+def build_defs(
+    settings: Settings, domains: Iterable[Domain] | None = None, **overrides: object
+) -> dg.Definitions:
+    """All definitions for ``settings``, or those of ``domains``.
+
+    ``overrides`` replace resources by name.
+    """
+    chosen = all_domains() if domains is None else tuple(domains)
+    # Registered rather than found by Dagster's folder loader: that one imports every installed
     # plugin, the Google clients among them, and takes no settings.
     return dg.Definitions.merge(
-        online_retail_assets.build_defs(settings),
-        online_retail_automation.build_defs(settings),
-        marts.build_defs(settings),
+        *(domain.build_defs(settings) for domain in chosen),
+        marts.build_defs(settings, chosen),
         dg.Definitions(
-            resources={**build_resources(settings), **overrides},
+            resources={**build_resources(settings, chosen), **overrides},
             executor=dg.in_process_executor,
         ),
     )

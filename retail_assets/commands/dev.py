@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from retail_assets.commands.run import make_sample
+from retail_assets.defs.registry import domains
 from retail_assets.instance import prepare_instance
 from retail_assets.resources.dbt import prepare_project
 from retail_assets.settings import PROJECT_ROOT, Settings
@@ -18,7 +18,8 @@ def serve(settings: Settings, port: int) -> NoReturn:
     """Become ``dagster dev``: signals then reach it, and it stops what it started."""
     prepare_instance(settings)
     prepare_project(settings)
-    make_sample(settings)
+    for domain in domains():
+        domain.prepare(settings)
     environment = os.environ | {
         "DAGSTER_HOME": str(settings.instance_dir),
         "RETAIL_HOME": str(settings.home),

@@ -3,7 +3,6 @@
 Here: questions to the systems and what to do about a bad answer. Not here: printing (tables.py).
 """
 
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,19 +10,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
+from retail_assets.defs.registry import domains
 from retail_assets.resources.cloud_checks import CheckFailedError, CloudChecks, Question
-from retail_assets.settings import SAMPLE_SOURCE, Settings, unknown_variables
+from retail_assets.settings import Settings, unknown_variables
 
 _LEAST_FREE_BYTES = 2 * 1024**3
 _WAIT_S = 5.0
-# BigQuery's datasets of ours, and the table of each that is loaded; the others are dbt's.
-_DATASETS = {
-    DOMAIN: ONLINE_RETAIL_DATA.name,
-    f"{DOMAIN}_staging": None,
-    f"{DOMAIN}_core": None,
-    "retail_operations": "loaded_partitions",
-}
 
 
 @dataclass(frozen=True)
@@ -60,13 +52,20 @@ def _questions(settings: Settings) -> Iterator[Question]:
         yield local("lake", _lake, "set RETAIL_LAKE to a folder that you may write to")
     if settings.bigquery is None:
         yield local("warehouse", _warehouse, "close what holds the file, or set RETAIL_WAREHOUSE")
-    yield from CloudChecks(settings, _DATASETS).questions()
+    yield from CloudChecks(settings, _datasets()).questions()
     yield local("dbt", _dbt, "make clean, then make demo: that installs and parses anew")
-    yield local(
-        "online_retail source",
-        _online_retail_source,
-        "set RETAIL_ONLINE_RETAIL_SOURCE to a path or URL that answers",
-    )
+    for domain in domains():
+        yield from domain.questions(settings)
+
+
+def _datasets() -> dict[str, str | None]:
+    """BigQuery's datasets of ours, and a table of each that is loaded; the others are dbt's."""
+    found: dict[str, str | None] = {}
+    for domain in domains():
+        for dataset in domain.datasets:
+            found.setdefault(dataset.schema, dataset.name)
+        found |= {f"{domain.name}_staging": None, f"{domain.name}_core": None}
+    return found | {"retail_operations": "loaded_partitions"}
 
 
 def _one_line(error: Exception) -> str:
@@ -125,17 +124,3 @@ def _dbt(settings: Settings) -> str:
 
     prepare_project(settings)
     return f"dbt-core {version('dbt-core')}, project parsed"
-
-
-def _online_retail_source(settings: Settings) -> str:
-    from retail_assets.resources.download import probe, redact
-
-    shown = []
-    for location in settings.online_retail_locations:
-        if location == str(settings.sample_path) and not os.path.exists(location):
-            shown.append(f"{SAMPLE_SOURCE} (made by the first run)")
-            continue
-        answer = probe(location, timeout_s=min(settings.http_timeout_s, 10.0))
-        size = "size unknown" if answer.size is None else f"{answer.size:,} bytes"
-        shown.append(f"{redact(location)}, {size}")
-    return "; ".join(shown)

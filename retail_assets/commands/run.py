@@ -1,20 +1,23 @@
-"""One in-process, recorded Dagster run of a whole domain.
+"""The recorded, in-process Dagster runs of a whole domain, and the rebuilding of its tables.
 
-Here: which partitions such a run takes, and what it tells afterwards. Not here: what the assets
-do (defs/), printing (tables.py).
+Here: starting what takes long, executing what the domain plans, and what that tells afterwards.
+Not here: which partitions are run (defs/<domain>/domain.py), what the assets do (the domain's
+assets.py), printing (tables.py).
 """
 
 import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
-from datetime import date
-from pathlib import Path
+from functools import cache
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from retail_assets.commands.status import count_rows
+from retail_assets.defs.registry import domains
+from retail_assets.domain import Domain, Execution, parse_partitions
 from retail_assets.instance import open_instance
-from retail_assets.settings import SAMPLE_SOURCE, Settings
+from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -45,144 +48,96 @@ class RunOutcome:
     checks_passed: int = 0
 
 
-def parse_partitions(text: str) -> tuple[str, str]:
-    """First and last day of ``A...B`` or of the one day ``A``.
-
-    Raises:
-        RunFailed: it is neither.
-    """
-    first, dots, last = text.partition("...")
-    try:
-        pair = date.fromisoformat(first), date.fromisoformat(last if dots else first)
-    except ValueError:
-        pair = None
-    if pair is None or pair[1] < pair[0]:
-        raise RunFailed(f"--partitions is {text!r}; expected 2011-11-14 or 2010-12-01...2011-12-09")
-    return str(pair[0]), str(pair[1])
-
-
 def run_domain(
-    settings: Settings, domain: str, partitions: str | None, *, allow_emptying: bool = False
-) -> RunOutcome:
-    """Materialize every asset of ``domain``: the days asked for, or all that the source has.
+    settings: Settings, domain: Domain, partitions: str | None, *, allow_emptying: bool = False
+) -> list[RunOutcome]:
+    """Materialize every asset of ``domain``: the partitions asked for, or all that there are.
+
+    Returns:
+        One outcome for each execution that the domain plans, in order.
 
     Raises:
         RunFailed: a step or a blocking check failed; the run is recorded.
+        PlanError: the partitions asked for cannot be, or there are none.
     """
     asked = parse_partitions(partitions) if partitions else None
     if asked:
-        _refuse_outside(asked, settings)
+        domain.check_partitions(settings, *asked)
     # One planned event an asset in place of one a partition: a run of a year is then not mostly
     # bookkeeping. A range that fails here is seen as a failed run, not as failed partitions.
     os.environ.setdefault("DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "1")
-    make_sample(settings)
+    domain.prepare(settings)
     with ExitStack() as running:
         # Dagster's and dbt's start takes seconds: it happens while the source is read.
-        ahead = Thread(target=start_ahead, args=(settings, running), daemon=True)
+        ahead = Thread(target=start_ahead, args=(settings, domain, running), daemon=True)
         ahead.start()
-        span = asked or source_span(settings, allow_emptying=allow_emptying)
+
+        @cache
+        def instance() -> "dg.DagsterInstance":
+            ahead.join()  # it opens the instance too, and its files must not be made twice at once
+            return running.enter_context(open_instance(settings))
+
+        try:
+            executions = domain.plan(
+                settings, asked, allow_emptying=allow_emptying, instance=instance
+            )
+        except Exception:
+            ahead.join()  # or what it starts would not be stopped at the end of this block
+            raise
         ahead.join()
         from retail_assets.definitions import build_defs
         from retail_assets.errors import PermanentError
 
         try:
-            definitions = build_defs(settings)
+            definitions = build_defs(settings, domains=[domain])
         except PermanentError as error:
             raise RunFailed(str(error)) from error
-        log = settings.home / "logs" / f"{domain}.log"
-        instance = running.enter_context(open_instance(settings))
-        return _execute(
-            settings, definitions, instance, domain, span, allow_emptying=allow_emptying, log=log
-        )
+        return _execute(settings, domain, definitions, instance, executions)
 
 
-def _refuse_outside(asked: tuple[str, str], settings: Settings) -> None:
-    first, last = settings.online_retail_start, settings.online_retail_end or date.today()
-    if asked[0] < str(first) or asked[1] > str(last):
-        raise RunFailed(
-            f"--partitions is {asked[0]}...{asked[1]}; expected days inside {first}...{last}"
-            " (RETAIL_ONLINE_RETAIL_START, RETAIL_ONLINE_RETAIL_END)"
-        )
-
-
-def start_ahead(settings: Settings, running: ExitStack) -> None:
+def start_ahead(settings: Settings, domain: Domain, running: ExitStack) -> None:
     """Import what the run will need, and have dbt start until ``running`` is closed."""
     import retail_assets.definitions  # noqa: F401
-    from retail_assets.defs.marts.dbt import WINDOW
     from retail_assets.errors import PermanentError
     from retail_assets.resources.dbt import dbt_ahead
 
+    domain.modules()
     with open_instance(settings):
         pass  # its storages' imports, a third of a second
     # Last, for it is needed last: until here it would take a core from the source.
     with suppress(PermanentError):  # the definitions will meet it again, and tell it
-        running.enter_context(dbt_ahead(settings, [WINDOW]))
-
-
-def make_sample(settings: Settings) -> None:
-    """Write the sample workbook where the settings want it and it is not there."""
-    if SAMPLE_SOURCE in settings.online_retail_source and not settings.sample_path.exists():
-        from retail_assets.defs.online_retail.sample import write_sample
-
-        write_sample(settings.sample_path)
-
-
-def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str] | None:
-    """First and last day to run: the source's, and those that it no longer has.
-
-    None where the source cannot be had: the run's own first step then says why, on record.
-    """
-    from retail_assets.defs.online_retail.source import OnlineRetailSource
-    from retail_assets.errors import PermanentError, TransientError
-    from retail_assets.resources.lake import LakeResource
-
-    lake, source = LakeResource.of(settings), OnlineRetailSource.of(settings)
-    try:
-        found = source.refresh(lake, allow_emptying=allow_emptying)
-        days = {*found.manifest.span, *found.changed_days}
-    except (PermanentError, TransientError):
-        return None
-    first, last = str(settings.online_retail_start), settings.online_retail_end
-    inside = [day for day in days if day >= first and (last is None or day <= str(last))]
-    return min(inside), max(inside)
+        running.enter_context(dbt_ahead(settings, domain.window_variables))
 
 
 def _execute(
     settings: Settings,
+    domain: Domain,
     definitions: "dg.Definitions",
-    instance: "dg.DagsterInstance",
-    domain: str,
-    span: tuple[str, str] | None,
-    *,
-    allow_emptying: bool,
-    log: Path,
-) -> RunOutcome:
-    from retail_assets.defs.online_retail.assets import RAW
-
-    job = definitions.resolve_job_def(domain)
-    tags = (
-        {
-            "dagster/asset_partition_range_start": span[0],
-            "dagster/asset_partition_range_end": span[1],
-        }
-        if span
-        else {}
-    )
+    instance: "Callable[[], dg.DagsterInstance]",
+    executions: Sequence[Execution],
+) -> list[RunOutcome]:
     # dbt's lines and Dagster's go to a file: the terminal gets the table, or the reason.
+    log = settings.home / "logs" / f"{domain.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    results = []
+    opened = instance()
     with log.open("w") as sink, redirect_stdout(sink), redirect_stderr(sink):
-        result = job.execute_in_process(
-            instance=instance,
-            tags=tags,
-            raise_on_error=False,
-            asset_selection=None if span else [RAW],
-            run_config={
-                "ops": {RAW.to_python_identifier(): {"config": {"allow_emptying": allow_emptying}}}
-            },
-        )
-    if not result.success:
-        raise RunFailed(f"{_why(result)} (log: {log})")
-    return _outcome(result, span, count_rows(settings))
+        for execution in executions:
+            result = definitions.resolve_job_def(execution.job_name).execute_in_process(
+                instance=opened,
+                tags=execution.tags,
+                raise_on_error=False,
+                asset_selection=execution.asset_selection,
+                run_config=dict(execution.run_config),
+            )
+            if not result.success:
+                raise RunFailed(f"{_why(result)} (log: {log})")
+            results.append(result)
+    rows = count_rows(settings, [domain])
+    return [
+        _outcome(result, execution.partitions, rows)
+        for result, execution in zip(results, executions, strict=True)
+    ]
 
 
 def _why(result: "dg.ExecuteInProcessResult") -> str:
@@ -250,21 +205,13 @@ def rebuild_table(settings: Settings, table: str) -> int:
     """Re-create a warehouse table from its processed partitions; returns its rows.
 
     Raises:
-        RunFailed: no such table, or the lake has nothing processed for it.
+        RunFailed: no such table.
+        PlanError: the lake has nothing processed for it.
     """
-    from retail_assets.defs.online_retail.assets import loadable_uris
-    from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
-    from retail_assets.defs.online_retail.source import read_processed
-    from retail_assets.resources.lake import LakeResource
-    from retail_assets.resources.warehouse import WarehouseResource
-
-    if table != ONLINE_RETAIL_DATA.table:
-        raise RunFailed(f"{table!r} is no table that can be rebuilt: {ONLINE_RETAIL_DATA.table}")
-    lake, warehouse = LakeResource.of(settings), WarehouseResource.of(settings)
-    versions = {day: ledger.fingerprint for day, ledger in read_processed(lake).items()}
-    if not versions:
-        raise RunFailed(
-            f"{lake.root} holds nothing processed. Run: retail-assets run online_retail"
-        )
-    uris = loadable_uris(lake, warehouse, versions)
-    return warehouse.replace_table(ONLINE_RETAIL_DATA, uris, versions).total
+    owners = {
+        dataset.table: (domain, dataset) for domain in domains() for dataset in domain.datasets
+    }
+    if table not in owners:
+        raise RunFailed(f"{table!r} is no table that can be rebuilt: {', '.join(owners)}")
+    domain, dataset = owners[table]
+    return domain.rebuild(settings, dataset)

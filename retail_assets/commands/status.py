@@ -3,10 +3,12 @@
 Here: questions to the lake, the warehouse and Dagster's instance. Not here: printing (tables.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from retail_assets.defs.registry import domains
+from retail_assets.domain import Domain
 from retail_assets.settings import Settings, variable_name
 
 _WAIT_S = 30.0
@@ -24,15 +26,13 @@ class TableStatus:
 
 def shown_settings(settings: Settings) -> list[tuple[str, str]]:
     """Variable and value, secrets redacted."""
-    from retail_assets.resources.download import redact
-
-    shown = []
-    for field in type(settings).model_fields:
-        value = getattr(settings, field)
-        if field == "online_retail_source":
-            value = ", ".join(redact(location) for location in settings.online_retail_locations)
-        shown.append((variable_name(field), "" if value is None else str(value)))
-    return shown
+    values = {field: getattr(settings, field) for field in type(settings).model_fields}
+    for domain in domains():
+        values |= domain.shown_settings(settings)
+    return [
+        (variable_name(field), "" if value is None else str(value))
+        for field, value in values.items()
+    ]
 
 
 def table_statuses(settings: Settings) -> Iterator[TableStatus]:
@@ -46,7 +46,7 @@ def table_statuses(settings: Settings) -> Iterator[TableStatus]:
 
     definitions = build_defs(settings)
     graph = definitions.resolve_asset_graph()
-    rows = count_rows(settings)
+    rows = count_rows(settings, domains())
     with open_instance(settings) as instance:
         for key in graph.toposorted_asset_keys:
             if key not in graph.materializable_asset_keys:
@@ -61,20 +61,16 @@ def table_statuses(settings: Settings) -> Iterator[TableStatus]:
             yield TableStatus(key.to_user_string(), rows.get(".".join(key.path)), partitions, at)
 
 
-def count_rows(settings: Settings) -> dict[str, int]:
-    """Rows by ``schema.name`` of an asset: counted, not remembered."""
-    from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
-    from retail_assets.defs.online_retail.source import read_manifest, read_processed
+def count_rows(settings: Settings, of: Iterable[Domain]) -> dict[str, int]:
+    """Rows by ``schema.name`` of an asset: counted, not remembered.
+
+    In the lake, those of the domains ``of``; in the warehouse, every table's.
+    """
     from retail_assets.resources.lake import LakeResource
     from retail_assets.resources.warehouse import WarehouseResource
 
     lake = LakeResource.of(settings)
     rows: dict[str, int] = {}
-    manifest = read_manifest(lake)
-    if manifest is not None:
-        rows["online_retail.raw_online_retail"] = manifest.read
-    days = read_processed(lake)
-    if days:
-        counted = lake.partition_rows("processed", ONLINE_RETAIL_DATA, "invoice_date", days)
-        rows["online_retail.processed_online_retail_data"] = sum(counted.values())
+    for domain in of:
+        rows |= domain.count_rows(lake)
     return rows | WarehouseResource.of(settings).row_counts(timeout_s=_WAIT_S)

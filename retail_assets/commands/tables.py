@@ -1,12 +1,14 @@
-"""What the commands print: Rich tables.
+"""What the commands print: Rich tables and bars.
 
 Here: layout. Not here: finding out what to print (the command's own module).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from retail_assets.settings import Settings
@@ -28,24 +30,44 @@ def _count(number: int | None) -> str:
     return "" if number is None else f"{number:,}"
 
 
-def print_outcome(outcome: "RunOutcome", seconds: float) -> None:
-    """Each asset of a run: rows, partitions, seconds, where it landed."""
-    table = Table("asset", title=f"run {outcome.run_id}", title_justify="left")
-    for name in ("rows", "partitions", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("where", overflow="fold")
-    for asset in outcome.assets:
-        table.add_row(
-            asset.key,
-            _count(asset.rows),
-            _count(asset.partitions),
-            f"{asset.seconds:.2f}",
-            asset.where,
-        )
+def print_outcomes(outcomes: "Sequence[RunOutcome]", seconds: float) -> None:
+    """Each asset of each run: rows, partitions, seconds, where it landed."""
     console = _console()
-    console.print(table)
-    days = f"{outcome.partitions[0]}...{outcome.partitions[1]}, " if outcome.partitions else ""
-    console.print(f"{days}{outcome.checks_passed} checks passed, {seconds:.1f} s", highlight=False)
+    for outcome in outcomes:
+        table = Table("asset", title=f"run {outcome.run_id}", title_justify="left")
+        for name in ("rows", "partitions", "seconds"):
+            table.add_column(name, justify="right")
+        table.add_column("where", overflow="fold")
+        for asset in outcome.assets:
+            table.add_row(
+                asset.key,
+                _count(asset.rows),
+                _count(asset.partitions),
+                f"{asset.seconds:.2f}",
+                asset.where,
+            )
+        console.print(table)
+    ranges = "".join(f"{x.partitions[0]}...{x.partitions[1]}, " for x in outcomes if x.partitions)
+    passed = sum(outcome.checks_passed for outcome in outcomes)
+    console.print(f"{ranges}{passed} checks passed, {seconds:.1f} s", highlight=False)
+
+
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, which is to be told how much was done since it was told last.
+
+    Nothing is shown where that is no terminal.
+    """
+    console = Console(stderr=True)
+    with Progress(
+        *Progress.get_default_columns(),
+        MofNCompleteColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda done: progress.advance(task, done)
 
 
 def print_status(settings: Settings) -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from retail_assets.errors import PermanentError
 from retail_assets.resources.dbt_worker import waiting_dbt
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from dagster_dbt import DbtProject
 
     from retail_assets.resources.dbt_cli import LeanDbtCliResource
+
+# dbt variable -> inclusive [first, last] ranges of changed partitions; None rebuilds everything.
+Windows: TypeAlias = Mapping[str, list[list[str]] | None]
 
 _PARTIAL_PARSE = "partial_parse.msgpack"
 
@@ -64,7 +67,7 @@ def _target(settings: Settings) -> str:
 
 
 @contextmanager
-def dbt_build(settings: Settings, windows: Mapping[str, list[list[str]]]) -> Iterator[Path]:
+def dbt_build(settings: Settings, windows: Windows) -> Iterator[Path]:
     """Around a build: the folder for its artifacts, with ``windows`` handed to dbt by var name.
 
     One build at a time on this machine: they share the folder, which starts warm from the last.
@@ -88,7 +91,7 @@ def dbt_build(settings: Settings, windows: Mapping[str, list[list[str]]]) -> Ite
                     os.environ[name] = value
 
 
-def _window_variables(windows: Mapping[str, list[list[str]]]) -> dict[str, str]:
+def _window_variables(windows: Windows) -> dict[str, str]:
     return {f"DBT_{name.upper()}": json.dumps(window) for name, window in windows.items()}
 
 

@@ -1,18 +1,18 @@
-"""dbt's models as assets, and the window of changed partitions that they are given.
+"""dbt's models as assets, and the windows of changed partitions that they are given.
 
 Here: which models an asset runs, with which variables. Not here: SQL (dbt_project/), the
-landed tables (each domain's assets.py).
+landed tables (each domain's assets.py), how a domain finds its windows (its domain.py).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DbtProject, dbt_assets
 
-from retail_assets.days import contiguous_ranges
-from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
+from retail_assets.domain import MARTS_STAGE, Domain
 from retail_assets.errors import failures_by_kind
 from retail_assets.resources.dbt import (
     dbt_build,
@@ -23,9 +23,6 @@ from retail_assets.resources.dbt import (
 from retail_assets.resources.dbt_cli import LeanDbtCliResource
 from retail_assets.resources.warehouse import WarehouseResource
 from retail_assets.settings import Settings
-
-MARTS_STAGE = "marts"
-WINDOW = "online_retail_window"
 
 
 class RetailTranslator(DagsterDbtTranslator):
@@ -40,40 +37,33 @@ class RetailTranslator(DagsterDbtTranslator):
         return spec if node is None else spec.replace_attributes(group_name=node["fqn"][1])
 
 
-def changed_window(landed: Mapping[str, str], built: Mapping[str, str]) -> list[list[str]]:
-    """Inclusive [first, last] day ranges where the facts differ from the landed table.
-
-    ``landed`` and ``built`` map a day to the fingerprint that the table, and the facts, were
-    last built from. [] means that nothing changed.
-    """
-    changed = {day for day in landed.keys() | built.keys() if landed.get(day) != built.get(day)}
-    return [list(pair) for pair in contiguous_ranges(changed)]
+def build_defs(settings: Settings, domains: Iterable[Domain]) -> dg.Definitions:
+    """The models of each of ``domains``, one asset definition a domain."""
+    manifest = prepare_project(settings)
+    return dg.Definitions(assets=[_models(settings, manifest, domain) for domain in domains])
 
 
-def build_defs(settings: Settings) -> dg.Definitions:
-    """The models of every domain."""
-
+def _models(settings: Settings, manifest: Path, domain: Domain) -> dg.AssetsDefinition:
     @dbt_assets(
-        manifest=prepare_project(settings),
+        manifest=manifest,
         project=dbt_project(settings),
-        select=f"path:models/{DOMAIN}",
+        select=f"path:models/{domain.name}",
         exclude="resource_type:unit_test",
-        name="online_retail_dbt_models",  # a job has the name online_retail_marts
+        name=f"{domain.name}_dbt_models",  # a job has the name <domain>_marts
         dagster_dbt_translator=RetailTranslator(),
     )
-    def online_retail_dbt_models(
+    def dbt_models(
         context: dg.AssetExecutionContext, dbt: LeanDbtCliResource, warehouse: WarehouseResource
     ) -> Iterator[Any]:
         with failures_by_kind(context.retry_number):
-            landed = warehouse.loaded_versions(ONLINE_RETAIL_DATA)
-            built = warehouse.loaded_versions(ONLINE_RETAIL_DATA, MARTS_STAGE)
-        window = changed_window(landed, built)
-        context.log.info(f"window of changed days: {window}")
+            plan = domain.plan_marts(warehouse)
+        context.log.info(f"windows of changed partitions: {dict(plan.windows)}")
         arguments = ["build", "--vars", json.dumps(dbt_variables(settings))]
-        with warehouse.exclusive(), dbt_build(settings, {WINDOW: window}) as target:
+        with warehouse.exclusive(), dbt_build(settings, plan.windows) as target:
             yield from dbt.cli(arguments, context=context, target_path=target).stream()
         # A subset may leave a fact behind: then the window stays open for the next whole run.
         if not context.is_subset:
-            warehouse.record_versions(ONLINE_RETAIL_DATA, MARTS_STAGE, landed)
+            for dataset, versions in plan.versions.items():
+                warehouse.record_versions(dataset, MARTS_STAGE, versions)
 
-    return dg.Definitions(assets=[online_retail_dbt_models])
+    return dbt_models

@@ -4,10 +4,7 @@ Here: what to ask for and when. Not here: what a run does (assets.py), what chan
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterable, Mapping, Sequence
 
 import dagster as dg
 
@@ -23,85 +20,14 @@ from retail_assets.defs.online_retail.source import (
     source_token,
 )
 from retail_assets.defs.online_retail.transforms import DayLedger
+from retail_assets.domain import range_tags
+from retail_assets.requests import Wish, requests_for
 from retail_assets.resources.download import DownloadError, Fingerprint
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings
 
-REQUEST_TAG = "retail_assets/request"
-_RANGE_START = "dagster/asset_partition_range_start"
-_RANGE_END = "dagster/asset_partition_range_end"
-_MOST_ATTEMPTS = 3
-_MOST_RANGES_A_TICK = 20
 _WAREHOUSE_WAIT_S = 5.0
-_TICK_BUDGET_S = 20.0
-
-
-class RunState(Enum):
-    """What became of a run."""
-
-    UNDERWAY = "underway"
-    FAILED = "failed"
-    DONE = "done"
-
-
-_UNDERWAY = {
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-    dg.DagsterRunStatus.MANAGED,
-}
-
-
-@dataclass(frozen=True)
-class Wish:
-    """Work that is wanted: its identity (object + version), and the run that would do it.
-
-    ``once`` says that a run that succeeded settles it for good, whatever the state looks like.
-    """
-
-    identity: str
-    job_name: str
-    asset_selection: tuple[dg.AssetKey, ...]
-    tags: tuple[tuple[str, str], ...] = ()
-    once: bool = False
-
-
-@dataclass(frozen=True)
-class History:
-    """The runs that a wish has had: how many, and what became of the latest, latest first."""
-
-    count: int = 0
-    latest: tuple[RunState, ...] = ()
-
-
-def next_request(wish: Wish, history: History) -> dg.RunRequest | str:
-    """A request for ``wish``, or why there is none now.
-
-    What is underway is not asked for again. What failed is, up to three times in a row; then a
-    new version or a run by hand is needed. What is done and wanted again (its tables were
-    deleted, the source went back to older content) is, but not a fourth time in a row.
-    """
-    state = history.latest[0] if history.latest else None
-    if state is RunState.UNDERWAY:
-        return f"{wish.identity} is underway"
-    if state is RunState.DONE and wish.once:
-        return f"{wish.identity} is done"
-    in_a_row = history.latest[:_MOST_ATTEMPTS]
-    if len(in_a_row) == _MOST_ATTEMPTS and len(set(in_a_row)) == 1:
-        if state is RunState.FAILED:
-            return (
-                f"{wish.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
-            )
-        return f"{wish.identity} was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
-    return dg.RunRequest(
-        run_key=f"{wish.identity}:{history.count + 1}",
-        job_name=wish.job_name,
-        asset_selection=list(wish.asset_selection),
-        tags=dict(wish.tags) | {REQUEST_TAG: wish.identity},
-    )
 
 
 def source_wish(origins: Sequence[Fingerprint], manifest: Manifest | None) -> Wish:
@@ -139,51 +65,10 @@ def day_wishes(
                 f"{job_name}:{first}...{last}:{version}",
                 job_name,
                 asset_selection,
-                ((_RANGE_START, first), (_RANGE_END, last)),
+                tuple(range_tags(first, last).items()),
             )
         )
     return wishes
-
-
-def run_history(instance: dg.DagsterInstance, identity: str) -> History:
-    """The runs that were asked for under ``identity``."""
-    filters = dg.RunsFilter(tags={REQUEST_TAG: identity})
-    runs = instance.get_runs(filters=filters, limit=_MOST_ATTEMPTS)
-    if len(runs) < _MOST_ATTEMPTS:
-        return History(len(runs), tuple(_state(run) for run in runs))
-    return History(instance.get_runs_count(filters), tuple(_state(run) for run in runs))
-
-
-def _state(run: dg.DagsterRun) -> RunState:
-    if run.status in _UNDERWAY:
-        return RunState.UNDERWAY
-    return RunState.DONE if run.is_success else RunState.FAILED
-
-
-def _requests(
-    wishes: Callable[[], Sequence[Wish]], instance: dg.DagsterInstance
-) -> tuple[list[dg.RunRequest], list[str]]:
-    """Requests for what is wished for, at most so many a tick, and why others are not made."""
-    requests: list[dg.RunRequest] = []
-    reasons: list[str] = []
-    again: set[str] = set()
-    end = time.monotonic() + _TICK_BUDGET_S
-    for wish in wishes():
-        if len(requests) == _MOST_RANGES_A_TICK or time.monotonic() > end:
-            break
-        history = run_history(instance, wish.identity)
-        answer = next_request(wish, history)
-        if isinstance(answer, str):
-            reasons.append(answer)
-            continue
-        requests.append(answer)
-        if history.latest[:1] == (RunState.DONE,):
-            again.add(wish.identity)
-    if again:
-        # That run may have ended after its days were looked at: ask only for what still lacks.
-        lacking = {wish.identity for wish in wishes()}
-        requests = [r for r in requests if r.tags[REQUEST_TAG] not in again - lacking]
-    return requests, reasons
 
 
 def _fingerprints(ledgers: Mapping[str, DayLedger]) -> dict[str, str]:
@@ -250,7 +135,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
                 chosen = valid.intersection(pending)
                 return day_wishes(chosen, manifest.days, source_to_lake.name, (PROCESSED,))
 
-            requests += _requests(wishes, context.instance)[0]
+            requests += requests_for(wishes, context.instance)[0]
         return requests
 
     @dg.schedule(job=lake_to_warehouse, cron_schedule="0 4 * * *", execution_timezone="UTC")
@@ -268,7 +153,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
             return day_wishes(chosen, processed, lake_to_warehouse.name, (LANDED,))
 
         try:
-            requests, reasons = _requests(wishes, context.instance)
+            requests, reasons = requests_for(wishes, context.instance)
         except WarehouseBusyError as busy:
             return dg.SkipReason(str(busy))
         return requests or dg.SkipReason("; ".join(reasons) or "the warehouse is up to date")
@@ -316,7 +201,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
                     found += day_wishes(pending, manifest.days, changed.name, (PROCESSED, LANDED))
             return found
 
-        requests, reasons = _requests(wishes, context.instance)
+        requests, reasons = requests_for(wishes, context.instance)
         if requests:
             return dg.SensorResult(run_requests=requests)
         return dg.SkipReason("; ".join(notes + reasons) or "the source has not changed")

@@ -1,56 +1,115 @@
-"""Tests of retail_assets.defs.marts.dbt: the window of changed days that dbt is given."""
+"""Tests of retail_assets.defs.marts.dbt: which models an asset has, and what dbt is handed."""
 
-from datetime import date, timedelta
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
+import dagster as dg
+import pytest
 
-from retail_assets.defs.marts.dbt import changed_window
+from retail_assets.defs.marts.dbt import build_defs
+from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
+from retail_assets.defs.online_retail.domain import OnlineRetail
+from retail_assets.domain import MartsPlan
+from retail_assets.resources.dbt import dbt_resource
+from retail_assets.resources.dbt_cli import LeanDbtCliResource
+from retail_assets.resources.warehouse import DuckDBWarehouse, WarehouseResource
+from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
 
-versions = st.dictionaries(
-    st.integers(0, 30).map(lambda n: (date(2011, 2, 15) + timedelta(days=n)).isoformat()),
-    st.sampled_from(["", "v1", "v2"]),
-)
-
-
-def days_of(window: list[list[str]]) -> list[str]:
-    days = []
-    for first, last in window:
-        day = date.fromisoformat(first)
-        while day <= date.fromisoformat(last):
-            days.append(day.isoformat())
-            day += timedelta(days=1)
-    return days
+FACT = dg.AssetKey(["online_retail_core", "fact_returns"])
+VERSIONS = {"2010-12-01": "a", "2010-12-02": "b"}
 
 
-@given(landed=versions, built=versions)
-def test_the_window_is_exactly_the_days_that_differ(
-    landed: dict[str, str], built: dict[str, str]
+class Planned(OnlineRetail):
+    """Online retail with a plan of the test's own."""
+
+    def plan_marts(self, warehouse: WarehouseResource) -> MartsPlan:
+        return MartsPlan(
+            {"online_retail_window": [["2010-12-01", "2010-12-02"]], "customer_window": None},
+            {ONLINE_RETAIL_DATA: VERSIONS},
+        )
+
+
+class Build:
+    """dbt's build that makes nothing: it keeps what it was handed."""
+
+    def __init__(self) -> None:
+        self.arguments: list[str] = []
+        self.windows: dict[str, Any] = {}
+
+    def cli(self, arguments: list[str], **_: object) -> "Build":
+        self.arguments = arguments
+        self.windows = {
+            name: json.loads(value)
+            for name, value in os.environ.items()
+            if name.startswith("DBT_") and name.endswith("_WINDOW")
+        }
+        return self
+
+    def stream(self) -> Iterator[object]:
+        return iter(())
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return load_settings(home=tmp_path_factory.mktemp("home"))
+
+
+def models_of(settings: Settings) -> dg.AssetsDefinition:
+    (found,) = build_defs(settings, [Planned()]).assets or ()
+    assert isinstance(found, dg.AssetsDefinition)
+    return found
+
+
+def test_a_domain_has_one_definition_of_all_its_models(settings: Settings) -> None:
+    models = models_of(settings)
+
+    files = (DBT_PROJECT_DIR / "models" / "online_retail").rglob("*.sql")
+    assert models.node_def.name == "online_retail_dbt_models"
+    assert {key.path[-1] for key in models.keys} == {path.stem for path in files}
+    assert {spec.group_name for spec in models.specs} == {"online_retail"}
+
+
+def test_no_domain_has_no_models(settings: Settings) -> None:
+    assert list(build_defs(settings, []).assets or ()) == []
+
+
+def recorded(warehouse: DuckDBWarehouse) -> dict[str, Mapping[str, str]]:
+    """Versions by stage, as the warehouse keeps them."""
+    rows = warehouse.query(
+        "select count(*) from information_schema.tables where table_name = 'loaded_partitions'"
+    )
+    if rows == [(0,)]:
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for stage, key, version in warehouse.query(
+        "select stage, partition_key, version from retail_operations.loaded_partitions"
+    ):
+        found.setdefault(stage, {})[key] = version
+    return dict(found)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_dbt_is_handed_every_window_and_a_whole_build_is_recorded(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, whole: bool
 ) -> None:
-    differing = sorted({day for day, _ in landed.items() ^ built.items()})
+    build = Build()
+    monkeypatch.setattr(LeanDbtCliResource, "cli", lambda _, arguments, **x: build.cli(arguments))
+    warehouse = DuckDBWarehouse(path=str(tmp_path / "warehouse.duckdb"))
 
-    assert days_of(changed_window(landed, built)) == differing
+    result = dg.materialize(
+        [models_of(settings)],
+        selection=None if whole else [FACT],
+        resources={"warehouse": warehouse, "dbt": dbt_resource(settings)},
+    )
 
-
-@given(landed=versions)
-def test_nothing_changed_is_no_window(landed: dict[str, str]) -> None:
-    assert changed_window(landed, dict(landed)) == []
-
-
-def test_a_first_build_takes_every_day() -> None:
-    landed = {"2011-02-27": "a", "2011-02-28": "b", "2011-03-01": "c", "2011-03-03": "d"}
-
-    assert changed_window(landed, {}) == [
-        ["2011-02-27", "2011-03-01"],
-        ["2011-03-03", "2011-03-03"],
-    ]
-
-
-def test_a_day_that_vanished_is_in_the_window() -> None:
-    built = {"2011-02-27": "a", "2011-02-28": "b"}
-
-    assert changed_window({"2011-02-27": "a"}, built) == [["2011-02-28", "2011-02-28"]]
-
-
-def test_a_day_that_became_empty_is_in_the_window() -> None:
-    assert changed_window({"2011-02-27": ""}, {"2011-02-27": "a"}) == [["2011-02-27", "2011-02-27"]]
+    assert result.success
+    assert build.arguments[0] == "build"
+    assert build.windows == {
+        "DBT_ONLINE_RETAIL_WINDOW": [["2010-12-01", "2010-12-02"]],
+        "DBT_CUSTOMER_WINDOW": None,
+    }
+    assert recorded(warehouse) == ({"marts": VERSIONS} if whole else {})
+    assert not [name for name in os.environ if name.endswith("_WINDOW")]

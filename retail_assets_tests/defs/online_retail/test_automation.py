@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retail_assets import requests
 from retail_assets.days import contiguous_ranges
 from retail_assets.defs.online_retail import automation
 from retail_assets.defs.online_retail.assets import (
@@ -25,17 +26,7 @@ from retail_assets.defs.online_retail.assets import (
     processed_versions,
     write_days,
 )
-from retail_assets.defs.online_retail.automation import (
-    REQUEST_TAG,
-    History,
-    RunState,
-    Wish,
-    day_wishes,
-    next_request,
-    pending_days,
-    run_history,
-    source_wish,
-)
+from retail_assets.defs.online_retail.automation import day_wishes, pending_days, source_wish
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.source import (
     OnlineRetailSource,
@@ -51,14 +42,7 @@ from retail_assets.settings import Settings, load_settings
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 START, END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-UNDERWAY = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
-WISH = Wish("days:1", "job", (PROCESSED,), ((START, "2010-12-01"), (END, "2010-12-02")))
 
 
 @pytest.fixture
@@ -72,59 +56,6 @@ def record(instance: dg.DagsterInstance, tags: dict[str, str], status: dg.Dagste
     instance.add_run(
         dg.DagsterRun(job_name="job", run_id=str(uuid.uuid4()), tags=tags, status=status)
     )
-
-
-# ---- next_request
-
-
-@pytest.mark.parametrize(
-    ("history", "expected"),
-    [
-        (History(), "days:1:1"),
-        (History(1, (RunState.FAILED,)), "days:1:2"),
-        (History(2, (RunState.FAILED, RunState.FAILED)), "days:1:3"),
-        (History(3, (RunState.FAILED, RunState.DONE, RunState.FAILED)), "days:1:4"),
-        (History(1, (RunState.DONE,)), "days:1:2"),
-    ],
-)
-def test_what_never_ran_failed_or_is_wanted_again_is_asked_for(
-    history: History, expected: str
-) -> None:
-    request = next_request(WISH, history)
-
-    assert isinstance(request, dg.RunRequest)
-    assert request.run_key == expected
-    assert request.job_name == "job"
-    assert request.asset_selection == [PROCESSED]
-    assert request.tags == {START: "2010-12-01", END: "2010-12-02", REQUEST_TAG: "days:1"}
-
-
-@pytest.mark.parametrize("failures", [0, 1, 2])
-def test_what_is_underway_is_not_asked_for(failures: int) -> None:
-    states = (RunState.UNDERWAY, *[RunState.FAILED] * failures)
-
-    answer = next_request(WISH, History(len(states), states))
-
-    assert isinstance(answer, str)
-    assert "underway" in answer
-
-
-def test_one_success_settles_what_is_wanted_once() -> None:
-    answer = next_request(replace(WISH, once=True), History(1, (RunState.DONE,)))
-
-    assert isinstance(answer, str)
-    assert "done" in answer
-
-
-@pytest.mark.parametrize(
-    ("state", "why"),
-    [(RunState.FAILED, "days:1 failed 3 times"), (RunState.DONE, "done 3 times and is still")],
-)
-def test_three_in_a_row_are_the_last(state: RunState, why: str) -> None:
-    answer = next_request(WISH, History(7, (state,) * 3))
-
-    assert isinstance(answer, str)
-    assert why in answer
 
 
 # ---- wishes
@@ -192,40 +123,6 @@ def test_an_origin_without_versions_is_wished_for_once(house: "House") -> None:
     assert source_wish(origin(None), manifest).once
     assert not source_wish(origin(None), None).once
     assert not source_wish(origin("a"), manifest).once
-
-
-# ---- run_history
-
-
-def test_a_wish_no_run_carries_has_no_history(instance: dg.DagsterInstance) -> None:
-    record(instance, {REQUEST_TAG: "other"}, SUCCESS)
-
-    assert run_history(instance, "days:1") == History()
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"),
-    [
-        *((status, RunState.UNDERWAY) for status in UNDERWAY),
-        (SUCCESS, RunState.DONE),
-        (FAILURE, RunState.FAILED),
-        (dg.DagsterRunStatus.CANCELED, RunState.FAILED),
-    ],
-)
-def test_a_history_has_the_state_of_each_run(
-    instance: dg.DagsterInstance, status: dg.DagsterRunStatus, expected: RunState
-) -> None:
-    record(instance, {REQUEST_TAG: "days:1"}, status)
-
-    assert run_history(instance, "days:1") == History(1, (expected,))
-
-
-def test_a_history_counts_all_runs_and_tells_the_latest(instance: dg.DagsterInstance) -> None:
-    for status in (SUCCESS, SUCCESS, SUCCESS, FAILURE, SUCCESS):
-        record(instance, {REQUEST_TAG: "days:1"}, status)
-
-    states = (RunState.DONE, RunState.FAILED, RunState.DONE)
-    assert run_history(instance, "days:1") == History(5, states)
 
 
 # ---- the sensor and the schedules
@@ -499,7 +396,7 @@ def test_a_failed_request_is_made_three_times(house: House) -> None:
 def test_ranges_that_cannot_be_done_do_not_keep_others_waiting(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(automation, "_MOST_RANGES_A_TICK", 2)
+    monkeypatch.setattr(requests, "_MOST_REQUESTS_A_TICK", 2)
     house.publish(d01=1)
     house.settle()
     vanished = [f"2011-01-{n:02}" for n in (1, 3, 5, 7, 9)]

@@ -1,0 +1,171 @@
+"""Online retail as commands, definitions and marts see it.
+
+Here: what a whole run of it takes, and its answers to status, doctor and rebuild. Not here: what
+its assets do (assets.py), when they run by themselves (automation.py).
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+from retail_assets.dataset import Dataset
+from retail_assets.days import changed_window
+from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
+from retail_assets.domain import (
+    MARTS_STAGE,
+    DefsModule,
+    Domain,
+    Execution,
+    MartsPlan,
+    PlanError,
+)
+from retail_assets.settings import SAMPLE_SOURCE, Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from retail_assets.resources.cloud_checks import Question
+    from retail_assets.resources.lake import LakeResource
+    from retail_assets.resources.warehouse import WarehouseResource
+
+WINDOW = "online_retail_window"
+
+
+class OnlineRetail(Domain):
+    """UCI's Online Retail: one source, daily partitions, one landed table."""
+
+    name = DOMAIN
+    datasets = (ONLINE_RETAIL_DATA,)
+    window_variables = (WINDOW,)
+
+    def modules(self) -> Sequence[DefsModule]:
+        """Assets and automation."""
+        from retail_assets.defs.online_retail import assets, automation
+
+        return assets, automation
+
+    def resources(self, settings: Settings) -> dict[str, object]:
+        """The source."""
+        from retail_assets.defs.online_retail.source import OnlineRetailSource
+
+        return {"online_retail_source": OnlineRetailSource.of(settings)}
+
+    def prepare(self, settings: Settings) -> None:
+        """Write the sample workbook where the settings want it and it is not there."""
+        if SAMPLE_SOURCE in settings.online_retail_source and not settings.sample_path.exists():
+            from retail_assets.defs.online_retail.sample import write_sample
+
+            write_sample(settings.sample_path)
+
+    def check_partitions(self, settings: Settings, first: str, last: str) -> None:
+        """Refuse days outside the configured span."""
+        start, end = settings.online_retail_start, settings.online_retail_end or date.today()
+        if first < str(start) or last > str(end):
+            raise PlanError(
+                f"--partitions is {first}...{last}; expected days inside {start}...{end}"
+                " (RETAIL_ONLINE_RETAIL_START, RETAIL_ONLINE_RETAIL_END)"
+            )
+
+    def plan(
+        self,
+        settings: Settings,
+        partitions: tuple[str, str] | None,
+        *,
+        allow_emptying: bool,
+        instance: "Callable[[], dg.DagsterInstance]",
+    ) -> list[Execution]:
+        """One job over the days asked for, or all that the source has.
+
+        Where the source cannot be had, the job's first step alone: it says why, on record.
+        """
+        span = partitions or source_span(settings, allow_emptying=allow_emptying)
+        from retail_assets.defs.online_retail.assets import RAW
+
+        config = {RAW.to_python_identifier(): {"config": {"allow_emptying": allow_emptying}}}
+        return [Execution(DOMAIN, span, {"ops": config}, None if span else [RAW])]
+
+    def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
+        """The days that differ."""
+        landed = warehouse.loaded_versions(ONLINE_RETAIL_DATA)
+        built = warehouse.loaded_versions(ONLINE_RETAIL_DATA, MARTS_STAGE)
+        return MartsPlan({WINDOW: changed_window(landed, built)}, {ONLINE_RETAIL_DATA: landed})
+
+    def count_rows(self, lake: "LakeResource") -> dict[str, int]:
+        """Rows of the source, and of the processed days."""
+        from retail_assets.defs.online_retail.source import read_manifest, read_processed
+
+        rows: dict[str, int] = {}
+        manifest = read_manifest(lake)
+        if manifest is not None:
+            rows[f"{DOMAIN}.raw_online_retail"] = manifest.read
+        days = read_processed(lake)
+        if days:
+            counted = lake.partition_rows("processed", ONLINE_RETAIL_DATA, "invoice_date", days)
+            rows[f"{DOMAIN}.processed_online_retail_data"] = sum(counted.values())
+        return rows
+
+    def rebuild(self, settings: Settings, dataset: Dataset) -> int:
+        """Load every processed day into a new table."""
+        from retail_assets.defs.online_retail.assets import loadable_uris
+        from retail_assets.defs.online_retail.source import read_processed
+        from retail_assets.resources.lake import LakeResource
+        from retail_assets.resources.warehouse import WarehouseResource
+
+        lake, warehouse = LakeResource.of(settings), WarehouseResource.of(settings)
+        versions = {day: ledger.fingerprint for day, ledger in read_processed(lake).items()}
+        if not versions:
+            raise PlanError(f"{lake.root} holds nothing processed. Run: retail-assets run {DOMAIN}")
+        uris = loadable_uris(lake, warehouse, versions)
+        return warehouse.replace_table(dataset, uris, versions).total
+
+    def questions(self, settings: Settings) -> "Iterator[Question]":
+        """Whether the source answers."""
+        from retail_assets.resources.cloud_checks import Question
+
+        yield Question(
+            "online_retail source",
+            lambda: _probe_source(settings),
+            "set RETAIL_ONLINE_RETAIL_SOURCE to a path or URL that answers",
+        )
+
+    def shown_settings(self, settings: Settings) -> Mapping[str, str]:
+        """The sources, each resolved and without credentials."""
+        from retail_assets.resources.download import redact
+
+        shown = ", ".join(redact(location) for location in settings.online_retail_locations)
+        return {"online_retail_source": shown}
+
+
+def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str] | None:
+    """First and last day to run: the source's, and those that it no longer has.
+
+    None where the source cannot be had: the run's own first step then says why, on record.
+    """
+    from retail_assets.defs.online_retail.source import OnlineRetailSource
+    from retail_assets.errors import PermanentError, TransientError
+    from retail_assets.resources.lake import LakeResource
+
+    lake, source = LakeResource.of(settings), OnlineRetailSource.of(settings)
+    try:
+        found = source.refresh(lake, allow_emptying=allow_emptying)
+        days = {*found.manifest.span, *found.changed_days}
+    except (PermanentError, TransientError):
+        return None
+    first, last = str(settings.online_retail_start), settings.online_retail_end
+    inside = [day for day in days if day >= first and (last is None or day <= str(last))]
+    return min(inside), max(inside)
+
+
+def _probe_source(settings: Settings) -> str:
+    from retail_assets.resources.download import probe, redact
+
+    shown = []
+    for location in settings.online_retail_locations:
+        if location == str(settings.sample_path) and not os.path.exists(location):
+            shown.append(f"{SAMPLE_SOURCE} (made by the first run)")
+            continue
+        answer = probe(location, timeout_s=min(settings.http_timeout_s, 10.0))
+        size = "size unknown" if answer.size is None else f"{answer.size:,} bytes"
+        shown.append(f"{redact(location)}, {size}")
+    return "; ".join(shown)

@@ -1,0 +1,177 @@
+"""What a domain is to the rest: the plug that commands, definitions and marts are written against.
+
+Here: the base class, and what passes through it. Not here: any domain (defs/<domain>/domain.py),
+which domains there are (defs/registry.py). Dagster is not imported: the command line starts here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from retail_assets.dataset import Dataset
+from retail_assets.errors import PermanentError
+from retail_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from retail_assets.resources.cloud_checks import Question
+    from retail_assets.resources.dbt import Windows
+    from retail_assets.resources.lake import LakeResource
+    from retail_assets.resources.warehouse import WarehouseResource
+
+MARTS_STAGE = "marts"
+
+
+class PlanError(PermanentError):
+    """What was asked for cannot be done; the message says what was expected and found."""
+
+
+class DefsModule(Protocol):
+    """A module that makes a part of a domain's definitions, such as assets.py."""
+
+    def build_defs(self, settings: Settings) -> "dg.Definitions":
+        """The part's definitions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One execution of a job: over which range of partitions, with what config.
+
+    ``partitions`` is the inclusive range, as the job's partitions are ordered; None where the
+    assets that run have none. ``asset_selection`` of None is all that the job has.
+    """
+
+    job_name: str
+    partitions: tuple[str, str] | None = None
+    run_config: Mapping[str, Any] = field(default_factory=dict)
+    asset_selection: "Sequence[dg.AssetKey] | None" = None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags by which Dagster runs the range."""
+        return range_tags(*self.partitions) if self.partitions else {}
+
+
+@dataclass(frozen=True)
+class MartsPlan:
+    """What a build of a domain's dbt models is given, and what it then stands for.
+
+    ``windows`` are the ranges of changed partitions by the name of their dbt variable; None
+    rebuilds everything. ``versions`` is recorded for each landed table once all was built.
+    """
+
+    windows: "Windows"
+    versions: Mapping[Dataset, Mapping[str, str]]
+
+
+class Domain(ABC):
+    """A domain, as the rest of the package sees it. It has no state: settings come with each call.
+
+    Its module imports nothing heavy: what a method needs is imported in it.
+
+    Attributes:
+        name: its name, and that of its folder, its asset group and its folder of dbt models.
+        datasets: the landed tables that it owns in the warehouse.
+        window_variables: the dbt variables that ``plan_marts`` gives, every one.
+    """
+
+    name: ClassVar[str]
+    datasets: ClassVar[tuple[Dataset, ...]]
+    window_variables: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def modules(self) -> Sequence[DefsModule]:
+        """The modules that make its definitions. The first call imports them, and Dagster."""
+
+    def build_defs(self, settings: Settings) -> "dg.Definitions":
+        """Assets, checks and automation, over the configured partitions."""
+        import dagster as dg
+
+        return dg.Definitions.merge(*(module.build_defs(settings) for module in self.modules()))
+
+    @abstractmethod
+    def resources(self, settings: Settings) -> dict[str, object]:
+        """Resources that it alone asks for, by name."""
+
+    @abstractmethod
+    def prepare(self, settings: Settings) -> None:
+        """Make the sample where the settings want it and it is not there."""
+
+    @abstractmethod
+    def check_partitions(self, settings: Settings, first: str, last: str) -> None:
+        """Refuse a range that can have no partitions, before anything is started.
+
+        Raises:
+            PlanError: it names what was asked for and what is possible.
+        """
+
+    @abstractmethod
+    def plan(
+        self,
+        settings: Settings,
+        partitions: tuple[str, str] | None,
+        *,
+        allow_emptying: bool,
+        instance: "Callable[[], dg.DagsterInstance]",
+    ) -> list[Execution]:
+        """What a whole run executes, in order: for the range asked for, or for all that there is.
+
+        It runs beside the imports of Dagster and dbt, so that reading a source costs no time of
+        its own. ``instance`` waits for these, then gives the open instance: to be called last, and
+        only where partitions have to be registered.
+
+        Raises:
+            PlanError: there is nothing to run.
+        """
+
+    @abstractmethod
+    def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
+        """The windows in which the landed tables differ from what the marts were built from."""
+
+    @abstractmethod
+    def count_rows(self, lake: "LakeResource") -> dict[str, int]:
+        """Rows of its assets in the lake, by ``schema.name`` of the asset; without those absent."""
+
+    @abstractmethod
+    def rebuild(self, settings: Settings, dataset: Dataset) -> int:
+        """Create one of ``datasets`` in the warehouse anew from the lake; returns its rows.
+
+        Raises:
+            PlanError: the lake has nothing processed for it.
+        """
+
+    def questions(self, settings: Settings) -> "Iterable[Question]":
+        """What ``doctor`` asks of its own outside systems."""
+        return ()
+
+    def shown_settings(self, settings: Settings) -> Mapping[str, str]:
+        """Its settings that are not shown as they are, by field: secrets redacted."""
+        return {}
+
+
+def range_tags(first: str, last: str) -> dict[str, str]:
+    """The tags by which Dagster takes a range of partitions in one run."""
+    return {
+        "dagster/asset_partition_range_start": first,
+        "dagster/asset_partition_range_end": last,
+    }
+
+
+def parse_partitions(text: str) -> tuple[str, str]:
+    """First and last day of ``A...B`` or of the one day ``A``.
+
+    Raises:
+        PlanError: it is neither.
+    """
+    first, dots, last = text.partition("...")
+    try:
+        pair = date.fromisoformat(first), date.fromisoformat(last if dots else first)
+    except ValueError:
+        pair = None
+    if pair is None or pair[1] < pair[0]:
+        raise PlanError(f"--partitions is {text!r}; expected 2011-11-14 or 2010-12-01...2011-12-09")
+    return str(pair[0]), str(pair[1])

@@ -1,0 +1,125 @@
+"""Asking for runs without a memory of one's own: what was asked for is read from Dagster's runs.
+
+Here: what became of a wish's runs, and whether to ask again. Not here: what a domain wishes for
+(its automation.py).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import dagster as dg
+
+REQUEST_TAG = "retail_assets/request"
+_MOST_ATTEMPTS = 3
+_MOST_REQUESTS_A_TICK = 20
+_TICK_BUDGET_S = 20.0
+
+
+class RunState(Enum):
+    """What became of a run."""
+
+    UNDERWAY = "underway"
+    FAILED = "failed"
+    DONE = "done"
+
+
+_UNDERWAY = {
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+    dg.DagsterRunStatus.MANAGED,
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Work that is wanted: its identity (object + version), and the run that would do it.
+
+    ``once`` says that a run that succeeded settles it for good, whatever the state looks like.
+    """
+
+    identity: str
+    job_name: str
+    asset_selection: tuple[dg.AssetKey, ...]
+    tags: tuple[tuple[str, str], ...] = ()
+    once: bool = False
+
+
+@dataclass(frozen=True)
+class History:
+    """The runs that a wish has had: how many, and what became of the latest, latest first."""
+
+    count: int = 0
+    latest: tuple[RunState, ...] = ()
+
+
+def next_request(wish: Wish, history: History) -> dg.RunRequest | str:
+    """A request for ``wish``, or why there is none now.
+
+    What is underway is not asked for again. What failed is, up to three times in a row; then a
+    new version or a run by hand is needed. What is done and wanted again (its tables were
+    deleted, the source went back to older content) is, but not a fourth time in a row.
+    """
+    state = history.latest[0] if history.latest else None
+    if state is RunState.UNDERWAY:
+        return f"{wish.identity} is underway"
+    if state is RunState.DONE and wish.once:
+        return f"{wish.identity} is done"
+    in_a_row = history.latest[:_MOST_ATTEMPTS]
+    if len(in_a_row) == _MOST_ATTEMPTS and len(set(in_a_row)) == 1:
+        if state is RunState.FAILED:
+            return (
+                f"{wish.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
+            )
+        return f"{wish.identity} was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
+    return dg.RunRequest(
+        run_key=f"{wish.identity}:{history.count + 1}",
+        job_name=wish.job_name,
+        asset_selection=list(wish.asset_selection),
+        tags=dict(wish.tags) | {REQUEST_TAG: wish.identity},
+    )
+
+
+def run_history(instance: dg.DagsterInstance, identity: str) -> History:
+    """The runs that were asked for under ``identity``."""
+    filters = dg.RunsFilter(tags={REQUEST_TAG: identity})
+    runs = instance.get_runs(filters=filters, limit=_MOST_ATTEMPTS)
+    if len(runs) < _MOST_ATTEMPTS:
+        return History(len(runs), tuple(_state(run) for run in runs))
+    return History(instance.get_runs_count(filters), tuple(_state(run) for run in runs))
+
+
+def _state(run: dg.DagsterRun) -> RunState:
+    if run.status in _UNDERWAY:
+        return RunState.UNDERWAY
+    return RunState.DONE if run.is_success else RunState.FAILED
+
+
+def requests_for(
+    wishes: Callable[[], Sequence[Wish]], instance: dg.DagsterInstance
+) -> tuple[list[dg.RunRequest], list[str]]:
+    """Requests for what is wished for, at most so many a tick, and why others are not made."""
+    requests: list[dg.RunRequest] = []
+    reasons: list[str] = []
+    again: set[str] = set()
+    end = time.monotonic() + _TICK_BUDGET_S
+    for wish in wishes():
+        if len(requests) == _MOST_REQUESTS_A_TICK or time.monotonic() > end:
+            break
+        history = run_history(instance, wish.identity)
+        answer = next_request(wish, history)
+        if isinstance(answer, str):
+            reasons.append(answer)
+            continue
+        requests.append(answer)
+        if history.latest[:1] == (RunState.DONE,):
+            again.add(wish.identity)
+    if again:
+        # That run may have ended after the first look at what lacks: ask only for what still does.
+        lacking = {wish.identity for wish in wishes()}
+        requests = [r for r in requests if r.tags[REQUEST_TAG] not in again - lacking]
+    return requests, reasons

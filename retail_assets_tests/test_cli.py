@@ -1,0 +1,91 @@
+"""Tests of retail_assets.cli: how arguments are read, and what is refused before any work."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from retail_assets.cli import app
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    for name in list(os.environ):
+        if name.startswith(("RETAIL_", "DAGSTER_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("RETAIL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def retail_assets(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.mark.parametrize("command", ["run", "sample"])
+def test_an_unknown_domain_is_refused_with_the_known_ones(home: Path, command: str) -> None:
+    done = retail_assets(command, "online")
+
+    assert done.exit_code == 1
+    assert "error: 'online' is no domain; one of: online_retail" in done.output
+    assert not home.exists()
+
+
+def test_the_sample_of_online_retail_is_written_where_it_is_wanted(
+    home: Path, tmp_path: Path
+) -> None:
+    options = ("--days", "3", "--lines", "20", "--seed", "11")
+    to = tmp_path / "own" / "name.xlsx"
+
+    default, other = (
+        retail_assets("sample", "online_retail", *options, *where)
+        for where in ((), ("--to", str(to)))
+    )
+
+    assert (default.exit_code, other.exit_code) == (0, 0)
+    path = home / "samples" / "online_retail.xlsx"
+    assert default.output.startswith(f"{path}: ")
+    assert default.output.endswith(f" rows, {path.stat().st_size:,} bytes\n")
+    assert other.output.startswith(f"{to}: ")
+    digests = {hashlib.sha256(x.read_bytes()).hexdigest() for x in (path, to)}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("option", ["--days", "--lines"])
+def test_a_sample_of_nothing_is_refused(home: Path, option: str) -> None:
+    done = retail_assets("sample", "online_retail", option, "0")
+
+    assert done.exit_code == 2
+    assert not home.exists()
+
+
+def test_the_sample_of_the_coffee_chain_is_written_to_the_lake_or_a_folder(
+    home: Path, tmp_path: Path
+) -> None:
+    options = ("--sales", "1_000", "--customers", "300", "--drops", "2", "--seed", "11")
+
+    default = retail_assets("sample", "coffee_chain", *options)
+    other = retail_assets("sample", "coffee_chain", *options, "--to", str(tmp_path / "own"))
+
+    assert (default.exit_code, other.exit_code) == (0, 0), default.output + other.output
+    told = "1,000 sales lines, 300 customers, 2 drops\n"
+    assert default.output == f"{home / 'lake'}: {told}"
+    assert other.output == f"{tmp_path / 'own'}: {told}"
+    made = {
+        folder: {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.csv")}
+        for folder in (home / "lake", tmp_path / "own")
+    }
+    assert len(made[home / "lake"]) == 6
+    assert made[home / "lake"] == made[tmp_path / "own"]
+
+
+def test_a_bucket_takes_no_sample(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETAIL_LAKE", "gs://shop-lake/retail")
+
+    done = retail_assets("sample", "coffee_chain")
+
+    assert done.exit_code == 1
+    assert "error: RETAIL_LAKE is gs://shop-lake/retail" in done.output
+    assert "--to FOLDER" in done.output
+    assert not home.exists()
