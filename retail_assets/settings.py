@@ -27,6 +27,7 @@ _DEFAULT_LOCATION = "EU"
 _EMULATOR_HOSTS = ("STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST")
 # Source: "Bucket naming requirements" of Cloud Storage, "Creating projects" of Resource Manager.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_SPARK = re.compile(r"embedded|local\[(\*|[1-9]\d*)\]|(spark|sc)://[^\s/,:]+:\d+(,[^\s/,:]+:\d+)*")
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 
 
@@ -66,6 +67,13 @@ class Settings(BaseSettings):
         "",
         description="duckdb:PATH or bigquery://PROJECT?location=EU;"
         " default duckdb:$RETAIL_HOME/warehouse.duckdb",
+    )
+    spark: str = Field(
+        "embedded",
+        description="embedded, local[CORES] or local[*] (JVM), spark://HOST:PORT or sc://HOST:PORT",
+    )
+    java_home: str | None = Field(
+        None, validation_alias="JAVA_HOME", description="Java for a JVM's Spark: a path"
     )
     bigquery_max_bytes_billed: int | None = Field(
         None, gt=0, description="most bytes that one BigQuery query may bill; empty: no limit"
@@ -119,6 +127,13 @@ class Settings(BaseSettings):
         # pydantic alone would read 0 as 1970-01-01.
         return date.fromisoformat(value) if isinstance(value, str) else value
 
+    @field_validator("spark")
+    @classmethod
+    def _known_spark(cls, value: str) -> str:
+        if not _SPARK.fullmatch(value):
+            raise ValueError("it names no Spark")
+        return value
+
     @field_validator("storage_emulator_host", "bigquery_emulator_host")
     @classmethod
     def _http_host(cls, value: str | None) -> str | None:
@@ -139,7 +154,7 @@ class Settings(BaseSettings):
         values["warehouse"] = _resolved_warehouse(
             str(values.get("warehouse") or f"duckdb:{home / 'warehouse.duckdb'}")
         )
-        for name in ("bigquery_max_bytes_billed", *_EMULATOR_HOSTS):
+        for name in ("bigquery_max_bytes_billed", "JAVA_HOME", *_EMULATOR_HOSTS):
             if values.get(name) == "":
                 values[name] = None
         return values

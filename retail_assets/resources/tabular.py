@@ -1,13 +1,15 @@
 """Tables in files: CSV and xlsx in any container, as streams of text columns.
 
 Here: containers (.gz, .zip), encodings, sheets, field counts; every value comes out as the text
-that stood in the file, with its row number. Not here: what the text means (each domain's
+that stood in the file, with its row number. A large CSV file is made fit for another engine
+(``scan_csv``). Not here: what the text means (each domain's
 transforms.py), where the file came from (download.py).
 """
 
 import codecs
 import csv
 import gzip
+import hashlib
 import io
 import lzma
 import re
@@ -16,7 +18,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 ROW = "row"
 _BLOCK_BYTES = 4 * 1024**2
 _LONGEST_RECORD_LINES = 1000
+_NO_SEPARATORS = bytes(set(range(256)) - set(b",\n"))
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _XLSX_MEMBER = "xl/workbook.xml"
 _ENCRYPTED = 0x1
@@ -111,6 +114,108 @@ def open_tables(path: Path, scratch: Path) -> Iterator[list[TextTable]]:
             else:
                 tables.append(_csv_table(file, label, opened))
         yield tables
+
+
+@dataclass(frozen=True)
+class ScannedCsv:
+    """A CSV file that an engine can read: UTF-8, a header, all rows of as many fields.
+
+    ``file`` is the file that was scanned, or a copy of its good rows; ``rows`` counts every data
+    row met, those in ``rejected`` included.
+    """
+
+    file: Path
+    sha256: str
+    rows: int
+    quoted: bool = False
+    rejected: tuple[RejectedRow, ...] = ()
+
+
+def scan_csv(path: Path, header: Sequence[str], scratch: Path) -> ScannedCsv:
+    """Make sure of a plain CSV file by one look at its bytes; a file that is not plain is copied.
+
+    Plain is valid UTF-8 without quotes, lines ending in a line feed, of as many fields each: such
+    a file is hashed and counted at the disk's speed, and nothing of it is copied. Of others the
+    good rows are copied to ``scratch``, and the bad ones told.
+
+    Raises:
+        UnreadableFileError: the header is another, or the file is no CSV; see ``open_tables``.
+    """
+    digest, rows = _scan_plain(path, header)
+    if rows is not None:
+        return ScannedCsv(path, digest, rows)
+    with open_tables(path, scratch) as tables:
+        if len(tables) != 1:
+            raise UnreadableFileError(f"{path.name} holds {len(tables)} tables; expected one CSV.")
+        table = tables[0]
+        _require_header(path, header, table.header)
+        copy = scratch / f"{digest[:16]}-{path.name}"
+        quoted = _write_copy(table, copy)
+    return ScannedCsv(copy, digest, table.rows, quoted, tuple(table.rejected))
+
+
+def _require_header(path: Path, expected: Sequence[str], found: Sequence[str]) -> None:
+    if list(found) != list(expected):
+        raise UnreadableFileError(
+            f"{path.name} has the header {','.join(found)!r}, expected {','.join(expected)!r}."
+            " Nothing of it was taken. Deliver the file again with these columns, in this order."
+        )
+
+
+def _scan_plain(path: Path, header: Sequence[str]) -> tuple[str, int | None]:
+    """SHA-256 of the file, and its data rows; None where it is not plain."""
+    digest = hashlib.sha256()
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    expected = ",".join(header).encode() + b"\n"
+    # One line's separators: so many commas, then a line feed.
+    line = b"," * (len(header) - 1) + b"\n"
+    plain, lines, last, carried = True, 0, b"", b""
+    with path.open("rb") as stream:
+        while chunk := stream.read(_BLOCK_BYTES):
+            digest.update(chunk)
+            if plain:
+                starts = bool(last) or chunk.startswith(expected)
+                plain = starts and not any(mark in chunk for mark in (b'"', b"\r", b"\0"))
+            if plain and not (chunk.isascii() and not decoder.getstate()[0]):
+                plain = _decodes(decoder, chunk)
+            if plain:
+                separators = carried + chunk.translate(None, _NO_SEPARATORS)
+                whole = len(separators) // len(line)
+                carried = separators[whole * len(line) :]
+                plain = separators.startswith(line * whole)
+                lines += whole
+            last = chunk[-1:]
+    if last != b"\n":  # the last line may lack its end
+        plain = plain and carried == line[:-1]
+        carried, lines = b"", lines + 1
+    plain = plain and not carried and not decoder.getstate()[0]
+    return digest.hexdigest(), lines - 1 if plain else None
+
+
+def _decodes(decoder: codecs.IncrementalDecoder, chunk: bytes) -> bool:
+    try:
+        decoder.decode(chunk)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _write_copy(table: TextTable, copy: Path) -> bool:
+    """Write the good rows of a table as CSV; returns whether there are quotes in it."""
+    import pyarrow as pa
+    import pyarrow.csv as pacsv
+
+    names = [name or "index" for name in table.header]
+    schema = pa.schema([(name, pa.string()) for name in names])
+    quoted = False
+    with pacsv.CSVWriter(
+        copy, schema, write_options=pacsv.WriteOptions(quoting_style="needed")
+    ) as out:
+        for batch in table.batches:
+            values = pa.RecordBatch.from_arrays(batch.columns[1:], schema=schema)
+            quoted = quoted or any(_holds(values, mark) for mark in (b'"', b",", b"\n", b"\r"))
+            out.write_batch(values)
+    return quoted
 
 
 @contextmanager

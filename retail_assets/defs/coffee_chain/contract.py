@@ -92,7 +92,7 @@ CUSTOMER = Dataset(
     schema=WAREHOUSE,
     domain=DOMAIN,
     name="customer",
-    description="One row a customer and drop, as delivered; the latest drop of a customer is valid.",
+    description="One row a customer and drop, as delivered; the latest drop is valid.",
     partition_by="drop_date",
     columns=(
         Column("customer_id", "string", "Customer, a UUID."),

@@ -1,0 +1,298 @@
+"""How raw rows of the coffee chain become rows of its tables: small ones in pandas, large in Spark.
+
+A frame in, a frame out. Not here: files, partitions, Dagster. Spark's functions use only what the
+embedded engine and the JVM's Spark execute alike; a parity test runs them on both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from retail_assets.dataset import Dataset
+from retail_assets.defs.coffee_chain.contract import CUSTOMER, OUTLET, PRODUCT, SALES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql import Column, DataFrame
+
+# To be raised when the same bytes would become other rows: every drop then is new work.
+TYPING_VERSION = "1"
+
+CUSTOMER_COLUMNS = (
+    "index",
+    "customer_id",
+    "first_name",
+    "last_name",
+    "gender",
+    "birthday",
+    "email",
+    "phone_no",
+)
+SALES_COLUMNS = (
+    "index",
+    "invoice_no",
+    "date_time",
+    "customer_id",
+    "outlet_id",
+    "product_id",
+    "quantity",
+)
+
+# What a staged frame says of its rows besides the table's columns, for partitioning by it.
+STAGED_DROP, STAGED_PART, STAGED_COPIES = "_drop", "_part", "_copies"
+STAGED = (STAGED_DROP, STAGED_PART, STAGED_COPIES)
+REJECTED = "__rejected__"
+WHOLE = "all"
+_BETWEEN = "\x1f"  # between values, and between a reason and a text: "unit separator"
+_NULL = "\x1e"
+
+# The year 0000 is one of Spark's, not of the warehouses'.
+_DAY = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])-[0-9]{2}-[0-9]{2}"
+_DATE = f"^{_DAY}$"
+_DATE_TIME = f"^{_DAY} ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$"
+_WHOLE_NUMBER = "^-?[0-9]+$"
+
+
+def stage_sales(raw: "DataFrame", drop_date: str) -> "DataFrame":
+    """Lines of one drop, typed, each distinct one once.
+
+    ``raw`` has the text columns SALES_COLUMNS. The result has the columns of SALES and STAGED (see
+    ``_collapse``); a part is the year of the sale.
+    """
+    from pyspark.sql import functions as F  # noqa: N812  (as Spark's own documentation has it)
+
+    at = F.when(F.col("date_time").rlike(_DATE_TIME), _try_cast("date_time", "timestamp_ntz"))
+    quantity = F.when(F.col("quantity").rlike(_WHOLE_NUMBER), _try_cast("quantity", "int"))
+    typed = raw.withColumns({"_at": at, "_quantity": quantity})
+    reason = F.when(
+        F.col("_at").isNull(), _expected("date_time", "a valid YYYY-MM-DD HH:MM:SS")
+    ).when(F.col("_quantity").isNull(), _expected("quantity", "a whole number of 32 bits"))
+    collapsed = _collapse(
+        typed,
+        drop_date,
+        raw_columns=SALES_COLUMNS,
+        reason=reason,
+        part=F.year("_at").cast("string"),
+        values={
+            "invoice_no": F.col("invoice_no"),
+            "date_time": F.col("_at"),
+            "customer_id": F.col("customer_id"),
+            "outlet_id": F.col("outlet_id"),
+            "product_id": F.col("product_id"),
+            "quantity": F.col("_quantity"),
+        },
+    )
+    return collapsed.withColumnsRenamed({"_identity": "sale_line_id"}).select(
+        "sale_line_id",
+        F.lit(drop_date).cast("date").alias("drop_date"),
+        "invoice_no",
+        "date_time",
+        F.col("date_time").cast("date").alias("sale_date"),
+        F.year("date_time").alias("sale_year"),
+        "customer_id",
+        "outlet_id",
+        "product_id",
+        "quantity",
+        *STAGED,
+    )
+
+
+def stage_customers(raw: "DataFrame", drop_date: str) -> "DataFrame":
+    """Customers of one drop, typed, each distinct row once.
+
+    ``raw`` has the text columns CUSTOMER_COLUMNS. The result has the columns of CUSTOMER and STAGED
+    (see ``_collapse``); there is one part.
+    """
+    from pyspark.sql import functions as F  # noqa: N812
+
+    birthday = F.when(F.col("birthday").rlike(_DATE), _try_cast("birthday", "date"))
+    typed = raw.withColumn("_birthday", birthday)
+    reason = F.when(F.col("customer_id").isNull(), F.lit("customer_id: expected one, found none"))
+    reason = reason.when(
+        F.col("birthday").isNotNull() & F.col("_birthday").isNull(),
+        _expected("birthday", "a valid YYYY-MM-DD or none"),
+    )
+    plain = ("first_name", "last_name", "gender", "email", "phone_no")
+    collapsed = _collapse(
+        typed,
+        drop_date,
+        raw_columns=CUSTOMER_COLUMNS,
+        reason=reason,
+        part=F.lit(WHOLE),
+        values={
+            "_id": F.col("customer_id"),
+            "birthday": F.col("_birthday"),
+            **{name: F.col(name) for name in plain},
+        },
+    )
+    is_rejected = F.col(STAGED_PART) == REJECTED
+    return collapsed.withColumn(
+        "customer_id", F.when(is_rejected, F.col("_identity")).otherwise(F.col("_id"))
+    ).select(
+        "customer_id",
+        "first_name",
+        "last_name",
+        "gender",
+        "birthday",
+        "email",
+        "phone_no",
+        F.lit(drop_date).cast("date").alias("drop_date"),
+        *STAGED,
+    )
+
+
+def _collapse(
+    typed: "DataFrame",
+    drop_date: str,
+    *,
+    raw_columns: Sequence[str],
+    reason: "Column",
+    part: "Column",
+    values: Mapping[str, "Column"],
+) -> "DataFrame":
+    """One row for each distinct raw row, the index left out, with how often it stood in the drop.
+
+    Columns: ``_identity``, those of ``values``, and STAGED. A good row's identity is the first 32
+    hex digits of SHA-256 over the drop's date and the raw text. A rejected row goes with the good
+    ones, so that the input is read once: its part is REJECTED, and its identity is the reason and
+    the row's text (``split_rejected``), the index included.
+
+    A group by the identity, not ``distinct()``: the engines hash one text in place of all columns
+    (a third of the time), and the copies come counted.
+    """
+    from pyspark.sql import functions as F  # noqa: N812
+
+    named = [F.coalesce(F.col(name), F.lit(_NULL)) for name in raw_columns if name != "index"]
+    line_id = F.left(F.sha2(F.concat_ws(_BETWEEN, F.lit(drop_date), *named), 256), F.lit(32))
+    text = F.concat_ws(",", *(F.coalesce(F.col(name), F.lit("")) for name in raw_columns))
+    identified = typed.withColumns(
+        {
+            "_identity": F.when(
+                reason.isNotNull(), F.concat(reason, F.lit(_BETWEEN), text)
+            ).otherwise(line_id),
+            STAGED_PART: F.when(reason.isNotNull(), F.lit(REJECTED)).otherwise(part),
+        }
+    )
+    # All rows of a group are equal: max is the value, and the one aggregate that every engine
+    # has a fast path for.
+    grouped = identified.groupBy("_identity").agg(
+        *(F.max(value).alias(name) for name, value in values.items()),
+        F.max(STAGED_PART).alias(STAGED_PART),
+        F.count(F.lit(1)).cast("string").alias(STAGED_COPIES),
+    )
+    return grouped.withColumn(STAGED_DROP, F.lit(drop_date))
+
+
+def _try_cast(column: str, kind: str) -> "Column":
+    from pyspark.sql import functions as F  # noqa: N812
+
+    return F.col(column).try_cast(kind)
+
+
+def _expected(column: str, expected: str) -> "Column":
+    """The reason of a rejected row: the column, what was expected and what was found."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    found = F.coalesce(F.concat(F.lit("'"), F.col(column), F.lit("'")), F.lit("none"))
+    return F.concat(F.lit(f"{column}: expected {expected}, found "), found)
+
+
+def split_rejected(identity: str) -> tuple[str, str]:
+    """Reason and text of a rejected row, of the identity that it was staged under."""
+    reason, _, text = identity.partition(_BETWEEN)
+    return reason, text
+
+
+@dataclass(frozen=True)
+class SmallTable:
+    """A small table as typed: its rows, how many copies were left out, and (reason, text) of bad.
+
+    ``rows`` has the dataset's columns in order.
+    """
+
+    rows: "pd.DataFrame"
+    duplicates: int
+    rejected: tuple[tuple[str, str], ...]
+
+
+def type_outlets(raw: "pd.DataFrame") -> SmallTable:
+    """Outlets of the raw file's text columns: values trimmed, postcodes of five digits.
+
+    A postcode delivered without its leading zeros is padded; an address without one stays so.
+    """
+    rows = _trimmed(raw)
+    postcode = rows["postcode"]
+    is_digits = postcode.str.fullmatch(r"[0-9]{1,5}").fillna(False).astype(bool)
+    reasons = {
+        "outlet_id: expected one, found none": rows["outlet_id"].isna(),
+        "postcode: expected up to five digits or none": postcode.notna() & ~is_digits,
+    }
+    rows["postcode"] = postcode.str.zfill(5)
+    return _small_table(raw, rows, reasons, OUTLET, "outlet_id")
+
+
+def type_products(raw: "pd.DataFrame") -> SmallTable:
+    """Products of the raw file's text columns: the price a decimal, names' encoding repaired."""
+    from decimal import Decimal
+
+    rows = _trimmed(raw)
+    price = rows["product_price"].str.extract(r"^RM\s*([0-9]{1,6}(?:\.[0-9]{1,2})?)$")[0]
+    number = rows["no"].str.fullmatch(r"[0-9]{1,9}").fillna(False).astype(bool)
+    reasons = {
+        "product_id: expected one, found none": rows["product_id"].isna(),
+        "product_price: expected RM and up to two decimals, such as RM 9.90": price.isna(),
+        "no: expected a whole number or none": rows["no"].notna() & ~number,
+    }
+    rows["product_price"] = price.map(lambda text: Decimal(text), na_action="ignore")
+    rows["product_name"] = rows["product_name"].map(repair_encoding, na_action="ignore")
+    rows["no"] = rows["no"].where(number).astype("Int32")
+    return _small_table(raw, rows, reasons, PRODUCT, "product_id")
+
+
+def repair_encoding(text: str) -> str:
+    """Text that was UTF-8, was read as Windows-1252 or Latin-1 and written as UTF-8 again.
+
+    Text of which that cannot be so comes back as it is: LattÃ© becomes Latté, Café stays.
+    """
+    for encoding in ("cp1252", "latin-1"):
+        try:
+            repaired = text.encode(encoding).decode("utf-8")
+        except UnicodeError:
+            continue
+        return text if repaired == text else repair_encoding(repaired)
+    return text
+
+
+def _trimmed(raw: "pd.DataFrame") -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = raw.apply(lambda column: column.astype("string").str.strip())
+    return rows.mask(rows == "", pd.NA)
+
+
+def _small_table(
+    raw: "pd.DataFrame",
+    rows: "pd.DataFrame",
+    reasons: Mapping[str, "pd.Series[bool]"],
+    dataset: Dataset,
+    key: str,
+) -> SmallTable:
+    """Leave out copies of whole rows, and reject bad ones and those of a key that is taken."""
+    is_copy = raw.duplicated()
+    why = rows[key].astype("object").where(False, None)
+    for reason, applies in reasons.items():
+        why = why.mask(why.isna() & applies.astype(bool), reason)
+    good = ~is_copy & why.isna()
+    is_taken = good & rows[key].where(good).duplicated() & rows[key].notna()
+    why = why.mask(is_taken, f"{key}: expected once, found again with other values")
+    bad = raw[~is_copy & why.notna()]
+    texts = [",".join("" if value is None else str(value) for value in row) for row in bad.values]
+    return SmallTable(
+        rows[good & ~is_taken][list(dataset.column_names)],
+        int(is_copy.sum()),
+        tuple(zip(why[bad.index], texts, strict=True)),
+    )
+
+
+assert set(CUSTOMER_COLUMNS[1:]) < set(CUSTOMER.column_names)
+assert set(SALES_COLUMNS[1:]) < set(SALES.column_names)

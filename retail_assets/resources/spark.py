@@ -1,0 +1,225 @@
+"""Spark: one session a process, and all reading and writing by it.
+
+Here: the engine (embedded, a JVM here, a cluster), and the idioms that every engine executes
+alike. Not here: what is made of the rows (each domain's transforms.py), the lake's partitions
+(lake.py).
+
+The embedded engine is Sail, a Spark Connect server in this process. It differs from the JVM's
+Spark where that loses data without a word: partitions are overwritten by deleting the others, a
+missing path has no rows, types are inferred otherwise. Hence files are read by name as text
+columns, and written to a folder that is empty.
+"""
+
+import atexit
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import dagster as dg
+
+from retail_assets.errors import PermanentError, TransientError
+from retail_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyspark.sql import DataFrame, SparkSession
+
+EMBEDDED = "embedded"
+_CONNECT_S = 10.0
+# A JVM's default heap is a quarter of the machine, too little for a group-by of a large drop.
+_LOCAL_HEAP = "2g"
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+
+class SparkUnavailableError(PermanentError):
+    """The Spark that the settings name cannot be started here."""
+
+
+class SparkUnreachableError(TransientError):
+    """The Spark that the settings name does not answer."""
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A Parquet file that Spark wrote: where, and the partition columns' values in order."""
+
+    path: Path
+    values: tuple[str, ...]
+
+
+class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The Spark of ``master``: embedded, local[...], spark://HOST:PORT or sc://HOST:PORT.
+
+    A cluster must see this machine's files under the same names, those of the lake's staging
+    included: a shared folder.
+    """
+
+    master: str
+    java_home: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> "SparkResource":
+        """The Spark that the settings name."""
+        return cls(master=settings.spark, java_home=settings.java_home)
+
+    @property
+    def session(self) -> "SparkSession":
+        """The process's session, started at first use.
+
+        Raises:
+            SparkUnavailableError: no Java for a JVM, or this process has another Spark already.
+            SparkUnreachableError: nothing listens where the cluster should be.
+        """
+        if self.master != EMBEDDED and not self.master.startswith("sc://"):
+            _require_java(self.master, self.java_home)
+        return _Engine.of(self.master).session
+
+    def read_csv(self, file: Path, columns: Sequence[str], *, quoted: bool = False) -> "DataFrame":
+        """Rows of a UTF-8 CSV file with a header, all columns as text, empty fields as null.
+
+        ``columns`` name the fields by position. Every row must have as many (tabular.scan_csv sees
+        to that): the engines fail or differ on others. ``quoted`` says that there are quotes.
+
+        Raises:
+            FileNotFoundError: an engine would read a missing file as one without rows.
+        """
+        from pyspark.sql.types import StringType, StructField, StructType
+
+        if not file.is_file():
+            raise FileNotFoundError(str(file))
+        schema = StructType([StructField(name, StringType()) for name in columns])
+        options = {"header": "true", "mode": "FAILFAST"}
+        if quoted:
+            options |= {"multiLine": "true", "quote": '"', "escape": '"'}
+        return self.session.read.schema(schema).options(**options).csv(str(file))
+
+    def write(self, frame: "DataFrame", folder: Path, by: Sequence[str]) -> list[WrittenFile]:
+        """Write a frame as Parquet below ``folder``, a folder for each value of the columns ``by``.
+
+        These are text and never null: rows of a null would land in another partition on one
+        engine. Returns the files by their values, in order; none for a frame without rows.
+
+        Raises:
+            FileExistsError: the folder is there; writing into it would not replace it everywhere.
+        """
+        if folder.exists():
+            raise FileExistsError(str(folder))
+        frame.write.partitionBy(*by).parquet(str(folder), mode="append", compression="zstd")
+        written = []
+        for path in sorted(folder.rglob("*.parquet")):
+            values = [
+                unquote(part.partition("=")[2]) for part in path.relative_to(folder).parts[:-1]
+            ]
+            if len(values) != len(by) or _NULL_PARTITION in values:
+                raise ValueError(f"{path}: expected a folder for each of {', '.join(by)}")
+            written.append(WrittenFile(path, tuple(values)))
+        return written
+
+
+class _Engine:
+    """A started Spark. One a process: pyspark knows no two kinds at once."""
+
+    _lock = threading.Lock()
+    _current: "_Engine | None" = None
+
+    def __init__(self, master: str) -> None:
+        self.master = master
+        self._server: Any = None
+        with _told(master):
+            self.session = self._start()
+        # Before the server's own end: a client without its server waits for minutes.
+        atexit.register(self.stop)
+
+    @classmethod
+    def of(cls, master: str) -> "_Engine":
+        with cls._lock:
+            if cls._current is None:
+                cls._current = cls(master)
+            if cls._current.master != master:
+                raise SparkUnavailableError(
+                    f"this process runs Spark as {cls._current.master!r}, found {master!r} asked"
+                    " for: one process takes one Spark. Use a process for each."
+                )
+            return cls._current
+
+    def _start(self) -> "SparkSession":
+        from dagster_pyspark import LazyPySparkResource
+
+        if self.master == EMBEDDED:
+            # Its log is of no use to who runs a pipeline; RUST_LOG=info brings it back.
+            os.environ.setdefault("RUST_LOG", "error")
+            from pysail.spark import SparkConnectServer
+
+            self._server = SparkConnectServer("127.0.0.1", 0)
+            self._server.start(background=True)
+            host, port = self._server.listening_address
+            config = {"spark.remote": f"sc://{host}:{port}"}
+        elif self.master.startswith("sc://"):
+            _require_listener(self.master)
+            config = {"spark.remote": self.master}
+        else:
+            if self.master.startswith("spark://"):
+                _require_listener(self.master)
+            config = {
+                "spark.master": self.master,
+                "spark.app.name": "retail-assets",
+                "spark.driver.memory": _LOCAL_HEAP,
+                "spark.ui.enabled": "false",
+                "spark.ui.showConsoleProgress": "false",
+                "spark.sql.session.timeZone": "UTC",
+                "spark.log.level": "ERROR",
+            }
+        session: SparkSession = LazyPySparkResource(spark_config=config).spark_session
+        return session
+
+    def stop(self) -> None:
+        """End the session, then the server."""
+        with suppress(Exception):  # at the end of a process there is nobody to tell
+            self.session.stop()
+        if self._server is not None:
+            with suppress(Exception):
+                self._server.stop()
+
+
+@contextmanager
+def _told(master: str) -> "Iterator[None]":
+    try:
+        yield
+    except (PermanentError, TransientError):
+        raise
+    except Exception as error:
+        raise SparkUnreachableError(
+            f"RETAIL_SPARK is {master!r}; its session could not be started"
+            f" ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}). Look at"
+            " the cluster, or set RETAIL_SPARK=embedded."
+        ) from error
+
+
+def _require_java(master: str, home: str | None) -> None:
+    found = shutil.which("java") if home is None else shutil.which("java", path=f"{home}/bin")
+    if found is None:
+        raise SparkUnavailableError(
+            f"RETAIL_SPARK is {master!r}, which needs Java 17 or newer; none was found. Install"
+            " one (JAVA_HOME or PATH names it), or set RETAIL_SPARK=embedded, which needs none."
+        )
+
+
+def _require_listener(master: str) -> None:
+    """One of the addresses must answer: the clients themselves would try for minutes."""
+    addresses = master.partition("://")[2].split(",")
+    for address in addresses:
+        host, _, port = address.partition(":")
+        with suppress(OSError), socket.create_connection((host, int(port)), _CONNECT_S):
+            return
+    raise SparkUnreachableError(
+        f"RETAIL_SPARK is {master!r}; nothing answers there. Start the cluster, or set"
+        " RETAIL_SPARK=embedded."
+    )
