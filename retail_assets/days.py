@@ -26,3 +26,23 @@ def changed_window(landed: Mapping[str, str], built: Mapping[str, str]) -> list[
     """
     changed = {day for day in landed.keys() | built.keys() if landed.get(day) != built.get(day)}
     return [list(pair) for pair in contiguous_ranges(changed)]
+
+
+def ranges_within(days: Iterable[str], every: Iterable[str]) -> list[list[str]]:
+    """Inclusive [first, last] ranges that hold exactly ``days`` of all that there are, in order.
+
+    Days of no interest between two neighbours of ``every`` do not part a range: half-yearly drops
+    that all changed are one.
+    """
+    chosen = set(days)
+    ranges: list[list[str]] = []
+    is_open = False
+    for day in sorted(chosen.union(every)):
+        if day not in chosen:
+            is_open = False
+        elif is_open:
+            ranges[-1][1] = day
+        else:
+            ranges.append([day, day])
+            is_open = True
+    return ranges

@@ -39,7 +39,8 @@ _UNDERWAY = {
 class Wish:
     """Work that is wanted: its identity (object + version), and the run that would do it.
 
-    ``once`` says that a run that succeeded settles it for good, whatever the state looks like.
+    Without an ``asset_selection`` it is all of the job. ``once`` says that a run that succeeded
+    settles it for good, whatever the state looks like.
     """
 
     identity: str
@@ -79,7 +80,7 @@ def next_request(wish: Wish, history: History) -> dg.RunRequest | str:
     return dg.RunRequest(
         run_key=f"{wish.identity}:{history.count + 1}",
         job_name=wish.job_name,
-        asset_selection=list(wish.asset_selection),
+        asset_selection=list(wish.asset_selection) or None,
         tags=dict(wish.tags) | {REQUEST_TAG: wish.identity},
     )
 

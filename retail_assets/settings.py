@@ -27,7 +27,10 @@ _DEFAULT_LOCATION = "EU"
 _EMULATOR_HOSTS = ("STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST")
 # Source: "Bucket naming requirements" of Cloud Storage, "Creating projects" of Resource Manager.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
-_SPARK = re.compile(r"embedded|local\[(\*|[1-9]\d*)\]|(spark|sc)://[^\s/,:]+:\d+(,[^\s/,:]+:\d+)*")
+_ADDRESS = r"[^\s/,:;]+:[0-9]{1,5}"
+_SPARK = re.compile(
+    rf"embedded|local\[(\*|[1-9][0-9]*)\]|spark://{_ADDRESS}(,{_ADDRESS})*|sc://{_ADDRESS}"
+)
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 
 

@@ -4,10 +4,11 @@ Here: one line a domain. Not here: what a domain does (its domain.py, which impo
 the command line asks here for the names).
 """
 
+from retail_assets.defs.coffee_chain.domain import CoffeeChain
 from retail_assets.defs.online_retail.domain import OnlineRetail
 from retail_assets.domain import Domain
 
-_DOMAINS: tuple[Domain, ...] = (OnlineRetail(),)
+_DOMAINS: tuple[Domain, ...] = (OnlineRetail(), CoffeeChain())
 
 
 class UnknownDomainError(LookupError):

@@ -7,11 +7,12 @@ alike. Not here: what is made of the rows (each domain's transforms.py), the lak
 The embedded engine is Sail, a Spark Connect server in this process. It differs from the JVM's
 Spark where that loses data without a word: partitions are overwritten by deleting the others, a
 missing path has no rows, types are inferred otherwise. Hence files are read by name as text
-columns, and written to a folder that is empty.
+columns, and written to a folder that is not there yet.
 """
 
 import atexit
 import os
+import re
 import shutil
 import socket
 import threading
@@ -37,6 +38,8 @@ _CONNECT_S = 10.0
 # A JVM's default heap is a quarter of the machine, too little for a group-by of a large drop.
 _LOCAL_HEAP = "2g"
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+# A path that an engine would take for a pattern, or for a file to be left out.
+_NOT_BY_NAME = re.compile(r".*[*?\[\]{}].*|(.*/)?[._][^/]*", re.DOTALL)
 
 
 class SparkUnavailableError(PermanentError):
@@ -45,6 +48,10 @@ class SparkUnavailableError(PermanentError):
 
 class SparkUnreachableError(TransientError):
     """The Spark that the settings name does not answer."""
+
+
+class UnreadablePathError(PermanentError):
+    """A file lies where no Spark would find it by its name."""
 
 
 @dataclass(frozen=True)
@@ -86,25 +93,34 @@ class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Rows of a UTF-8 CSV file with a header, all columns as text, empty fields as null.
 
         ``columns`` name the fields by position. Every row must have as many (tabular.scan_csv sees
-        to that): the engines fail or differ on others. ``quoted`` says that there are quotes.
+        to that): the engines fail or differ on others. ``quoted`` says that values may hold quotes,
+        commas or line ends: then the file is read by one task.
 
         Raises:
             FileNotFoundError: an engine would read a missing file as one without rows.
+            UnreadablePathError: so would it read a file of this name.
         """
         from pyspark.sql.types import StringType, StructField, StructType
 
         if not file.is_file():
             raise FileNotFoundError(str(file))
+        path = str(file.absolute())
+        if _NOT_BY_NAME.fullmatch(path):
+            raise UnreadablePathError(
+                f"{file}: expected a path without any of * ? [ ] {{ }}, and a file whose name does"
+                " not begin with . or _: Spark would find no rows there. Move it."
+            )
         schema = StructType([StructField(name, StringType()) for name in columns])
-        options = {"header": "true", "mode": "FAILFAST"}
+        # Quotes may stand around values of any file; the JVM's default escape is a backslash.
+        options = {"header": "true", "mode": "FAILFAST", "quote": '"', "escape": '"'}
         if quoted:
-            options |= {"multiLine": "true", "quote": '"', "escape": '"'}
-        return self.session.read.schema(schema).options(**options).csv(str(file))
+            options["multiLine"] = "true"
+        return self.session.read.schema(schema).options(**options).csv(path)
 
     def write(self, frame: "DataFrame", folder: Path, by: Sequence[str]) -> list[WrittenFile]:
         """Write a frame as Parquet below ``folder``, a folder for each value of the columns ``by``.
 
-        These are text and never null: rows of a null would land in another partition on one
+        These are text, neither null nor empty: such rows would land in another partition on one
         engine. Returns the files by their values, in order; none for a frame without rows.
 
         Raises:
@@ -112,16 +128,17 @@ class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """
         if folder.exists():
             raise FileExistsError(str(folder))
-        frame.write.partitionBy(*by).parquet(str(folder), mode="append", compression="zstd")
+        path = str(folder.absolute())
+        frame.write.partitionBy(*by).parquet(path, mode="append", compression="zstd")
         written = []
-        for path in sorted(folder.rglob("*.parquet")):
+        for file in (p for p in folder.rglob("*.parquet") if p.is_file()):
             values = [
-                unquote(part.partition("=")[2]) for part in path.relative_to(folder).parts[:-1]
+                unquote(part.partition("=")[2]) for part in file.relative_to(folder).parts[:-1]
             ]
-            if len(values) != len(by) or _NULL_PARTITION in values:
-                raise ValueError(f"{path}: expected a folder for each of {', '.join(by)}")
-            written.append(WrittenFile(path, tuple(values)))
-        return written
+            if len(values) != len(by) or not all(values) or _NULL_PARTITION in values:
+                raise ValueError(f"{file}: expected a folder for each of {', '.join(by)}")
+            written.append(WrittenFile(file, tuple(values)))
+        return sorted(written, key=lambda file: (file.values, file.path))
 
 
 class _Engine:
@@ -196,11 +213,16 @@ def _told(master: str) -> "Iterator[None]":
     except (PermanentError, TransientError):
         raise
     except Exception as error:
-        raise SparkUnreachableError(
+        found = (
             f"RETAIL_SPARK is {master!r}; its session could not be started"
-            f" ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}). Look at"
-            " the cluster, or set RETAIL_SPARK=embedded."
-        ) from error
+            f" ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]})."
+        )
+        if "://" in master:
+            raise SparkUnreachableError(
+                f"{found} Look at the cluster, or set RETAIL_SPARK=embedded."
+            ) from error
+        hint = "" if master == EMBEDDED else " A JVM needs Java 17 or newer; embedded needs none."
+        raise SparkUnavailableError(f"{found}{hint}") from error
 
 
 def _require_java(master: str, home: str | None) -> None:

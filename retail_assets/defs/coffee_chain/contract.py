@@ -12,6 +12,8 @@ DOMAIN = "coffee_chain"
 WAREHOUSE = "malaysian_coffee_chain"
 UNKNOWN = "UNKNOWN"
 USUAL_QUANTITY = (1, 4)
+# The version of a partition whose table has no file of that date.
+ABSENT = "absent"
 
 
 @dataclass(frozen=True)

@@ -278,8 +278,10 @@ def _small_table(
     key: str,
 ) -> SmallTable:
     """Leave out copies of whole rows, and reject bad ones and those of a key that is taken."""
+    import pandas as pd
+
     is_copy = raw.duplicated()
-    why = rows[key].astype("object").where(False, None)
+    why = pd.Series(None, index=raw.index, dtype="object")
     for reason, applies in reasons.items():
         why = why.mask(why.isna() & applies.astype(bool), reason)
     good = ~is_copy & why.isna()

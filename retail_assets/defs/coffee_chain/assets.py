@@ -1,0 +1,583 @@
+"""The coffee chain's assets, from raw files to warehouse tables.
+
+An asset reads, calls a transform, writes and reports. Not here: how rows change (transforms.py),
+which files there are and are known (drops.py), when anything runs (automation.py), dbt's models.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from retail_assets.dataset import Dataset
+from retail_assets.defs.coffee_chain.contract import ABSENT, DOMAIN, WAREHOUSE, quarantine_of
+from retail_assets.defs.coffee_chain.drops import (
+    DROPPED_FILES,
+    SMALL_FILES,
+    WHOLE_TABLE,
+    DropError,
+    DroppedFiles,
+    Ledger,
+    SmallFile,
+    describe_drops,
+    list_raw,
+    read_known,
+    record_drops,
+)
+from retail_assets.defs.coffee_chain.transforms import (
+    REJECTED,
+    STAGED,
+    TYPING_VERSION,
+    split_rejected,
+)
+from retail_assets.errors import failures_by_kind
+from retail_assets.resources.lake import LakeObject, LakeResource, Stage
+from retail_assets.resources.spark import SparkResource, WrittenFile
+from retail_assets.resources.tabular import ScannedCsv, scan_csv
+from retail_assets.resources.warehouse import Origin, WarehouseResource
+from retail_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DROPS_NAME = f"{DOMAIN}_drops"
+DROPS = dg.DynamicPartitionsDefinition(name=DROPS_NAME)
+RAW_DROPS = dg.AssetKey([DOMAIN, "raw_drops"])
+DELETED_CHECK = "no_drop_was_deleted"
+BALANCE_CHECK = "ledger_balances"
+SCHEMA_CHECK = "schema_matches_contract"
+
+# What one Spark job takes: its memory goes with the bytes, its plan with the files.
+_MOST_BYTES_A_JOB = 96 * 1024**2
+_MOST_FILES_A_JOB = 32
+_SMALL_BYTES = 16 * 1024**2
+
+
+def raw_key(dataset: Dataset) -> dg.AssetKey:
+    """The asset of a small table's raw file."""
+    return dg.AssetKey([DOMAIN, f"raw_{dataset.name}"])
+
+
+def processed_key(dataset: Dataset) -> dg.AssetKey:
+    """The asset of a table's Parquet files."""
+    return dg.AssetKey([DOMAIN, f"processed_{dataset.name}"])
+
+
+def landed_key(dataset: Dataset) -> dg.AssetKey:
+    """The asset of a table in the warehouse."""
+    return dg.AssetKey([WAREHOUSE, dataset.name])
+
+
+def build_assets(settings: Settings) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """The domain's assets: raw files as they come, what is processed of them, what is landed."""
+    raw = [
+        dg.AssetSpec(
+            RAW_DROPS,
+            group_name=DOMAIN,
+            kinds={"csv"},
+            tags={"zone": "raw"},
+            partitions_def=DROPS,
+            description="Dated files of sales and customers, as others deliver them.",
+        ),
+        *(
+            dg.AssetSpec(
+                raw_key(small.dataset),
+                group_name=DOMAIN,
+                kinds={"csv"},
+                tags={"zone": "raw"},
+                description=f"{small.raw.path}, as others deliver it.",
+            )
+            for small in SMALL_FILES
+        ),
+    ]
+    return [
+        *raw,
+        *(_processed_small(settings, small) for small in SMALL_FILES),
+        *(_processed_drops(settings, large) for large in DROPPED_FILES),
+        *(_landed(settings, small.dataset) for small in SMALL_FILES),
+        *(_landed(settings, large.dataset) for large in DROPPED_FILES),
+    ]
+
+
+def _lake_kinds(settings: Settings, engine: str) -> set[str]:
+    return {"parquet", engine, *(["gcs"] if settings.lake.startswith("gs://") else [])}
+
+
+def _check_specs(dataset: Dataset) -> list[dg.AssetCheckSpec]:
+    return [
+        dg.AssetCheckSpec(
+            BALANCE_CHECK,
+            asset=processed_key(dataset),
+            blocking=True,
+            description="read = written + duplicates + quarantined, by the lake's own files.",
+        ),
+        dg.AssetCheckSpec(
+            SCHEMA_CHECK,
+            asset=processed_key(dataset),
+            blocking=True,
+            description="The Parquet files' columns and types are those of the contract.",
+        ),
+    ]
+
+
+def _processed_small(settings: Settings, small: SmallFile) -> dg.AssetsDefinition:
+    dataset = small.dataset
+
+    @dg.asset(
+        key=processed_key(dataset),
+        deps=[raw_key(dataset)],
+        group_name=DOMAIN,
+        kinds=_lake_kinds(settings, "pandas"),
+        code_version=TYPING_VERSION,
+        tags={"zone": "processed"},
+        description=f"{dataset.description} Typed, de-duplicated, as one Parquet file.",
+        metadata={"dagster/column_schema": dataset.table_schema()},
+        check_specs=_check_specs(dataset),
+    )
+    def processed(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        with failures_by_kind(context.retry_number):
+            ledger = write_small(lake, context.run.run_id, small)
+        return dg.MaterializeResult(
+            metadata=ledger_metadata(ledger)
+            | {"path": dg.MetadataValue.path(lake.uri(f"processed/{dataset.folder}"))},
+            data_version=dg.DataVersion(ledger.fingerprint),
+            check_results=check_processed(lake, dataset, {WHOLE_TABLE: ledger}),
+        )
+
+    return processed
+
+
+def _processed_drops(settings: Settings, large: DroppedFiles) -> dg.AssetsDefinition:
+    dataset = large.dataset
+
+    @dg.asset(
+        key=processed_key(dataset),
+        deps=[RAW_DROPS],
+        group_name=DOMAIN,
+        partitions_def=DROPS,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        kinds=_lake_kinds(settings, "pyspark"),
+        code_version=TYPING_VERSION,
+        tags={"zone": "processed"},
+        description=f"{dataset.description} Typed, as Parquet, a folder a drop.",
+        metadata={"dagster/column_schema": dataset.table_schema()},
+        check_specs=_check_specs(dataset),
+    )
+    def processed(
+        context: dg.AssetExecutionContext, lake: LakeResource, spark: SparkResource
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        dates = context.partition_keys
+        with failures_by_kind(context.retry_number):
+            ledgers = write_drops(lake, spark, context.run.run_id, large, dates)
+        for key in dates:
+            found = ledgers.get(key)
+            context.add_asset_metadata(
+                ledger_metadata(found) if found else {"dagster/partition_row_count": 0},
+                partition_key=key,
+            )
+        return dg.MaterializeResult(
+            metadata={
+                "path": dg.MetadataValue.path(lake.uri(f"processed/{dataset.folder}")),
+                "partitions_in_run": len(dates),
+            },
+            check_results=check_processed(lake, dataset, ledgers),
+        )
+
+    return processed
+
+
+def _landed(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
+    is_partitioned = dataset.partition_by is not None
+
+    @dg.asset(
+        key=landed_key(dataset),
+        deps=[processed_key(dataset)],
+        group_name=DOMAIN,
+        partitions_def=DROPS if is_partitioned else None,
+        backfill_policy=dg.BackfillPolicy.single_run() if is_partitioned else None,
+        kinds={"bigquery" if settings.bigquery else "duckdb", "table"},
+        code_version="1",
+        tags={"zone": "warehouse"},
+        description=dataset.description,
+        metadata={
+            "dagster/column_schema": dataset.table_schema(),
+            "dagster/table_name": dataset.table,
+        },
+    )
+    def landed(
+        context: dg.AssetExecutionContext, lake: LakeResource, warehouse: WarehouseResource
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        keys = context.partition_keys if is_partitioned else [WHOLE_TABLE]
+        with failures_by_kind(context.retry_number):
+            loaded = warehouse.replace_partitions(
+                dataset,
+                loadable_uris(lake, warehouse, dataset, keys),
+                processed_versions(lake, dataset, keys),
+                Origin(context.run.run_id, landed_key(dataset).to_user_string()),
+            )
+        if not is_partitioned:
+            return dg.MaterializeResult(
+                metadata={"dagster/row_count": loaded.total, **loaded.metadata}
+            )
+        for key, rows in loaded.rows.items():
+            context.add_asset_metadata({"dagster/partition_row_count": rows}, partition_key=key)
+        return dg.MaterializeResult(
+            metadata={
+                "rows_in_run": loaded.total,
+                "partitions_in_run": len(loaded.rows),
+                **loaded.metadata,
+            }
+        )
+
+    return landed
+
+
+def write_small(lake: LakeResource, run_id: str, small: SmallFile) -> Ledger:
+    """Replace a small table and its quarantine by what its raw file holds.
+
+    Raises:
+        DropError: the file is not there.
+        UnreadableFileError: it is not the table that it should be. Nothing was touched.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    dataset, quarantine = small.dataset, quarantine_of(small.dataset)
+    entry = list_raw(lake).of(dataset).get(WHOLE_TABLE)
+    if entry is None:
+        raise DropError(
+            f"{lake.uri(small.raw.path)} is not there. Nothing was touched. Put the file there, or"
+            f" make sample files: retail-assets sample {DOMAIN}"
+        )
+    with lake.scratch() as scratch, lake.staging(run_id) as stage:
+        scanned = scan_csv(lake.local_file(entry.name), small.raw.header, scratch)
+        # By position: a copy's header has a name for the index.
+        raw = pd.read_csv(scanned.file, dtype="string", keep_default_na=False, na_values=[""])
+        typed = small.type_rows(raw.set_axis(list(small.raw.header), axis="columns"))
+        rows = pa.Table.from_pandas(typed.rows, dataset.arrow_schema, preserve_index=False)
+        bad = [(row.reason, row.text) for row in scanned.rejected] + list(typed.rejected)
+        ledger = Ledger(
+            entry.version,
+            entry.size,
+            scanned.sha256,
+            TYPING_VERSION,
+            read=scanned.rows,
+            written=rows.num_rows,
+            duplicates=typed.duplicates,
+            quarantined=len(bad),
+        )
+        stage.write_partitions("processed", dataset, "", [(WHOLE_TABLE, rows)])
+        if bad:
+            rejected = _quarantined(quarantine, WHOLE_TABLE, entry.name, bad)
+            stage.write_partitions("quarantine", quarantine, "", [(WHOLE_TABLE, rejected)])
+        _publish(lake, stage, dataset, {WHOLE_TABLE: ledger})
+    return ledger
+
+
+def write_drops(
+    lake: LakeResource, spark: SparkResource, run_id: str, large: DroppedFiles, dates: Sequence[str]
+) -> dict[str, Ledger]:
+    """Replace the processed and quarantined partitions ``dates`` by what their raw files hold.
+
+    A date without a file of this table is an empty partition; one whose file was taken before and
+    then deleted stays as it is. Returns the ledger of each date that has one.
+
+    Raises:
+        DropError: a date has no file of any table, or the rows do not add up.
+        UnreadableFileError: a file has another header, or is no CSV. No partition was touched.
+    """
+    dataset = large.dataset
+    listing, known = list_raw(lake), read_known(lake)
+    files = {key: entry for key, entry in listing.of(dataset).items() if key in set(dates)}
+    taken = {key: text for key, text in known.of(dataset).items() if key in set(dates)}
+    anywhere = listing.dates.union(*(known.of(other.dataset) for other in DROPPED_FILES))
+    if missing := set(dates) - anywhere:
+        raise DropError(
+            f"no raw file has the date {describe_drops(missing)}; expected"
+            f" {large.raw.name(min(missing))} or the other table's. Nothing was touched. Deliver"
+            " the drop, or delete its partition in the UI."
+        )
+    ledgers: dict[str, Ledger] = {}
+    with lake.staging(run_id) as stage:
+        for batch in _batches(files):
+            ledgers |= _stage_batch(lake, spark, stage, large, batch)
+        _publish(lake, stage, dataset, ledgers, empty=set(dates) - set(files) - set(taken))
+    kept = {key: Ledger.from_text(text) for key, text in taken.items() if key not in files}
+    return kept | ledgers
+
+
+def _batches(files: Mapping[str, LakeObject]) -> Iterator[dict[str, LakeObject]]:
+    """Drops by date, as many together as one Spark job takes."""
+    batch: dict[str, LakeObject] = {}
+    for key, entry in sorted(files.items()):
+        size = sum(other.size for other in batch.values()) + entry.size
+        if batch and (size > _MOST_BYTES_A_JOB or len(batch) == _MOST_FILES_A_JOB):
+            yield batch
+            batch = {}
+        batch[key] = entry
+    if batch:
+        yield batch
+
+
+def _stage_batch(
+    lake: LakeResource,
+    spark: SparkResource,
+    stage: Stage,
+    large: DroppedFiles,
+    files: Mapping[str, LakeObject],
+) -> dict[str, Ledger]:
+    """Type a batch of drops by one Spark job and stage what came out; returns their ledgers."""
+    with lake.scratch() as scratch:
+        local = {key: lake.local_file(entry.name) for key, entry in files.items()}
+        before = {key: _stamp(file) for key, file in local.items()}
+        scanned = {key: scan_csv(file, large.raw.header, scratch) for key, file in local.items()}
+        frames = [
+            large.stage_rows(spark.read_csv(found.file, large.columns, quoted=found.quoted), key)
+            for key, found in scanned.items()
+        ]
+        union = reduce(lambda left, right: left.unionAll(right), frames)
+        written = spark.write(union, scratch / "written", STAGED)
+        for key, file in local.items():
+            if _stamp(file) != before[key]:
+                raise DropError(
+                    f"{files[key].name} was replaced while it was read. Nothing was touched. Run"
+                    " this again; deliver files under another name and rename them when complete."
+                )
+        return {
+            key: _stage_drop(
+                stage,
+                large,
+                key,
+                files[key],
+                found,
+                [file for file in written if file.values[0] == key],
+            )
+            for key, found in scanned.items()
+        }
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _stage_drop(
+    stage: Stage,
+    large: DroppedFiles,
+    key: str,
+    entry: LakeObject,
+    scanned: ScannedCsv,
+    written: Iterable[WrittenFile],
+) -> Ledger:
+    """Stage what Spark wrote of one drop: good rows by part, rejected ones as a table of ours."""
+    import pyarrow.parquet as pq
+
+    dataset, quarantine = large.dataset, quarantine_of(large.dataset)
+    rows = duplicates = 0
+    bad = [(row.reason, row.text) for row in scanned.rejected]
+    parts: dict[str, list[Path]] = {}
+    for file in written:
+        _, part, copies = file.values
+        if part == REJECTED:
+            identities = pq.read_table(file.path, columns=[dataset.column_names[0]])[0].to_pylist()
+            bad += [split_rejected(text) for text in identities for _ in range(int(copies))]
+            continue
+        count = pq.read_metadata(file.path).num_rows
+        rows += count
+        duplicates += count * (int(copies) - 1)
+        folder = f"{dataset.partition_by}={key}"
+        if large.part_column:
+            folder += f"/{large.part_column}={part}"
+        parts.setdefault(folder, []).append(file.path)
+    for folder, files in parts.items():
+        stage.adopt("processed", dataset, folder, _merge_small(dataset, files))
+    ledger = Ledger(
+        entry.version,
+        entry.size,
+        scanned.sha256,
+        TYPING_VERSION,
+        read=scanned.rows,
+        written=rows,
+        duplicates=duplicates,
+        quarantined=len(bad),
+    )
+    if not ledger.balances:
+        raise DropError(
+            f"{entry.name}: {ledger.read} rows were read, but {ledger.written} written,"
+            f" {ledger.duplicates} duplicates and {ledger.quarantined} quarantined. No partition"
+            " was touched. This is a defect of the engine or of ours: please report it."
+        )
+    if bad:
+        assert dataset.partition_by is not None
+        rejected = _quarantined(quarantine, key, entry.name, bad)
+        stage.write_partitions("quarantine", quarantine, dataset.partition_by, [(key, rejected)])
+    return ledger
+
+
+def _merge_small(dataset: Dataset, files: list[Path]) -> list[Path]:
+    """One file in place of several small ones: copies and tasks have files of their own."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if len(files) < 2 or sum(file.stat().st_size for file in files) > _SMALL_BYTES:
+        return files
+    tables = [pq.read_table(file, partitioning=None) for file in files]
+    merged = pa.concat_tables(table.cast(dataset.arrow_schema) for table in tables)
+    pq.write_table(merged, files[0], compression="zstd")
+    return files[:1]
+
+
+def _quarantined(
+    quarantine: Dataset, key: str, file: str, bad: Sequence[tuple[str, str]]
+) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    reasons, texts = zip(*sorted(bad), strict=True)
+    columns = {"file": pa.repeat(file, len(bad)), "reason": list(reasons), "text": list(texts)}
+    if quarantine.partition_by:
+        columns[quarantine.partition_by] = pc.cast(pa.repeat(key, len(bad)), pa.date32())
+    return pa.table(
+        [columns[name] for name in quarantine.column_names], schema=quarantine.arrow_schema
+    )
+
+
+def _publish(
+    lake: LakeResource,
+    stage: Stage,
+    dataset: Dataset,
+    ledgers: Mapping[str, Ledger],
+    empty: Iterable[str] = (),
+) -> None:
+    """Move the partitions of ``ledgers`` in, and take note; empty those of ``empty``."""
+    column = dataset.partition_by or ""
+    keys = sorted({*ledgers, *empty})
+    record_drops(lake, dataset, dict.fromkeys(ledgers))
+    stage.publish("processed", dataset, column, keys)
+    stage.publish("quarantine", quarantine_of(dataset), column, keys)
+    record_drops(lake, dataset, ledgers)
+
+
+def ledger_metadata(ledger: Ledger) -> dict[str, int | str]:
+    """A drop's ledger as the UI shows it."""
+    return {
+        "dagster/partition_row_count": ledger.written,
+        "read": ledger.read,
+        "duplicates": ledger.duplicates,
+        "quarantined": ledger.quarantined,
+        "bytes": ledger.size,
+        "sha256": ledger.sha256,
+    }
+
+
+def check_processed(
+    lake: LakeResource, dataset: Dataset, ledgers: Mapping[str, Ledger]
+) -> list[dg.AssetCheckResult]:
+    """Hold what was just written against the ledgers and the contract, by the lake's own files."""
+    column = dataset.partition_by or ""
+    quarantine = quarantine_of(dataset)
+    written = lake.partition_rows("processed", dataset, column, ledgers)
+    quarantined = lake.partition_rows("quarantine", quarantine, column, ledgers)
+    off = {
+        key: f"read {x.read}, duplicates {x.duplicates}, found {written[key]} rows and"
+        f" {quarantined[key]} quarantined"
+        for key, x in ledgers.items()
+        if x.read != written[key] + x.duplicates + quarantined[key]
+    }
+    expected = {f.name: str(f.type) for f in dataset.arrow_schema}
+    uris = lake.partition_uris(dataset, ledgers)
+    drifted = {}
+    for uri in {uris[0], uris[len(uris) // 2], uris[-1]} if uris else set():
+        # A view is how an engine holds a string in memory; in Parquet there is one string.
+        found = {
+            f.name: str(f.type).replace("string_view", "string") for f in lake.read_schema(uri)
+        }
+        if found != expected:
+            drifted[uri] = found
+    return [
+        dg.AssetCheckResult(
+            asset_key=processed_key(dataset),
+            check_name=BALANCE_CHECK,
+            passed=not off,
+            description=f"{len(off)} do not balance; materialize them again." if off else None,
+            metadata={
+                "drops": len(ledgers),
+                "read": sum(x.read for x in ledgers.values()),
+                "written": sum(written.values()),
+                "duplicates": sum(x.duplicates for x in ledgers.values()),
+                "quarantined": sum(quarantined.values()),
+                "unbalanced": dg.MetadataValue.json(dict(list(off.items())[:20])),
+            },
+        ),
+        dg.AssetCheckResult(
+            asset_key=processed_key(dataset),
+            check_name=SCHEMA_CHECK,
+            passed=not drifted,
+            metadata={
+                "expected": dg.MetadataValue.json(expected),
+                "found": dg.MetadataValue.json(drifted or expected),
+            },
+        ),
+    ]
+
+
+def loadable_uris(
+    lake: LakeResource, warehouse: WarehouseResource, dataset: Dataset, keys: Iterable[str]
+) -> list[str]:
+    """Files of the processed partitions, where the warehouse can read them."""
+    uris = lake.partition_uris(dataset, keys)
+    return uris if warehouse.reads_buckets else lake.local_copies(uris)
+
+
+def processed_versions(lake: LakeResource, dataset: Dataset, keys: Sequence[str]) -> dict[str, str]:
+    """Fingerprint of each processed partition; ABSENT for a date that only the other table has.
+
+    Raises:
+        DropError: a partition was never processed.
+    """
+    known = read_known(lake)
+    versions = known.fingerprints(dataset)
+    others = {key for large in DROPPED_FILES for key in known.of(large.dataset)}
+    if missing := [key for key in keys if key not in versions and key not in others]:
+        raise DropError(
+            f"{processed_key(dataset).to_user_string()} has nothing for"
+            f" {describe_drops(missing) or 'the table'}. Nothing was loaded. Materialize it first."
+        )
+    return {key: versions.get(key, ABSENT) for key in keys}
+
+
+@dg.asset_check(
+    asset=RAW_DROPS,
+    name=DELETED_CHECK,
+    description="Every drop that was taken is still in the raw zone. A deleted one is not obeyed.",
+)
+def no_drop_was_deleted(lake: LakeResource) -> dg.AssetCheckResult:
+    """Look for drops that are known and not in the lake: their rows stay, and somebody is told."""
+    listing, known = list_raw(lake), read_known(lake)
+    deleted = {
+        large.dataset.name: sorted(set(known.of(large.dataset)) - set(listing.of(large.dataset)))
+        for large in DROPPED_FILES
+    }
+    count = sum(len(keys) for keys in deleted.values())
+    return dg.AssetCheckResult(
+        passed=not count,
+        description=(
+            f"{count} raw files were taken and are gone"
+            f" ({describe_drops({key for keys in deleted.values() for key in keys})}). Their rows"
+            " stay. Put the files back; to remove rows, deliver the drop with a header alone."
+            if count
+            else None
+        ),
+        metadata={
+            "drops": len(listing.dates),
+            "deleted": dg.MetadataValue.json({k: v[:20] for k, v in deleted.items()}),
+            "no_drops": dg.MetadataValue.json(list(listing.strays[:20])),
+        },
+    )
+
+
+def build_defs(settings: Settings) -> dg.Definitions:
+    """The domain's assets and checks."""
+    return dg.Definitions(assets=build_assets(settings), asset_checks=[no_drop_was_deleted])

@@ -1,0 +1,306 @@
+"""When the coffee chain runs: jobs, the sensor on its raw files, and the nightly catch-up.
+
+Here: what to ask for and when. Not here: what a run does (assets.py), what changed (drops.py).
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import dagster as dg
+
+from retail_assets.defs.coffee_chain.assets import (
+    DELETED_CHECK,
+    DROPS,
+    DROPS_NAME,
+    RAW_DROPS,
+    landed_key,
+    processed_key,
+    raw_key,
+)
+from retail_assets.defs.coffee_chain.contract import DOMAIN, LANDED
+from retail_assets.defs.coffee_chain.drops import (
+    DROPPED_FILES,
+    SMALL_FILES,
+    WHOLE_TABLE,
+    Changes,
+    Known,
+    Listing,
+    compare,
+    list_raw,
+    read_known,
+    remember_touched,
+)
+from retail_assets.domain import MARTS_STAGE, range_tags
+from retail_assets.requests import Wish, requests_for
+from retail_assets.resources.lake import LakeObject, LakeResource
+from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
+from retail_assets.settings import Settings
+
+SMALL_JOB = f"{DOMAIN}_small_files"
+LARGE_JOB = f"{DOMAIN}_large_files"
+MARTS_JOB = f"{DOMAIN}_marts"
+NIGHTLY_JOB = f"{DOMAIN}_nightly"
+SMALL_KEYS = [key(x.dataset) for x in SMALL_FILES for key in (processed_key, landed_key)]
+LARGE_KEYS = [key(x.dataset) for x in DROPPED_FILES for key in (processed_key, landed_key)]
+_MOST_DROPS_A_RUN = 500
+_MOST_EVENTS_A_TICK = 500
+_WAREHOUSE_WAIT_S = 5.0
+
+
+def drop_ranges(
+    dates: Iterable[str], registered: Sequence[str], most: int
+) -> list[tuple[str, str, int]]:
+    """Ranges of partitions that hold exactly ``dates``: (first, last, how many), at most ``most``.
+
+    Dagster's ranges go by the order in which partitions were registered, not by date. Dates that
+    are not yet registered are taken to follow, in order.
+    """
+    chosen = set(dates)
+    order = [*registered, *sorted(chosen.difference(registered))]
+    ranges: list[tuple[str, str, int]] = []
+    run: list[str] = []
+    for key in [*order, None]:
+        if key in chosen and len(run) < most:
+            run.append(str(key))
+            continue
+        if run:
+            ranges.append((run[0], run[-1], len(run)))
+        run = [str(key)] if key in chosen else []
+    return ranges
+
+
+def version_of(entries: Mapping[str, str]) -> str:
+    """Short text that differs where one of the entries does."""
+    text = "\n".join(f"{key} {value}" for key, value in sorted(entries.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def drop_wishes(
+    dates: Iterable[str], listing: Listing, registered: Sequence[str], state: Mapping[str, str]
+) -> list[Wish]:
+    """One wish a range of drops, identified by their dates and the versions of their files.
+
+    ``state`` holds what else is part of a version, by date.
+    """
+    chosen = set(dates)
+    order = {key: i for i, key in enumerate([*registered, *sorted(chosen - set(registered))])}
+    ranked = sorted(chosen, key=order.__getitem__)
+    wishes, done = [], 0
+    for first, last, count in drop_ranges(chosen, registered, _MOST_DROPS_A_RUN):
+        inside = ranked[done : done + count]
+        done += count
+        versions = {
+            f"{large.dataset.name} {key}": entry.version
+            for large in DROPPED_FILES
+            for key in inside
+            if (entry := listing.of(large.dataset).get(key))
+        } | {key: state.get(key, "") for key in inside}
+        wishes.append(
+            Wish(
+                f"{LARGE_JOB}:{first}...{last}:{version_of(versions)}",
+                LARGE_JOB,
+                (),
+                tuple(range_tags(first, last).items()),
+            )
+        )
+    return wishes
+
+
+def pending_landed(known: Known, warehouse: WarehouseResource) -> tuple[set[str], set[str]]:
+    """Dates, and small tables, whose processed partition is not the one in the warehouse."""
+    dates: set[str] = set()
+    small: set[str] = set()
+    for dataset in LANDED:
+        landed = warehouse.loaded_versions(dataset, timeout_s=_WAREHOUSE_WAIT_S)
+        lacking = {k for k, v in known.fingerprints(dataset).items() if landed.get(k) != v}
+        if WHOLE_TABLE in lacking:
+            small.add(dataset.name)
+        else:
+            dates |= lacking
+    return dates, small
+
+
+def small_wish(tables: Iterable[str], listing: Listing) -> Wish:
+    """The small files, identified by their versions and by which of them are wanted."""
+    versions = {
+        f"{item.dataset.name} file": entry.version
+        for item in SMALL_FILES
+        if (entry := listing.of(item.dataset).get(WHOLE_TABLE))
+    }
+    return Wish(
+        f"{SMALL_JOB}:{version_of(versions | dict.fromkeys(tables, 'wanted'))}", SMALL_JOB, ()
+    )
+
+
+def marts_wish(warehouse: WarehouseResource) -> Wish | None:
+    """A build of the marts, where they are not of what is landed; once a state of that."""
+    versions: dict[str, str] = {}
+    is_behind = False
+    for dataset in LANDED:
+        landed = warehouse.loaded_versions(dataset, timeout_s=_WAREHOUSE_WAIT_S)
+        built = warehouse.loaded_versions(dataset, MARTS_STAGE, timeout_s=_WAREHOUSE_WAIT_S)
+        if not landed:
+            return None  # dbt could not build: a source is not there
+        is_behind = is_behind or landed != built
+        versions |= {f"{dataset.name} {key}": value for key, value in landed.items()}
+    return Wish(f"{MARTS_JOB}:{version_of(versions)}", MARTS_JOB, ()) if is_behind else None
+
+
+def drop_events(
+    changes: Changes, dates: Iterable[str], most: int = _MOST_EVENTS_A_TICK
+) -> list[dg.AssetMaterialization]:
+    """What the graph shows of drops that arrived: their files, sizes and versions."""
+    events = []
+    for key in sorted(dates)[:most]:
+        found: dict[str, LakeObject] = {
+            large.dataset.name: entry
+            for large in DROPPED_FILES
+            if (entry := changes.wanted[large.dataset.name].get(key))
+        }
+        metadata: dict[str, str | int] = {}
+        for table, entry in found.items():
+            metadata |= {
+                f"{table}_file": entry.name,
+                f"{table}_bytes": entry.size,
+                f"{table}_version": entry.version,
+            }
+        if metadata:
+            events.append(dg.AssetMaterialization(RAW_DROPS, partition=key, metadata=metadata))
+    return events
+
+
+def ask(
+    instance: dg.DagsterInstance, lake: LakeResource, warehouse: WarehouseResource
+) -> dg.SensorResult | dg.SkipReason:
+    """One look at raw files, state and warehouse, and requests for all that is new work.
+
+    The marts are asked for when no drop is asked for or underway: they then are of all that is
+    landed. A drop that failed for good does not keep them back.
+    """
+    listing, known = list_raw(lake), read_known(lake)
+    changes = compare(lake, listing, known)
+    remember_touched(lake, changes)
+    notes = [f"no drop by its name: {name}" for name in listing.strays[:3]]
+    dates, small = changes.dates, changes.small
+    state: dict[str, str] = {}
+    marts = None
+    try:
+        unloaded, unloaded_small = pending_landed(known, warehouse)
+        state = dict.fromkeys(unloaded - dates, "not landed")
+        dates |= unloaded & listing.dates
+        small |= unloaded_small
+        marts = marts_wish(warehouse)
+    except WarehouseBusyError as busy:
+        notes.append(str(busy))
+    if not (dates or small or marts):
+        return dg.SkipReason("; ".join(notes) or "no raw file has changed")
+    registered = list(instance.get_dynamic_partitions(DROPS_NAME)) if dates else []
+
+    def drops() -> list[Wish]:
+        found = drop_wishes(dates, listing, registered, state)
+        return [small_wish(small, listing), *found] if small else found
+
+    requests, reasons = requests_for(drops, instance)
+    if marts is not None and not requests and not any("underway" in text for text in reasons):
+        requests, more = requests_for(lambda: [marts], instance)
+        reasons += more
+    if not requests:
+        return dg.SkipReason("; ".join(notes + reasons))
+    new = sorted(dates.difference(registered))
+    return dg.SensorResult(
+        run_requests=requests,
+        dynamic_partitions_requests=[DROPS.build_add_request(new)] if new else [],
+        asset_events=drop_events(changes, dates),
+    )
+
+
+def catch_up(
+    instance: dg.DagsterInstance, lake: LakeResource, run_key: str
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """Requests for the drops that are new work, whether or not the sensor is on."""
+    listing, known = list_raw(lake), read_known(lake)
+    changes = compare(lake, listing, known)
+    remember_touched(lake, changes)
+    registered = list(instance.get_dynamic_partitions(DROPS_NAME))
+    if new := sorted(changes.dates.difference(registered)):
+        instance.add_dynamic_partitions(DROPS_NAME, new)
+    ranges = drop_ranges(changes.dates, [*registered, *new], _MOST_DROPS_A_RUN)
+    return [
+        dg.RunRequest(run_key=f"{run_key}:{first}", tags=range_tags(first, last))
+        for first, last, _ in ranges
+    ] or dg.SkipReason("no drop has changed")
+
+
+def build_defs(settings: Settings) -> dg.Definitions:
+    """Jobs, the schedule and the sensor of the domain."""
+    select = dg.AssetSelection
+    raw = select.assets(RAW_DROPS, *(raw_key(small.dataset) for small in SMALL_FILES))
+    deleted = select.checks(dg.AssetCheckKey(RAW_DROPS, DELETED_CHECK))
+    group = select.groups(DOMAIN)
+    small_files = dg.define_asset_job(
+        SMALL_JOB,
+        selection=select.assets(*SMALL_KEYS),
+        description="Outlets and products, from raw file to warehouse table.",
+    )
+    large_files = dg.define_asset_job(
+        LARGE_JOB,
+        selection=select.assets(*LARGE_KEYS) | deleted,
+        description="Drops of customers and sales, from raw files to warehouse tables.",
+    )
+    marts = dg.define_asset_job(
+        MARTS_JOB,
+        selection=group - select.assets(*SMALL_KEYS, *LARGE_KEYS) - raw,
+        description="Build and test the dbt models of the domain.",
+    )
+    whole = dg.define_asset_job(
+        DOMAIN,
+        selection=(group - raw) | deleted,
+        description="Everything of the domain, for a range of drops.",
+    )
+
+    nightly = dg.define_asset_job(
+        NIGHTLY_JOB,
+        selection=(group - select.assets(*LARGE_KEYS) - raw) | deleted,
+        description="Everything of the domain but the drops.",
+    )
+
+    @dg.sensor(
+        name=f"{DOMAIN}_drops_sensor",
+        jobs=[small_files, large_files, marts],
+        minimum_interval_seconds=30,
+        description=(
+            "Asks for exactly the raw files that are new or were delivered again, then for the"
+            " marts. It has no cursor: what is known of drops is a state object in the lake."
+        ),
+    )
+    def drops_sensor(
+        context: dg.SensorEvaluationContext, lake: LakeResource, warehouse: WarehouseResource
+    ) -> dg.SensorResult | dg.SkipReason:
+        return ask(context.instance, lake, warehouse)
+
+    @dg.schedule(
+        job=large_files,
+        name=f"{DOMAIN}_drops_nightly",
+        cron_schedule="0 3 * * *",
+        execution_timezone="UTC",
+        description="Drops that the sensor missed.",
+    )
+    def drops_nightly(
+        context: dg.ScheduleEvaluationContext, lake: LakeResource
+    ) -> list[dg.RunRequest] | dg.SkipReason:
+        at = context.scheduled_execution_time
+        return catch_up(context.instance, lake, f"catch-up:{at:%Y-%m-%d}")
+
+    rest_nightly = dg.ScheduleDefinition(
+        name=NIGHTLY_JOB,
+        job=nightly,
+        cron_schedule="0 4 * * *",
+        execution_timezone="UTC",
+        description="Small files, the check on deleted drops, and the marts.",
+    )
+
+    return dg.Definitions(
+        jobs=[small_files, large_files, marts, nightly, whole],
+        schedules=[drops_nightly, rest_nightly],
+        sensors=[drops_sensor],
+    )

@@ -1,0 +1,190 @@
+"""The coffee chain, as the rest of the package sees it.
+
+Here: what a whole run takes, what the marts are given, what status and doctor tell of it. Not
+here: assets, jobs and sensors (assets.py, automation.py). Nothing heavy is imported at the top.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from retail_assets.dataset import Dataset
+from retail_assets.days import ranges_within
+from retail_assets.defs.coffee_chain.contract import (
+    ABSENT,
+    CUSTOMER,
+    DOMAIN,
+    LANDED,
+    OUTLET,
+    PRODUCT,
+    SALES,
+)
+from retail_assets.domain import (
+    MARTS_STAGE,
+    DefsModule,
+    Domain,
+    Execution,
+    MartsPlan,
+    PlanError,
+)
+from retail_assets.settings import Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from retail_assets.resources.cloud_checks import Question
+    from retail_assets.resources.lake import LakeResource
+    from retail_assets.resources.warehouse import WarehouseResource
+
+SALES_WINDOW = "coffee_chain_window"
+CUSTOMER_WINDOW = "coffee_chain_customer_window"
+
+
+class CoffeeChain(Domain):
+    """Drops of sales and customers, with outlets and products."""
+
+    name = DOMAIN
+    datasets = LANDED
+    window_variables = (SALES_WINDOW, CUSTOMER_WINDOW)
+
+    def modules(self) -> Sequence[DefsModule]:
+        """Assets and automation."""
+        from retail_assets.defs.coffee_chain import assets, automation
+
+        return assets, automation
+
+    def resources(self, settings: Settings) -> dict[str, object]:
+        """Spark."""
+        from retail_assets.resources.spark import SparkResource
+
+        return {"spark": SparkResource.of(settings)}
+
+    def prepare(self, settings: Settings) -> None:
+        """Nothing: raw files are delivered, or made by ``retail-assets sample``."""
+
+    def check_partitions(self, settings: Settings, first: str, last: str) -> None:
+        """Drops may have any date."""
+
+    def plan(
+        self,
+        settings: Settings,
+        partitions: tuple[str, str] | None,
+        *,
+        allow_emptying: bool,
+        instance: "Callable[[], dg.DagsterInstance]",
+    ) -> list[Execution]:
+        """Every drop found in raw, or those of the dates asked for; then the marts once.
+
+        Partitions that were registered in another order than that of their dates are several
+        ranges to Dagster, and as many runs: the last one is of the whole domain.
+        """
+        from retail_assets.defs.coffee_chain.drops import list_raw
+        from retail_assets.resources.lake import LakeResource
+
+        lake = LakeResource.of(settings)
+        dates = list_raw(lake).dates
+        if partitions:
+            dates = {key for key in dates if partitions[0] <= key <= partitions[1]}
+        if not dates:
+            asked = f" from {partitions[0]} to {partitions[1]}" if partitions else ""
+            raise PlanError(
+                f"{lake.uri(f'raw/{DOMAIN}')} holds no drop{asked}; expected files such as"
+                " sales/sales_data_2022-12-31.csv. Deliver them there, or make some:"
+                f" retail-assets sample {DOMAIN}"
+            )
+        from retail_assets.defs.coffee_chain.assets import DROPS_NAME
+        from retail_assets.defs.coffee_chain.automation import LARGE_JOB, drop_ranges
+
+        opened = instance()
+        registered = list(opened.get_dynamic_partitions(DROPS_NAME))
+        if new := sorted(dates.difference(registered)):
+            opened.add_dynamic_partitions(DROPS_NAME, new)
+        ranges = drop_ranges(dates, [*registered, *new], len(dates))
+        jobs = [LARGE_JOB] * (len(ranges) - 1) + [DOMAIN]
+        return [
+            Execution(job, (first, last))
+            for job, (first, last, _) in zip(jobs, ranges, strict=True)
+        ]
+
+    def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
+        """The drops that differ; everything where that is not enough.
+
+        Another list of outlets or products, and a customer drop that was taken back or delivered
+        again, may concern any line: then all are built anew. A new customer drop concerns the
+        lines of its customers.
+        """
+        landed = {dataset: warehouse.loaded_versions(dataset) for dataset in LANDED}
+        built = {
+            dataset: warehouse.loaded_versions(dataset, stage=MARTS_STAGE) for dataset in LANDED
+        }
+        return MartsPlan(marts_windows(landed, built), landed)
+
+    def count_rows(self, lake: "LakeResource") -> dict[str, int]:
+        """Rows of the processed tables."""
+        from retail_assets.defs.coffee_chain.drops import read_known
+
+        known = read_known(lake)
+        return {
+            f"{DOMAIN}.processed_{dataset.name}": sum(x.written for x in ledgers.values())
+            for dataset in LANDED
+            if (ledgers := known.ledgers(dataset))
+        }
+
+    def rebuild(self, settings: Settings, dataset: Dataset) -> int:
+        """Load every processed partition into a new table."""
+        from retail_assets.defs.coffee_chain.assets import loadable_uris
+        from retail_assets.defs.coffee_chain.drops import read_known
+        from retail_assets.resources.lake import LakeResource
+        from retail_assets.resources.warehouse import WarehouseResource
+
+        lake, warehouse = LakeResource.of(settings), WarehouseResource.of(settings)
+        versions = read_known(lake).fingerprints(dataset)
+        if not versions:
+            raise PlanError(f"{lake.root} holds nothing processed. Run: retail-assets run {DOMAIN}")
+        uris = loadable_uris(lake, warehouse, dataset, versions)
+        return warehouse.replace_table(dataset, uris, versions).total
+
+    def questions(self, settings: Settings) -> "Iterator[Question]":
+        """Whether Spark starts and computes."""
+        from retail_assets.resources.cloud_checks import Question
+
+        yield Question(
+            "spark",
+            lambda: _probe_spark(settings),
+            "set RETAIL_SPARK=embedded, or mend what it names",
+        )
+
+
+def marts_windows(
+    landed: Mapping[Dataset, Mapping[str, str]], built: Mapping[Dataset, Mapping[str, str]]
+) -> dict[str, list[list[str]] | None]:
+    """The windows of a build, by dbt variable: ranges of drop dates, or None for everything.
+
+    ``landed`` and ``built`` map a drop to the fingerprint of what is there, and of what the marts
+    were last built from.
+    """
+    customers_now, customers_then = (
+        {key: version for key, version in versions[CUSTOMER].items() if version != ABSENT}
+        for versions in (landed, built)
+    )
+    concerns_any_line = (
+        not built[SALES]
+        or any(landed[dataset] != built[dataset] for dataset in (OUTLET, PRODUCT))
+        or any(customers_now.get(key) != then for key, then in customers_then.items())
+    )
+    if concerns_any_line:
+        return {SALES_WINDOW: None, CUSTOMER_WINDOW: None}
+    now, then = landed[SALES], built[SALES]
+    changed = {key for key in now.keys() | then.keys() if now.get(key) != then.get(key)}
+    arrived = customers_now.keys() - customers_then.keys()
+    return {
+        SALES_WINDOW: ranges_within(changed, {*now, *then}),
+        CUSTOMER_WINDOW: ranges_within(arrived, customers_now),
+    }
+
+
+def _probe_spark(settings: Settings) -> str:
+    from retail_assets.resources.spark import SparkResource
+
+    session = SparkResource.of(settings).session
+    (row,) = session.sql("select 6 * 7 as answer").collect()
+    return f"{settings.spark}, Spark {session.version}, computes {row['answer']}"
