@@ -39,6 +39,30 @@
 {%- endmacro %}
 
 
+{#-
+    Years completed from the birthday to a later date: one more on each birthday. Who was born on
+    29 February completes a year on 1 March where the year has no 29 February. Both dates as
+    yyyymmdd: the difference drops below a whole multiple of 10000 until month and day are reached.
+-#}
+{% macro completed_years(birthday, on_date) -%}
+    {{ return(adapter.dispatch('completed_years')(birthday, on_date)) }}
+{%- endmacro %}
+
+{% macro default__completed_years(birthday, on_date) -%}
+    (({{ yyyymmdd(on_date) }}) - ({{ yyyymmdd(birthday) }})) // 10000
+{%- endmacro %}
+
+{% macro bigquery__completed_years(birthday, on_date) -%}
+    div(({{ yyyymmdd(on_date) }}) - ({{ yyyymmdd(birthday) }}), 10000)
+{%- endmacro %}
+
+{% macro yyyymmdd(date_column) -%}
+    extract(year from {{ date_column }}) * 10000
+    + extract(month from {{ date_column }}) * 100
+    + extract(day from {{ date_column }})
+{%- endmacro %}
+
+
 {#- A var that holds an ISO date, as a literal; a null date where it is absent. -#}
 {% macro date_from_var(date_var) -%}
     {%- set day = var(date_var, none) -%}

@@ -2,9 +2,10 @@
     How a fact replaces the days of a window, per adapter. The models stay one SQL: these macros
     stand in their config.
 
-    BigQuery: insert_overwrite with static partitions, one atomic MERGE over the days named.
+    BigQuery: insert_overwrite with static partitions, one atomic MERGE over the days named; for a
+    fact that is not partitioned by the window's date, merge as bigquery__get_merge_sql has it.
     DuckDB: replace_window below, for insert_overwrite is not known there.
-    Both empty a day that has no rows any more: they go by the window, not by the rows found.
+    All empty a day that has no rows any more: they go by the window, not by the rows found.
 -#}
 {% macro replace_window_strategy() -%}
     {{ return(adapter.dispatch('replace_window_strategy')()) }}
@@ -19,17 +20,42 @@
 {%- endmacro %}
 
 
-{#- The config partition_by. None but on BigQuery: dbt-duckdb fails on the dictionary. -#}
-{% macro partition_by_day(datetime_column) -%}
-    {{ return(adapter.dispatch('partition_by_day')(datetime_column)) }}
+{#-
+    The strategy of a fact that is not partitioned by the window's date. Its predicates name the
+    column as DBT_INTERNAL_DEST's, and its meta says merge_replaces_window.
+-#}
+{% macro merge_window_strategy() -%}
+    {{ return(adapter.dispatch('merge_window_strategy')()) }}
 {%- endmacro %}
 
-{% macro default__partition_by_day(datetime_column) -%}
+{% macro default__merge_window_strategy() -%}
+    {{ return('replace_window') }}
+{%- endmacro %}
+
+{% macro bigquery__merge_window_strategy() -%}
+    {{ return('merge') }}
+{%- endmacro %}
+
+
+{#- The config partition_by. None but on BigQuery: dbt-duckdb fails on the dictionary. -#}
+{% macro partition_by_day(datetime_column) -%}
+    {{ return(partition_by_time(datetime_column, 'datetime', 'day')) }}
+{%- endmacro %}
+
+{% macro partition_by_month(date_column) -%}
+    {{ return(partition_by_time(date_column, 'date', 'month')) }}
+{%- endmacro %}
+
+{% macro partition_by_time(column, data_type, granularity) -%}
+    {{ return(adapter.dispatch('partition_by_time')(column, data_type, granularity)) }}
+{%- endmacro %}
+
+{% macro default__partition_by_time(column, data_type, granularity) -%}
     {{ return(none) }}
 {%- endmacro %}
 
-{% macro bigquery__partition_by_day(datetime_column) -%}
-    {{ return({'field': datetime_column, 'data_type': 'datetime', 'granularity': 'day'}) }}
+{% macro bigquery__partition_by_time(column, data_type, granularity) -%}
+    {{ return({'field': column, 'data_type': data_type, 'granularity': granularity}) }}
 {%- endmacro %}
 
 
@@ -79,21 +105,82 @@
 
 
 {#-
-    The strategy replace_window: delete what incremental_predicates name, insert what the model
-    selected. Both statements run in the materialization's one transaction.
+    The config unique_key of a fact of which a second window rebuilds single rows: the key where
+    that window has a day, none where it has not, so that no row is then looked for by its key.
+-#}
+{% macro key_in_window(key_column, window_var) -%}
+    {{ return(key_column if window_ranges(window_var) else none) }}
+{%- endmacro %}
+
+
+{#-
+    The strategy replace_window: delete what incremental_predicates name and, with a unique_key,
+    the rows that the model selected besides; insert what it selected. All statements run in the
+    materialization's one transaction.
 -#}
 {% macro get_incremental_replace_window_sql(arg_dict) -%}
-    {%- set predicates = arg_dict['incremental_predicates'] -%}
-    {%- if not predicates -%}
-        {{ exceptions.raise_compiler_error(
-            "replace_window needs incremental_predicates: without them it would delete every row"
-        ) }}
-    {%- endif -%}
+    {%- set predicates = window_predicates(arg_dict['incremental_predicates']) -%}
+    {%- set key = arg_dict['unique_key'] -%}
     {%- set columns = get_quoted_csv(arg_dict['dest_columns'] | map(attribute='name')) -%}
 
+    delete from {{ arg_dict['target_relation'] }} as DBT_INTERNAL_DEST
+    where {{ predicates }};
+
+    {% if key -%}
     delete from {{ arg_dict['target_relation'] }}
-    where {{ predicates | join(' and ') }};
+    where {{ key }} in (
+        select {{ key }} from {{ arg_dict['temp_relation'] }} as DBT_INTERNAL_DEST
+        where ({{ predicates }}) is not true
+    );
+    {%- endif %}
 
     insert into {{ arg_dict['target_relation'] }} ({{ columns }})
     select {{ columns }} from {{ arg_dict['temp_relation'] }}
+{%- endmacro %}
+
+
+{#-
+    BigQuery's MERGE of a fact that says merge_replaces_window in its meta: replace_window as one
+    atomic statement. Rows found by the unique_key are updated, those of the window that the model
+    no longer selects are deleted, the others are inserted; without a unique_key the window's rows
+    are deleted and inserted, and no join is made. Every other model has dbt's own MERGE.
+-#}
+{% macro bigquery__get_merge_sql(
+    target, source, unique_key, dest_columns, incremental_predicates=none
+) -%}
+    {%- if not (config.get('meta') or {}).get('merge_replaces_window') -%}
+        {{ return(dbt.default__get_merge_sql(
+            target, source, unique_key, dest_columns, incremental_predicates
+        )) }}
+    {%- endif -%}
+    {%- set predicates = window_predicates(incremental_predicates) -%}
+    {%- set columns = dest_columns | map(attribute='name') | list -%}
+
+    merge into {{ target }} as DBT_INTERNAL_DEST
+    using {{ source }} as DBT_INTERNAL_SOURCE
+    {% if unique_key -%}
+    on DBT_INTERNAL_DEST.{{ unique_key }} = DBT_INTERNAL_SOURCE.{{ unique_key }}
+    when matched then update set
+        {%- for column in columns if column != unique_key %}
+        {{ adapter.quote(column) }} = DBT_INTERNAL_SOURCE.{{ adapter.quote(column) }}
+        {{- "," if not loop.last }}
+        {%- endfor %}
+    {%- else -%}
+    on false
+    {%- endif %}
+    when not matched by source and {{ predicates }} then delete
+    when not matched then insert ({{ get_quoted_csv(columns) }})
+    values ({{ get_quoted_csv(columns) }})
+{%- endmacro %}
+
+
+{#- The predicates as one; without any, a strategy by window would delete every row. -#}
+{% macro window_predicates(predicates) -%}
+    {%- if not predicates -%}
+        {{ exceptions.raise_compiler_error(
+            model.name ~ ": expected incremental_predicates that name the window to replace, found"
+            ~ " none; without them every row would be deleted"
+        ) }}
+    {%- endif -%}
+    ({{ predicates | join(') and (') }})
 {%- endmacro %}

@@ -63,9 +63,13 @@
 
 
 {#-
-    For the config full_refresh: true where there is no window, so that "everything" is one plain
-    build swapped in at the end, and none where there is one, which leaves --full-refresh in force.
+    For the config full_refresh: true where one of the windows is absent, so that "everything" is
+    one plain build swapped in at the end, and none where all are there, which leaves
+    --full-refresh in force.
 -#}
 {% macro rebuild_without_window(window_var) -%}
-    {{ return(true if window_ranges(window_var) is none else none) }}
+    {%- for name in (window_var,) + varargs if window_ranges(name) is none -%}
+        {{ return(true) }}
+    {%- endfor -%}
+    {{ return(none) }}
 {%- endmacro %}

@@ -9,7 +9,6 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import nullcontext
 from datetime import date, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
@@ -22,13 +21,21 @@ from sqlglot.optimizer.annotate_types import annotate_types
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.schema import MappingSchema
 
-from retail_assets.defs.marts.dbt import WINDOW
+from retail_assets.defs.coffee_chain.contract import LANDED
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
+from retail_assets.defs.online_retail.domain import WINDOW
 from retail_assets.resources.dbt import dbt_build, run_dbt
-from retail_assets.settings import load_settings
+from retail_assets.settings import Settings, load_settings
 
 PROJECT = "retail-assets"
 FACT = "fact_online_retail_data_partitioned_clustered"
+COFFEE_WINDOW = "coffee_chain_window"
+COFFEE_CUSTOMER_WINDOW = "coffee_chain_customer_window"
+SALES_COLUMNS = [
+    *("sale_line_id", "invoice_no", "date_time", "sale_date", "customer_id", "outlet_id"),
+    *("outlet_state", "product_id", "product_name", "quantity", "product_price", "total_price"),
+    *("customer_age", "drop_date"),
+]
 MOST_BYTES = 10**9
 Json = dict[str, Any]
 
@@ -50,11 +57,11 @@ RESERVED = words(
 )
 TYPES = words("BOOLEAN DATE DATETIME BIGINT INT TEXT DECIMAL TIMESTAMP")
 FUNCTIONS = words(
-    """cast coalesce count current_timestamp date_diff date_trunc datetime_trunc max min ntile
-    nullif round row_number sum timestamp_add"""
+    """cast coalesce count current_timestamp date_diff date_trunc datetime_trunc div extract max min
+    ntile nullif round row_number sum timestamp_add"""
 )
 # What is written like a function's call, and is none.
-SYNTAX = words("and as by decimal from in insert options or over table using values when where")
+SYNTAX = words("and as by decimal from in insert not options or over table using values when where")
 
 
 def parse(sql: str) -> list[exp.Expression]:
@@ -268,37 +275,57 @@ class _Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[TypingServer]:
     with TypingServer() as server:
         types = {"string": "STRING", "bool": "BOOL", "date": "DATE", "timestamp": "DATETIME"}
-        server.tables[(ONLINE_RETAIL_DATA.schema, ONLINE_RETAIL_DATA.name)] = {
-            c.name: types.get(c.type, "NUMERIC" if c.type.startswith("decimal") else "INT64")
-            for c in ONLINE_RETAIL_DATA.columns
-        }
+        for dataset in (ONLINE_RETAIL_DATA, *LANDED):
+            server.tables[(dataset.schema, dataset.name)] = {
+                c.name: types.get(c.type, "NUMERIC" if c.type.startswith("decimal") else "INT64")
+                for c in dataset.columns
+            }
         Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
 
-WINDOWS: dict[str, list[list[str]] | None] = {
-    "first": [["2010-12-01", "2011-12-09"]],
-    "days": [["2011-02-27", "2011-03-01"], ["2011-11-14", "2011-11-14"]],
-    "nothing": [],
-    "everything": None,
+Windows = dict[str, list[list[str]] | None]
+# Of each build. A drop comes with new customers in "days", without any in "nothing".
+BUILDS: dict[str, Windows] = {
+    "first": {
+        WINDOW: [["2010-12-01", "2011-12-09"]],
+        COFFEE_WINDOW: [["2018-12-31", "2019-12-31"]],
+        COFFEE_CUSTOMER_WINDOW: [["2018-12-31", "2019-12-31"]],
+    },
+    "days": {
+        WINDOW: [["2011-02-27", "2011-03-01"], ["2011-11-14", "2011-11-14"]],
+        COFFEE_WINDOW: [["2018-12-31", "2018-12-31"], ["2020-12-31", "2020-12-31"]],
+        COFFEE_CUSTOMER_WINDOW: [["2020-12-31", "2020-12-31"]],
+    },
+    "nothing": {
+        WINDOW: [],
+        COFFEE_WINDOW: [["2020-12-31", "2020-12-31"]],
+        COFFEE_CUSTOMER_WINDOW: [],
+    },
+    "everything": {WINDOW: None, COFFEE_WINDOW: None, COFFEE_CUSTOMER_WINDOW: None},
 }
 
 
 @pytest.fixture(scope="module")
-def sent(server: TypingServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What dbt sent in a first build, for a window of days, for none, and for a build anew."""
-    settings = load_settings(
+def settings(server: TypingServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A home whose BigQuery is the server."""
+    return load_settings(
         home=tmp_path_factory.mktemp("home"),
         lake="gs://retail-assets-lake",
         warehouse=f"bigquery://{PROJECT}?location=EU",
         bigquery_max_bytes_billed=MOST_BYTES,
         BIGQUERY_EMULATOR_HOST=server.url,
     )
+
+
+@pytest.fixture(scope="module")
+def sent(server: TypingServer, settings: Settings) -> dict[str, list[str]]:
+    """What dbt sent in a first build, for a window of days, for none, and for a build anew."""
     builds = {}
-    for name, window in WINDOWS.items():
+    for name, windows in BUILDS.items():
         server.statements.clear()
-        with nullcontext() if window is None else dbt_build(settings, {WINDOW: window}):
+        with dbt_build(settings, windows):
             code = run_dbt(settings, ["build", "--exclude", "resource_type:unit_test"])
         assert code == 0, f"{name}: dbt failed"
         builds[name] = list(server.statements)
@@ -317,15 +344,15 @@ def one(statements: list[str], *words: str) -> str:
     return found[0]
 
 
-def created(statements: list[str], table: str) -> str:
+def created(statements: list[str], table: str, schema: str = "online_retail_core") -> str:
     """The statement that creates the table with all its columns."""
-    return one(statements, f"create or replace table `{PROJECT}`.`online_retail_core`.`{table}`")
+    return one(statements, f"create or replace table `{PROJECT}`.`{schema}`.`{table}`")
 
 
-@pytest.mark.parametrize("build", WINDOWS)
+@pytest.mark.parametrize("build", BUILDS)
 def test_bigquery_would_take_every_statement(sent: dict[str, list[str]], build: str) -> None:
-    # 10 models, each with two looks at its contract, and 39 tests.
-    assert len(sent[build]) > 60
+    # 20 models, each with two looks at its contract, and 57 tests.
+    assert len(sent[build]) > 110
     assert {sql: found for sql in sent[build] if (found := refusals(sql))} == {}
 
 
@@ -382,7 +409,7 @@ def days(window: list[list[str]]) -> list[date]:
 
 
 def test_a_window_replaces_exactly_its_partitions(sent: dict[str, list[str]]) -> None:
-    window = WINDOWS["days"] or []
+    window = BUILDS["days"][WINDOW] or []
     assert replaced(sent["days"]) == [f"cast('{day} 00:00:00' as datetime)" for day in days(window)]
     # Read by literals as well, so that the landed table is pruned.
     assert (
@@ -408,6 +435,104 @@ def test_only_a_window_merges(sent: dict[str, list[str]]) -> None:
             exp.Where
         )
         assert text(where.this) == "line_type in ('sale', 'gift')"
+
+
+def test_sales_are_partitioned_by_month_and_clustered(sent: dict[str, list[str]]) -> None:
+    for build in ("first", "everything"):
+        sql = created(sent[build], "fact_sales", "coffee_chain_core")
+        statement = sqlglot.parse_one(sql, dialect="bigquery")
+        assert isinstance(statement, exp.Create)
+        properties = [text(p) for p in statement.args["properties"].expressions]
+        assert properties[:2] == [
+            "partition by date_trunc(sale_date, month)",
+            "cluster by outlet_id",
+        ]
+        # Every landed line is read, whatever a window says: the table is built anew.
+        assert not statement.find(exp.Between, exp.Union)
+
+
+def merged(statements: list[str]) -> exp.Merge:
+    """The MERGE of the sales; the build sends this one statement against them."""
+    statement = parse(one(statements, "merge into", "fact_sales"))[0]
+    assert isinstance(statement, exp.Merge)
+    return statement
+
+
+def clauses(merge: exp.Merge) -> list[tuple[str, str, str]]:
+    """(which rows, further condition, what is done) of a MERGE's clauses."""
+    found = []
+    for when in merge.args["whens"].expressions:
+        unmatched = "only in target" if when.args["source"] else "only in source"
+        condition = when.args.get("condition")
+        found.append(
+            (
+                "matched" if when.args["matched"] else unmatched,
+                text(condition) if condition else "",
+                text(when.args["then"]).split()[0],
+            )
+        )
+    return found
+
+
+def between(column: str, *pairs: tuple[str, str]) -> str:
+    """The condition that a date is in one of the ranges."""
+    return " or ".join(
+        f"{column} between cast('{first}' as date) and cast('{last}' as date)"
+        for first, last in pairs
+    )
+
+
+def test_a_drop_with_customers_is_one_merge_by_the_lines_key(sent: dict[str, list[str]]) -> None:
+    merge = merged(sent["days"])
+    window = between(
+        "dbt_internal_dest.drop_date", ("2018-12-31", "2018-12-31"), ("2020-12-31", "2020-12-31")
+    )
+
+    assert text(merge.args["on"]) == (
+        "dbt_internal_dest.sale_line_id = dbt_internal_source.sale_line_id"
+    )
+    assert clauses(merge) == [
+        ("matched", "", "update"),
+        ("only in target", f"(({window}))", "delete"),
+        ("only in source", "", "insert"),
+    ]
+    (update,) = merge.find_all(exp.Update)
+    assert [assignment.this.name for assignment in update.expressions] == SALES_COLUMNS[1:]
+    create = one(sent["days"], "create or replace table", "fact_sales__dbt_tmp")
+    (union,) = sqlglot.parse_one(create, dialect="bigquery").find_all(exp.Union)
+    (customers,) = union.right.find_all(exp.In)
+    assert text(customers).endswith(
+        "where (" + between("landed.drop_date", ("2020-12-31", "2020-12-31")) + "))"
+    )
+
+
+def test_a_drop_without_customers_joins_nothing(sent: dict[str, list[str]]) -> None:
+    merge = merged(sent["nothing"])
+    window = between("dbt_internal_dest.drop_date", ("2020-12-31", "2020-12-31"))
+
+    assert text(merge.args["on"]) == "false"
+    assert clauses(merge) == [
+        ("only in target", f"(({window}))", "delete"),
+        ("only in source", "", "insert"),
+    ]
+    create = one(sent["nothing"], "create or replace table", "fact_sales__dbt_tmp")
+    statement = sqlglot.parse_one(create, dialect="bigquery")
+    assert not statement.find(exp.Union)
+    (where,) = statement.find_all(exp.Where)
+    assert text(where.this) == "(" + between("drop_date", ("2020-12-31", "2020-12-31")) + ")"
+
+
+def test_a_model_that_does_not_ask_has_dbts_own_merge(
+    settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = "('target', '(select 1 as id)', 'id', [], ['day = 1'])"
+    macros = ("get_merge_sql", "dbt.default__get_merge_sql")
+    inline = " ; ".join(f"{{{{ {macro}{arguments} }}}}" for macro in macros)
+    capfd.readouterr()
+    assert run_dbt(settings, ["--quiet", "compile", "--inline", inline]) == 0
+    dispatched, own = parse(capfd.readouterr().out)
+    assert isinstance(own, exp.Merge)
+    assert dispatched == own
 
 
 def test_every_job_has_the_location_and_the_limit(
