@@ -1,8 +1,9 @@
 """A BigQuery of one process, for contract tests: it records what Google's own client sends.
 
 It answers by the REST reference (v2) and keeps just enough state to tell whether a table holds the
-right rows, by day, after a fault: load jobs from ``files``, the swap's and record's statements, the
-counts. Faults are ordered by the test. Not here: SQL at large (the emulator's part).
+right rows after a fault, by day (under "" where it has no partitions): load jobs from ``files``,
+the swap's and record's statements, the counts. Faults are ordered by the test. Not here: SQL at
+large (the emulator's part).
 """
 
 import json
@@ -151,7 +152,10 @@ class BigQueryServer:
             case ("GET", ["datasets", name, "tables"]):
                 own = [t for key, t in self.tables.items() if key.startswith(f"{name}.")]
                 return 200, {
-                    "tables": [{"tableReference": t["tableReference"]} for t in own],
+                    "tables": [
+                        {k: v for k, v in t.items() if k in ("tableReference", "labels")}
+                        for t in own
+                    ],
                     "totalItems": len(own),
                 }
             case ("POST", ["datasets", name, "tables"]):
@@ -251,10 +255,14 @@ class BigQueryServer:
                 self.answers[name] = rows
         if "BEGIN TRANSACTION" in sql or "DROP TABLE" in sql:
             return self._script(sql)
-        if found := re.search(rf"SELECT CAST.* FROM {_NAME} GROUP BY", sql):
+        if found := re.search(rf"SELECT .* AS partition_key, COUNT.* FROM {_NAME}", sql):
             if found[1] not in self.rows:
                 return {"reason": "notFound", "message": f"Not found: Table {found[1]}"}
-            self.answers[name] = [[day, n] for day, n in self.rows[found[1]].items()]
+            held = self.rows[found[1]]
+            grouped = "GROUP BY partition_key" in sql
+            self.answers[name] = (
+                [[day, n] for day, n in held.items()] if grouped else [["", sum(held.values())]]
+            )
         elif "SELECT DISTINCT table_name" in sql:
             self.answers[name] = [[table] for table in sorted({key[0] for key in self.record})]
         elif "SELECT partition_key, version" in sql:
@@ -315,6 +323,7 @@ class BigQueryServer:
         reference = {"projectId": PROJECT, "datasetId": schema, "tableId": name}
         found: Json = {"tableReference": reference, "schema": {"fields": fields}, "etag": "made"}
         found["location"] = self.datasets[schema]["location"]
+        found["labels"] = dict(re.findall(r'\("([^"]*)", "([^"]*)"\)', statement))
         if partition:
             found["timePartitioning"] = {"type": "DAY", "field": partition[1]}
         if clusters:
@@ -414,5 +423,7 @@ def _found(resource: Json | None, what: str) -> tuple[int, Json]:
 
 
 def _days(statement: str, held: dict[str, int]) -> list[str]:
+    if statement.endswith(" WHERE TRUE"):
+        return list(held)
     ranges = _RANGE.findall(statement)
     return [day for day in held if any(first <= day <= last for first, last in ranges)]

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from operator import itemgetter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -54,7 +55,7 @@ class LakeObject:
 class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
     """A lake: objects by name below ``root``, and tables of whole partitions among them.
 
-    Names are relative to the root. ``processed/<schema>/<table>/`` is the table; staging
+    Names are relative to the root. ``processed/<domain>/<table>/`` is the table; staging
     (``_stage``) and state (``_state``) lie outside.
     """
 
@@ -200,7 +201,8 @@ class Stage(ABC):
     def adopt(self, zone: str, dataset: Dataset, folder: str, files: Sequence[Path]) -> None:
         """Take local Parquet files that an engine wrote, which are given up.
 
-        ``folder`` is the partition's, with those below it: drop_date=2018-06-30/sale_year=2018.
+        ``folder`` is the partition's ("" where there are none), with those below it:
+        drop_date=2018-06-30/sale_year=2018.
         """
 
     @abstractmethod
@@ -212,16 +214,26 @@ class Stage(ABC):
 
 
 def partition_folder(column: str, key: str) -> str:
-    """``column=key``; "" for a table without partitions, which lies in its own folder."""
+    """``column=key``; "" for a table without partitions, which lies in its own folder.
+
+    Raises:
+        ValueError: there is a key and no column, or a column and no key.
+    """
+    if bool(column) != bool(key):
+        raise ValueError(
+            f"partition {key!r} by column {column!r}: expected both, or neither for a table"
+            " without partitions, whose one key is ''"
+        )
     return f"{column}={key}" if column else ""
 
 
 class LocalLake(LakeResource):
-    """A lake below a local folder; ``processed/<schema>/<table>/**/*.parquet`` is the table.
+    """A lake below a local folder; ``processed/<domain>/<table>/**/*.parquet`` is the table.
 
-    A partition is the folder ``<column>=<key>``. One file of a fixed name is replaced by one
-    atomic rename; a folder of several is moved out as the new one moves in, two renames between
-    which a reader finds nothing: never a mixture.
+    A partition is the folder ``<column>=<key>``. Where it holds one file of a fixed name, and is
+    to hold one, that is replaced by one atomic rename. Any other folder is moved out and the new
+    one in: between these two renames a reader, or a run that was killed, finds nothing; never a
+    mixture.
     """
 
     def path(self, name: str) -> Path:
@@ -234,7 +246,7 @@ class LocalLake(LakeResource):
 
     def list_objects(self, prefix: str, start: str = "") -> Iterator[LakeObject]:
         """Files whose name begins with ``prefix``, by name, from the name ``start`` on."""
-        folder = prefix if prefix.endswith("/") else f"{PurePosixPath(prefix).parent}/"
+        folder = prefix[: prefix.rfind("/") + 1]
         # scandir, for a folder may hold 100,000 files: paths as objects would take seconds.
         found = [
             (name, entry)
@@ -390,6 +402,7 @@ class LocalStage(Stage):
     def __init__(self, lake: LocalLake, folder: Path) -> None:
         self._lake = lake
         self.folder = folder
+        self._replaced = count()
 
     def _place(self, zone: str, dataset: Dataset) -> Path:
         return self.folder / zone / dataset.folder
@@ -411,24 +424,25 @@ class LocalStage(Stage):
 
     def publish(self, zone: str, dataset: Dataset, column: str, keys: Sequence[str]) -> None:
         """Rename each staged partition into its place; see ``Stage.publish``."""
-        for number, key in enumerate(keys):
+        for key in keys:
             staged = self._place(zone, dataset) / partition_folder(column, key)
             target = self._lake.partition_path(zone, dataset, column, key)
             files = _parquet_files(staged)
-            if files == [staged / _PART]:
+            # A reader counts every file of the folder: with others there, one is not all of it.
+            if files == [staged / _PART] and _names(target) <= {_PART}:
                 target.mkdir(parents=True, exist_ok=True)
                 files[0].replace(target / _PART)
-                for file in target.iterdir():  # a reader counts every file of the folder
-                    if file.is_dir():
-                        shutil.rmtree(file)
-                    elif file.name != _PART:
-                        file.unlink()
                 continue
             if target.exists():
-                target.rename(self.folder / f"replaced-{zone}-{dataset.name}-{number}")
+                target.rename(self.folder / f"replaced-{next(self._replaced)}")
             if files:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 staged.rename(target)
+
+
+def _names(folder: Path) -> set[str]:
+    """What lies in a folder; nothing where it is not there."""
+    return set(os.listdir(folder)) if folder.exists() else set()
 
 
 def split_by_partition(

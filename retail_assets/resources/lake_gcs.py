@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -153,8 +154,9 @@ class _Stat:
 class GcsLake(LakeResource):
     """A lake in a bucket: ``root`` is gs://BUCKET or gs://BUCKET/PREFIX.
 
-    A table's objects are ``<zone>/<schema>/<table>/<column>=<key>/<token>.parquet``; its manifest
-    is ``_state/tables/<zone>/<schema>/<table>.json``.
+    A table's objects are ``<zone>/<domain>/<table>/<column>=<key>/<token>.parquet``, in folders
+    below that where a partition has them; its manifest is
+    ``_state/tables/<zone>/<domain>/<table>.json``.
     """
 
     cache_dir: str
@@ -637,18 +639,21 @@ class GcsStage(Stage):
             objects = {stat.name: stat for stat in lake._list(f"{_table(zone, dataset)}/")}
             kept: dict[str, PartitionFile] = {}
             for partition, names in staged.items():
-                there = {
-                    (PurePosixPath(file.name).parent, file.bytes, file.crc32c): file
-                    for file in before.partitions.get(partition, ())
-                    if file.name in objects and objects[file.name].generation == file.generation
-                }
+                # Lists, for one folder may hold files of equal content.
+                there: dict[tuple[PurePosixPath, int, str], list[PartitionFile]] = {}
+                for file in before.partitions.get(partition, ()):
+                    if file.name in objects and objects[file.name].generation == file.generation:
+                        content = (PurePosixPath(file.name).parent, file.bytes, file.crc32c)
+                        there.setdefault(content, []).append(file)
                 for name in names:
-                    if same := there.pop((PurePosixPath(name).parent, *checksums[name]), None):
-                        kept[name] = same
+                    if same := there.get((PurePosixPath(name).parent, *checksums[name])):
+                        kept[name] = same.pop()
             with ThreadPoolExecutor(_PARALLEL) as pool:
                 list(pool.map(upload, [n for n in files if n not in kept and n not in uploaded]))
             changes = {
-                partition: tuple(kept.get(name) or uploaded[name] for name in names)
+                partition: tuple(
+                    sorted((kept.get(n) or uploaded[n] for n in names), key=attrgetter("name"))
+                )
                 for partition, names in staged.items()
             }
             now = lake._clock()

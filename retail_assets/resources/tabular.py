@@ -134,8 +134,8 @@ class ScannedCsv:
 def scan_csv(path: Path, header: Sequence[str], scratch: Path) -> ScannedCsv:
     """Make sure of a plain CSV file by one look at its bytes; a file that is not plain is copied.
 
-    Plain is valid UTF-8 without quotes, lines ending in a line feed, of as many fields each: such
-    a file is hashed and counted at the disk's speed, and nothing of it is copied. Of others the
+    Plain is valid UTF-8 without quotes, lines ending in a line feed, of as many fields each (two
+    or more): such a file is hashed and counted at the disk's speed, and nothing of it is copied. Of others the
     good rows are copied to ``scratch``, and the bad ones told.
 
     Raises:
@@ -149,7 +149,7 @@ def scan_csv(path: Path, header: Sequence[str], scratch: Path) -> ScannedCsv:
             raise UnreadableFileError(f"{path.name} holds {len(tables)} tables; expected one CSV.")
         table = tables[0]
         _require_header(path, header, table.header)
-        copy = scratch / f"{digest[:16]}-{path.name}"
+        copy = scratch / f"{digest[:16]}-{path.stem}.csv"  # an engine would unpack a .gz
         quoted = _write_copy(table, copy)
     return ScannedCsv(copy, digest, table.rows, quoted, tuple(table.rejected))
 
@@ -169,13 +169,15 @@ def _scan_plain(path: Path, header: Sequence[str]) -> tuple[str, int | None]:
     expected = ",".join(header).encode() + b"\n"
     # One line's separators: so many commas, then a line feed.
     line = b"," * (len(header) - 1) + b"\n"
-    plain, lines, last, carried = True, 0, b"", b""
+    lines, last, carried = 0, b"", b""
     with path.open("rb") as stream:
+        # An empty line is a row of one column to some, and no row to others.
+        plain = len(header) > 1 and stream.read(len(expected)) == expected
+        stream.seek(0)
         while chunk := stream.read(_BLOCK_BYTES):
             digest.update(chunk)
             if plain:
-                starts = bool(last) or chunk.startswith(expected)
-                plain = starts and not any(mark in chunk for mark in (b'"', b"\r", b"\0"))
+                plain = not any(mark in chunk for mark in (b'"', b"\r", b"\0"))
             if plain and not (chunk.isascii() and not decoder.getstate()[0]):
                 plain = _decodes(decoder, chunk)
             if plain:

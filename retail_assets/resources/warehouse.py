@@ -85,12 +85,14 @@ class WarehouseResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
     ) -> LoadResult:
         """Make the partitions ``versions`` (key -> fingerprint) hold exactly what ``uris`` hold.
 
-        ``uris`` are Parquet files that hold rows of those partitions only. A new nullable column
-        of the declaration is added to the table first.
+        ``uris`` are Parquet files that hold rows of those partitions only. A table without
+        partitions is one, of the key "". A new nullable column of the declaration is added to
+        the table first.
 
         Raises:
             WarehouseSchemaError: the table or a file differs otherwise, or a row belongs to none
                 of the partitions; nothing was written.
+            ValueError: the keys are not of the table's partitioning.
         """
 
     @abstractmethod
@@ -130,6 +132,19 @@ class WarehouseResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
     @abstractmethod
     def row_counts(self, timeout_s: float | None = None) -> dict[str, int]:
         """Rows of each table and view of ours by ``schema.name``; {} where there is none."""
+
+
+def partition_keys(dataset: Dataset, versions: Mapping[str, str]) -> list[str]:
+    """The keys of ``versions``, in order.
+
+    Raises:
+        ValueError: they are not of the table's partitioning: "" alone where it has none.
+    """
+    keys = sorted(versions)
+    if "" in keys if dataset.partition_by else keys != [""]:
+        expected = "days" if dataset.partition_by else "'' alone, for it has no partitions"
+        raise ValueError(f"{dataset.table}: expected keys that are {expected}, found {keys[:5]}")
+    return keys
 
 
 class DuckDBWarehouse(WarehouseResource):
@@ -282,14 +297,16 @@ def _load(
     uris: Sequence[str],
     versions: Mapping[str, str],
 ) -> LoadResult:
-    column = dataset.partition_by
-    assert column is not None, f"{dataset.table} is not partitioned"
+    keys = partition_keys(dataset, versions)
     table = _qualified(connection, dataset.table)
     _prepare(connection, dataset)
-    keys = sorted(versions)
-    connection.execute(f"create or replace temp table requested ({column} date primary key)")
-    connection.execute("insert into requested select unnest(?::date[])", [keys])
-    asked = f"{column} in (select {column} from requested)"
+    column = dataset.partition_by
+    if column is None:
+        asked, key = "true", "''"
+    else:
+        connection.execute(f"create or replace temp table requested ({column} date primary key)")
+        connection.execute("insert into requested select unnest(?::date[])", [keys])
+        asked, key = f"{column} in (select {column} from requested)", f"{column}::varchar"
     if connection.execute(f"select 1 from {table} limit 1").fetchone():
         connection.execute(f"delete from {table} where {asked}")
     if uris:
@@ -300,12 +317,12 @@ def _load(
             f"insert into {table} ({names}) select {names} from {_FILES}", [list(uris)]
         )
     counts = connection.execute(
-        f"select {column}::varchar, count(*) from {table} where {asked} group by all"
+        f"select {key}, count(*) from {table} where {asked} group by all"
     ).fetchall()
     rows = dict.fromkeys(keys, 0) | dict(counts)
     if uris:
         _check_total(connection, dataset, uris, sum(rows.values()))
-    connection.execute("drop table requested")
+    connection.execute("drop table if exists requested")
     _record(connection, dataset, "landed", versions)
     return LoadResult(rows)
 

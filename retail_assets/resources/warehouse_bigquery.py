@@ -6,7 +6,7 @@ here: how a job is started once and its faults told (bigquery_jobs.py), DuckDB (
 
 import datetime as dt
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -27,6 +27,7 @@ from retail_assets.resources.warehouse import (
     Origin,
     WarehouseResource,
     WarehouseSchemaError,
+    partition_keys,
 )
 from retail_assets.settings import Settings
 
@@ -133,12 +134,13 @@ class BigQueryWarehouse(WarehouseResource):
         A transaction holds at most ``PARTITIONS_A_JOB`` days: a longer range is cut, and a reader
         may see some cuts before the others. The record of a single partition follows its load:
         between the two the partition counts as old, and is loaded again if the run ends there.
+        A table without partitions is a single one.
 
         See ``WarehouseResource``.
         """
+        keys = partition_keys(dataset, versions)
         with self._work(dataset, origin, uris, versions) as work:
             self._prepare(work, dataset)
-            keys = sorted(versions)
             if len(keys) == 1 and 0 < len(uris) <= URIS_A_LOAD_JOB:
                 rows = self._load_partition(work, dataset, uris, keys[0])
                 self._record(work, dataset, "landed", versions)
@@ -160,9 +162,9 @@ class BigQueryWarehouse(WarehouseResource):
         takes, is staged first, then created anew and filled: until that is done, readers see none
         or a part of it. A row of another day than asked for is found after a load by one job.
         """
+        keys = partition_keys(dataset, versions)
         with self._work(dataset, origin, uris, versions) as work:
             found = self._create_tables(work, dataset)
-            keys = sorted(versions)
             if (
                 0 < len(uris) <= URIS_A_LOAD_JOB
                 and len(keys) <= PARTITIONS_A_JOB
@@ -199,7 +201,7 @@ class BigQueryWarehouse(WarehouseResource):
     def record_versions(self, dataset: Dataset, stage: str, versions: Mapping[str, str]) -> None:
         """Record that ``stage`` (a consumer such as the marts) now holds ``versions``."""
         with self._work(dataset, versions=versions) as work:
-            self._create_dataset(work, _OPERATIONS)
+            self._create_dataset(work, _RECORD)
             self._create_table(work, _RECORD)
             self._record(work, dataset, stage, versions)
 
@@ -220,7 +222,8 @@ class BigQueryWarehouse(WarehouseResource):
     def row_counts(self, timeout_s: float | None = None) -> dict[str, int]:
         """Rows of each table and view in our datasets, and in dbt's beside them.
 
-        Ours are those of the record's tables; dbt's are named after one, as ``<ours>_core``.
+        Ours are those of the record's tables; dbt's are named after the ``domain`` that is their
+        label, or that of a table in them, as ``<domain>_core``.
         """
         with self._work(None, timeout_s=timeout_s) as work:
             if self._find(work, _RECORD) is None:
@@ -228,26 +231,37 @@ class BigQueryWarehouse(WarehouseResource):
             job = work.jobs.query(
                 "tables", f"SELECT DISTINCT table_name FROM {work.sql_name(_RECORD)}"
             )
-            ours = {str(table).partition(".")[0] for (table,) in work.jobs.rows(job)}
-            counted = sorted(
-                item.dataset_id
+            recorded = {str(table).partition(".")[0] for (table,) in work.jobs.rows(job)}
+            schemas = {
+                item.dataset_id: dict(item.labels)
                 for item in work.client.list_datasets(retry=work.jobs.retry, timeout=self.request_s)
-                if any(f"{item.dataset_id}_".startswith(f"{one}_") for one in ours)
-            )
-            names = [
-                (schema, table.table_id)
-                for schema in counted
-                for table in work.client.list_tables(
-                    f"{self.project}.{schema}", retry=work.jobs.retry, timeout=self.request_s
-                )
-            ]
-            if not names:
-                return {}
+            }
+            ours = schemas.keys() & recorded
+            tables = {schema: self._list_tables(work, schema) for schema in ours}
+            domains = {
+                domain
+                for schema in ours
+                # A dataset may have been made by hand, without labels; its tables are ours.
+                for domain in _domains([schemas[schema], *tables[schema].values()]) or {schema}
+            }
+            for schema in schemas.keys() - ours:
+                if any(schema.startswith(f"{domain}_") for domain in domains):
+                    tables[schema] = self._list_tables(work, schema)
             counts = " UNION ALL ".join(
                 f"SELECT '{schema}.{name}', COUNT(*) FROM `{self.project}.{schema}.{name}`"
-                for schema, name in names
+                for schema in sorted(tables)
+                for name in tables[schema]
             )
+            if not counts:
+                return {}
             return dict(work.jobs.rows(work.jobs.query("count", counts)))
+
+    def _list_tables(self, work: _Work, schema: str) -> dict[str, dict[str, str]]:
+        """Labels of each table and view of a dataset, by its name."""
+        listed = work.client.list_tables(
+            f"{self.project}.{schema}", retry=work.jobs.retry, timeout=self.request_s
+        )
+        return {table.table_id: dict(table.labels) for table in listed}
 
     @contextmanager
     def _work(
@@ -270,7 +284,7 @@ class BigQueryWarehouse(WarehouseResource):
                 work_digest(origin, table, uris, versions),
                 _MANAGED
                 | {"run_id": origin.run_id, "asset": origin.asset}
-                | ({"domain": dataset.schema} if dataset else {}),
+                | ({"domain": _domain(dataset)} if dataset else {}),
                 patience,
                 self.max_bytes_billed,
             )
@@ -317,13 +331,13 @@ class BigQueryWarehouse(WarehouseResource):
 
     def _create_tables(self, work: _Work, dataset: Dataset) -> "bigquery.Table":
         """The table as it stands; it, the record and their datasets created where missing."""
-        for name in (dataset.schema, _OPERATIONS):
-            self._create_dataset(work, name)
+        for table in (dataset, _RECORD):
+            self._create_dataset(work, table)
         self._create_table(work, _RECORD)
         return self._create_table(work, dataset)
 
-    def _create_dataset(self, work: _Work, name: str) -> None:
-        """Create a dataset where it is missing.
+    def _create_dataset(self, work: _Work, dataset: Dataset) -> None:
+        """Create the BigQuery dataset of a table where it is missing.
 
         Raises:
             WarehouseLocationError: it is there, in another location.
@@ -331,13 +345,14 @@ class BigQueryWarehouse(WarehouseResource):
         from google.api_core.exceptions import NotFound
         from google.cloud import bigquery
 
+        name = dataset.schema
         try:
             found = work.client.get_dataset(name, retry=work.jobs.retry, timeout=self.request_s)
         except NotFound:
             made = bigquery.Dataset(f"{self.project}.{name}")
             made.location = self.location
             made.description = "Tables of Retail Assets."
-            made.labels = {**_MANAGED, "domain": label(name)}
+            made.labels = self._labels(dataset)
             found = work.client.create_dataset(
                 made, exists_ok=True, retry=work.jobs.retry, timeout=self.request_s
             )
@@ -353,7 +368,7 @@ class BigQueryWarehouse(WarehouseResource):
 
     @staticmethod
     def _labels(dataset: Dataset) -> dict[str, str]:
-        return {**_MANAGED, "domain": label(dataset.schema)}
+        return {**_MANAGED, "domain": _domain(dataset)}
 
     def _find(self, work: _Work, dataset: Dataset) -> "bigquery.Table | None":
         from google.api_core.exceptions import NotFound
@@ -402,9 +417,8 @@ class BigQueryWarehouse(WarehouseResource):
         self, work: _Work, dataset: Dataset, uris: Sequence[str], key: str
     ) -> dict[str, int]:
         """Load the one partition: BigQuery itself refuses rows of another."""
-        job = work.jobs.load(
-            "load", uris, self._reference(dataset, str(_day(key))), _configuration(dataset)
-        )
+        destination = self._reference(dataset, str(_day(key)) if key else "")
+        job = work.jobs.load("load", uris, destination, _configuration(dataset))
         return {key: job.output_rows or 0}
 
     def _staging(self, work: _Work, dataset: Dataset) -> Dataset:
@@ -413,6 +427,7 @@ class BigQueryWarehouse(WarehouseResource):
             name=f"stage_{dataset.schema}_{dataset.name}_{work.jobs.digest}",
             description=f"Files on their way into {dataset.table}.",
             columns=dataset.columns,
+            domain=_domain(dataset),
         )
 
     def _stage(
@@ -442,11 +457,12 @@ class BigQueryWarehouse(WarehouseResource):
         self, work: _Work, dataset: Dataset, table: "bigquery.TableReference"
     ) -> dict[str, int]:
         column = dataset.partition_by
-        assert column is not None, f"{dataset.table} is not partitioned"
         job = work.jobs.query(
             "count",
             f"SELECT CAST(`{column}` AS STRING) AS partition_key, COUNT(*) AS row_count"
-            f" FROM `{table}` GROUP BY partition_key",
+            f" FROM `{table}` GROUP BY partition_key"
+            if column
+            else f"SELECT '' AS partition_key, COUNT(*) AS row_count FROM `{table}`",
         )
         return {str(key): int(count) for key, count in work.jobs.rows(job)}
 
@@ -528,12 +544,15 @@ def swap_statements(
 ) -> list[str]:
     """DELETE of the partitions ``keys``, and INSERT of theirs from ``staging`` if there is one.
 
-    The bounds are literals: by them BigQuery touches no other partition, and bills none.
+    The bounds are literals: by them BigQuery touches no other partition, and bills none. A table
+    without partitions is replaced as a whole.
     """
-    where = " OR ".join(
-        f"`{dataset.partition_by}` BETWEEN DATE '{first}' AND DATE '{last}'"
-        for first, last in contiguous_ranges(keys)
-    )
+    where = "TRUE"
+    if dataset.partition_by:
+        where = " OR ".join(
+            f"`{dataset.partition_by}` BETWEEN DATE '{first}' AND DATE '{last}'"
+            for first, last in contiguous_ranges(keys)
+        )
     statements = [f"DELETE FROM {table} WHERE {where}"]
     if staging is not None:
         names = ", ".join(f"`{name}`" for name in dataset.column_names)
@@ -562,6 +581,17 @@ def record_statements(
 def _literal(text: str) -> str:
     """A string of BigQuery's SQL, whose escapes are JSON's."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _domain(dataset: Dataset) -> str:
+    """Value of the label ``domain``; dbt's datasets of a domain are named after it."""
+    return label(dataset.domain or dataset.schema)
+
+
+def _domains(labels: Iterable[Mapping[str, str]]) -> set[str]:
+    """The domains that labels of ours name."""
+    ours = (found for found in labels if _MANAGED.items() <= found.items())
+    return {found["domain"] for found in ours if "domain" in found}
 
 
 def _day(key: str) -> dt.date:

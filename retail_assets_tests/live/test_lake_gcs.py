@@ -39,6 +39,13 @@ SALES = Dataset(
     partition_by="day",
     columns=(Column("id", "int64", "Key."), Column("day", "date", "Day.")),
 )
+SHOPS = Dataset(
+    schema="landed_shop",
+    domain="shop",
+    name="shops",
+    description="Shops.",
+    columns=(Column("id", "int64", "Key."),),
+)
 D1, D2, D3 = "2011-01-01", "2011-01-02", "2011-01-03"
 TABLE = "processed/shop/sales"
 MANIFEST = manifest_name("processed", SALES)
@@ -66,6 +73,22 @@ def replace(lake: Any, keys: list[str], *parts: tuple[str, pa.Table]) -> dict[st
         counts = stage.write_partitions("processed", SALES, "day", parts)
         stage.publish("processed", SALES, "day", keys)
     return dict(counts)
+
+
+def adopt(lake: GcsLake, keys: list[str], parts: dict[str, list[tuple[int, ...]]]) -> None:
+    """Publish ``keys`` from files of an engine: those of each folder, by the ids they hold."""
+    with lake.scratch() as scratch, lake.staging("run") as stage:
+        for folder, files in parts.items():
+            for ids in files:
+                path = scratch / "written.parquet"
+                pq.write_table(pa.table({"id": pa.array(ids, pa.int64())}), path)
+                stage.adopt("processed", SALES, folder, [path])
+        stage.publish("processed", SALES, "day", keys)
+
+
+def ids_of(lake: GcsLake, keys: list[str], dataset: Dataset = SALES) -> list[int]:
+    copies = lake.local_copies(lake.partition_uris(dataset, keys))
+    return [i for file in copies for i in pq.read_table(file, partitioning=None)["id"].to_pylist()]
 
 
 def name_of(lake: GcsLake, uri: str) -> str:
@@ -163,6 +186,76 @@ def test_publish_twice_changes_no_byte(lake: GcsLake) -> None:
     replace(lake, [D1, D2], rows(D1, 1, 2), rows(D2, 3))
 
     assert objects(lake) == before  # generations too
+
+
+def test_a_partition_of_several_files_is_one(lake: GcsLake) -> None:
+    y10, y11 = f"day={D1}/year=2010", f"day={D1}/year=2011"
+    several: dict[str, list[tuple[int, ...]]] = {
+        y11: [(1, 2)],
+        y10: [(3,), (4,), (4,)],
+        f"day={D2}/year=2011": [(5,)],
+    }
+    adopt(lake, [D1, D2], several)
+    before = objects(lake)
+
+    assert sorted(ids_of(lake, [D1])) == [1, 2, 3, 4, 4]
+    assert lake.partition_rows("processed", SALES, "day", [D1, D2, D3]) == {D1: 5, D2: 1, D3: 0}
+    assert lake.partition_rows("processed", SALES, "day", [D2]) == {D2: 1}
+    adopt(lake, [D1, D2], several)
+    assert objects(lake) == before
+
+    adopt(lake, [D1], {y10: [(4,), (6,)], f"day={D1}": [(7,)]})
+
+    assert sorted(ids_of(lake, [D1])) == [4, 6, 7]
+    assert lake.partition_rows("processed", SALES, "day", [D1, D2]) == {D1: 3, D2: 1}
+    adopt(lake, [D1], {})
+    assert ids_of(lake, [D1, D2]) == [5]
+
+
+def test_a_reader_of_several_files_never_sees_some_of_them(lake: GcsLake, tmp_path: Path) -> None:
+    def parts(version: int) -> dict[str, list[tuple[int, ...]]]:
+        return {f"day={D1}/year={2008 + n}": [(version,)] for n in range(2 + version % 3)}
+
+    adopt(lake, [D1], parts(0))
+    done, seen = threading.Event(), list[list[int]]()
+
+    def write_often() -> None:
+        try:
+            for version in range(1, 12):
+                adopt(lake, [D1], parts(version))
+        finally:
+            done.set()
+
+    def read_often() -> None:
+        reader = lake.model_copy(update={"cache_dir": str(tmp_path / "reader")})
+        while not done.is_set():
+            seen.append(ids_of(reader, [D1]))
+
+    in_parallel(write_often, read_often)
+
+    assert len({ids[0] for ids in seen}) > 1
+    assert all(ids == [ids[0]] * (2 + ids[0] % 3) for ids in seen), seen
+
+
+def test_a_table_without_partitions_is_replaced_and_emptied(lake: GcsLake) -> None:
+    def publish(*parts: tuple[str, pa.Table]) -> None:
+        with lake.staging("run") as stage:
+            stage.write_partitions("processed", SHOPS, "", parts)
+            stage.publish("processed", SHOPS, "", [""])
+
+    def shops(*ids: int) -> tuple[str, pa.Table]:
+        return "", pa.table({"id": pa.array(ids, pa.int64())}, schema=SHOPS.arrow_schema)
+
+    replace(lake, [D1], rows(D1, 1))
+    publish(shops(1, 2))
+    publish(shops(3))
+
+    assert ids_of(lake, [""], SHOPS) == [3]
+    assert lake.partition_rows("processed", SHOPS, "", [""]) == {"": 1}
+    publish()
+    assert lake.partition_uris(SHOPS, [""]) == []
+    assert lake.partition_rows("processed", SHOPS, "", [""]) == {"": 0}
+    assert content(lake, [D1]) == {f"day={D1}": [1]}
 
 
 def test_publish_writes_again_what_was_deleted_by_hand(lake: GcsLake) -> None:
@@ -288,6 +381,25 @@ def test_list_objects_is_by_name_from_a_name_on(lake: GcsLake, tmp_path: Path) -
     assert later[0].version.isdigit()
     assert len({found.version for found in every}) == 9
     assert list(lake.list_objects("nothing/")) == []
+
+
+def test_list_objects_at_prefixes_within_a_folder_and_below(lake: GcsLake, tmp_path: Path) -> None:
+    names = [f"raw/shop/sales/{n}.csv" for n in ("a_1", "a_2", "deep/a_0", "deep/a_3")]
+    names += ["raw/shop/sales_0.csv", "raw/shopping.csv"]
+    for name in reversed(names):
+        file = tmp_path / "file"
+        file.write_text(name)
+        lake.put_file(name, file)
+
+    def listed(*arguments: str) -> list[str]:
+        return [found.name for found in lake.list_objects(*arguments)]
+
+    assert listed("raw/shop/sales/") == names[:4]
+    assert listed("raw/shop/sales/a_") == names[:2]
+    assert listed("raw/shop/sales") == names[:5]
+    assert listed("raw/shop/sales/", "raw/shop/sales/a_2.csv") == names[1:4]
+    assert listed("raw/shop/sales/deep/", "raw/shop/sales/deep/a_1") == names[3:4]
+    assert listed("", "raw/shop/sales_") == names[4:]
 
 
 @pytest.mark.parametrize("megabytes", [1, 40])  # at once, and by a resumable upload in pieces

@@ -20,6 +20,7 @@ import pytest
 
 from retail_assets.dataset import Column, Dataset
 from retail_assets.errors import TransientError
+from retail_assets.resources import warehouse_bigquery
 from retail_assets.resources.warehouse import Origin
 from retail_assets.resources.warehouse_bigquery import BigQueryWarehouse
 from retail_assets_tests.live.bigquery_proxy import bigquery_proxy
@@ -37,6 +38,13 @@ SALES = Dataset(
         Column("day", "date", "Day."),
         Column("price", "decimal(12,3)", "Pounds."),
     ),
+)
+SHOPS = Dataset(
+    schema="landed_shop",
+    domain="shop",
+    name="shops",
+    description="Shops.",
+    columns=(Column("id", "int64", "Key."),),
 )
 DAYS = [date(2011, 1, 1) + timedelta(days=n) for n in range(40)]
 ROWS_A_DAY = 500
@@ -110,6 +118,39 @@ def write_files(buckets: Path, version: int) -> list[str]:
         pq.write_table(pa.table(rows, schema=SALES.arrow_schema), buckets / name)
         uris.append(f"gs://{name}")
     return uris
+
+
+def test_a_table_without_partitions_holds_what_was_loaded_last(
+    own_warehouse: OwnWarehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files_of(version: int, *counts: int) -> list[str]:
+        uris = []
+        for number, count in enumerate(counts):
+            name = f"shop/shops/v{version}-{number}.parquet"
+            (own_warehouse.buckets / name).parent.mkdir(parents=True, exist_ok=True)
+            rows = pa.table({"id": [version] * count}, schema=SHOPS.arrow_schema)
+            pq.write_table(rows, own_warehouse.buckets / name)
+            uris.append(f"gs://{name}")
+        return uris
+
+    with bigquery_proxy(own_warehouse.host) as proxy:
+        warehouse = BigQueryWarehouse(
+            project="retail-test", location="EU", emulator_host=proxy.url, job_s=60
+        )
+        changes = [warehouse.replace_partitions, warehouse.replace_table] * 5
+        contents: list[tuple[int, ...]] = [(3,), (2, 2), (), (), (5,), (), (1, 2), (3, 4), (0,)]
+        for version, (change, counts) in enumerate(zip(changes, contents, strict=False)):
+            # From the seventh on they are staged and swapped.
+            monkeypatch.setattr(warehouse_bigquery, "URIS_A_LOAD_JOB", 1 if version > 5 else 10)
+            origin = Origin(f"run-{version}", "shops")
+
+            loaded = change(SHOPS, files_of(version, *counts), {"": f"v{version}"}, origin)
+
+            assert loaded.rows == {"": sum(counts)}
+            found = warehouse.query("select id, count(*) from landed_shop.shops group by id")
+            assert found == ([(version, sum(counts))] if sum(counts) else [])
+            assert warehouse.loaded_versions(SHOPS) == {"": f"v{version}"}
+        assert warehouse.row_counts() == {"landed_shop.shops": 0}
 
 
 def test_a_load_whose_server_is_killed_is_made_up_for_by_a_re_run(

@@ -2,13 +2,17 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +35,13 @@ SALES = Dataset(
     partition_by="day",
     columns=(Column("id", "int64", "Key."), Column("day", "date", "Day.")),
 )
+SHOPS = Dataset(
+    schema="landed_shop",
+    domain="shop",
+    name="shops",
+    description="Shops.",
+    columns=(Column("id", "int64", "Key."),),
+)
 D1, D2, D3 = "2011-01-01", "2011-01-02", "2011-01-03"
 
 
@@ -49,6 +60,34 @@ def replace(lake: LocalLake, keys: list[str], *parts: tuple[str, pa.Table]) -> d
         counts = stage.write_partitions("processed", SALES, "day", parts)
         stage.publish("processed", SALES, "day", keys)
     return counts
+
+
+def spill(folder: Path, *files: tuple[int, ...]) -> list[Path]:
+    """Files as an engine writes them, named by chance; each holds the ids of one tuple."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{secrets.token_hex(8)}.parquet" for _ in files]
+    for path, ids in zip(paths, files, strict=True):
+        pq.write_table(pa.table({"id": pa.array(ids, pa.int64())}), path)
+    return paths
+
+
+def adopt(lake: LocalLake, keys: list[str], parts: dict[str, list[tuple[int, ...]]]) -> None:
+    """Publish ``keys`` from files of an engine; ``parts`` are its folders below the table's."""
+    with lake.scratch() as scratch, lake.staging("run") as stage:
+        for number, (folder, written) in enumerate(parts.items()):
+            stage.adopt("processed", SALES, folder, spill(scratch / str(number), *written))
+        stage.publish("processed", SALES, "day", keys)
+
+
+def replace_shops(lake: LocalLake, *ids: int) -> None:
+    table = pa.table({"id": pa.array(ids, pa.int64())}, schema=SHOPS.arrow_schema)
+    with lake.staging("run") as stage:
+        stage.write_partitions("processed", SHOPS, "", [("", table)])
+        stage.publish("processed", SHOPS, "", [""])
+
+
+def ids_of(uris: list[str]) -> list[int]:
+    return [i for uri in uris for i in pq.read_table(uri, partitioning=None)["id"].to_pylist()]
 
 
 def content(lake: LocalLake) -> dict[str, list[int]]:
@@ -137,6 +176,144 @@ def test_publish_removes_a_stranger_folder_of_its_partition(lake: LocalLake) -> 
     assert content(lake) == {f"day={D1}": [2]}
 
 
+def test_adopted_files_are_moved_in_by_number_in_their_folders(lake: LocalLake) -> None:
+    with lake.scratch() as scratch, lake.staging("run") as stage:
+        paths = spill(scratch, (1, 2), (3,), (4,))
+        stage.adopt("processed", SALES, f"day={D1}/year=2011", paths[:1])
+        stage.adopt("processed", SALES, f"day={D1}/year=2010", paths[1:2])
+        stage.adopt("processed", SALES, f"day={D1}/year=2010", paths[2:])
+        assert not any(path.exists() for path in paths)
+        assert content(lake) == {}  # not before it is published
+        stage.publish("processed", SALES, "day", [D1])
+
+    table = "processed/shop/sales"
+    assert files(lake) == [
+        f"{table}/day={D1}/year=2010/part-0.parquet",
+        f"{table}/day={D1}/year=2010/part-1.parquet",
+        f"{table}/day={D1}/year=2011/part-0.parquet",
+    ]
+    uris = lake.partition_uris(SALES, [D1])
+    assert uris == [str(lake.path(name)) for name in files(lake)]
+    assert ids_of(uris) == [3, 4, 1, 2]
+    assert lake.partition_rows("processed", SALES, "day", [D1, D2]) == {D1: 4, D2: 0}
+
+
+LAYOUTS: list[dict[str, list[tuple[int, ...]]]] = [
+    {"": [(1,)]},
+    {"": [(1,), (2,)]},
+    {"/year=2010": [(1,)]},
+    {"/year=2010": [(1,), (2,)], "/year=2011": [(3,)]},
+    {},
+]
+
+
+@pytest.mark.parametrize("old", LAYOUTS, ids=str)
+@pytest.mark.parametrize("new", LAYOUTS, ids=str)
+def test_a_partition_of_any_layout_replaces_one_of_any_other(
+    lake: LocalLake,
+    old: dict[str, list[tuple[int, ...]]],
+    new: dict[str, list[tuple[int, ...]]],
+) -> None:
+    adopt(lake, [D1, D2], {f"day={d}{below}": old[below] for d in (D1, D2) for below in old})
+    before = ids_of(lake.partition_uris(SALES, [D2]))
+
+    adopt(lake, [D1], {f"day={D1}{b}": [tuple(10 * i for i in f) for f in new[b]] for b in new})
+
+    expected = [10 * i for written in new.values() for file in written for i in file]
+    assert ids_of(lake.partition_uris(SALES, [D1])) == expected
+    assert ids_of(lake.partition_uris(SALES, [D2])) == before
+    counted = lake.partition_rows("processed", SALES, "day", [D1, D2])
+    assert counted == {D1: len(expected), D2: len(before)}
+
+
+@pytest.mark.parametrize("old", LAYOUTS[1:4], ids=str)
+@pytest.mark.parametrize("new", LAYOUTS[:4], ids=str)
+def test_a_publish_that_dies_leaves_no_mixture(
+    lake: LocalLake,
+    monkeypatch: pytest.MonkeyPatch,
+    old: dict[str, list[tuple[int, ...]]],
+    new: dict[str, list[tuple[int, ...]]],
+) -> None:
+    """It dies before each of its changes to the file system in turn."""
+    whole = [
+        {i * factor for written in layout.values() for file in written for i in file}
+        for layout, factor in ((old, 1), (new, 10), ({}, 0))
+    ]
+    tens = {f"day={D1}{b}": [tuple(10 * i for i in f) for f in new[b]] for b in new}
+    seen = []
+    for allowed in range(4):
+        adopt(lake, [D1], {f"day={D1}{below}": old[below] for below in old})
+        with monkeypatch.context() as patch:
+            dying_after(patch, allowed)
+            with suppress(SystemExit):
+                adopt(lake, [D1], tens)
+        seen.append(set(ids_of(lake.partition_uris(SALES, [D1]))))
+        assert seen[-1] in whole
+
+    assert seen[0] == whole[0]
+    assert seen[-1] == whole[1]
+
+
+def dying_after(patch: pytest.MonkeyPatch, changes: int) -> None:
+    """Let so many of a publish's changes of names through; the next ends the process."""
+    left = iter([True] * changes)
+
+    def dying(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            if next(left, False):
+                return real(*arguments)
+            raise SystemExit
+
+        return call
+
+    for name in ("rename", "replace", "unlink"):
+        patch.setattr(Path, name, dying(getattr(Path, name)))
+
+
+def test_a_stage_may_publish_twice(lake: LocalLake) -> None:
+    adopt(lake, [D1, D2], {f"day={D1}": [(1,), (2,)], f"day={D2}": [(3,), (4,)]})
+
+    with lake.scratch() as scratch, lake.staging("run") as stage:
+        for number, day in enumerate((D1, D2)):
+            stage.adopt("processed", SALES, f"day={day}", spill(scratch / day, (number,), (9,)))
+            stage.publish("processed", SALES, "day", [day])
+
+    assert ids_of(lake.partition_uris(SALES, [D1, D2])) == [0, 9, 1, 9]
+
+
+def test_a_table_without_partitions_is_one_file_in_its_own_folder(lake: LocalLake) -> None:
+    assert lake.partition_uris(SHOPS, [""]) == []
+
+    replace_shops(lake, 1, 2)
+    replace_shops(lake, 3)
+
+    assert files(lake) == ["processed/shop/shops/part-0.parquet"]
+    assert ids_of(lake.partition_uris(SHOPS, [""])) == [3]
+    assert lake.partition_rows("processed", SHOPS, "", [""]) == {"": 1}
+
+
+def test_a_table_without_partitions_that_was_not_staged_becomes_empty(lake: LocalLake) -> None:
+    replace_shops(lake, 1)
+    replace(lake, [D1], rows(D1, 2))
+
+    with lake.staging("run") as stage:
+        stage.publish("processed", SHOPS, "", [""])
+
+    assert lake.partition_rows("processed", SHOPS, "", [""]) == {"": 0}
+    assert content(lake) == {f"day={D1}": [2]}
+
+
+@pytest.mark.parametrize(("column", "key"), [("", D1), ("day", "")])
+def test_a_key_without_a_column_is_refused(lake: LocalLake, column: str, key: str) -> None:
+    with lake.staging("run") as stage:
+        with pytest.raises(ValueError, match="expected both, or neither"):
+            stage.write_partitions("processed", SHOPS, column, [(key, rows(D1, 1)[1])])
+        with pytest.raises(ValueError, match="expected both, or neither"):
+            stage.publish("processed", SHOPS, column, [key])
+
+    assert files(lake) == []
+
+
 def test_a_partition_staged_twice_is_refused(lake: LocalLake) -> None:
     with pytest.raises(FileExistsError):
         replace(lake, [D1], rows(D1, 1), rows(D1, 2))
@@ -207,6 +384,70 @@ def test_partition_rows_counts_what_the_files_hold(lake: LocalLake) -> None:
 
     assert lake.partition_rows("processed", SALES, "day", [D1, D2, D3]) == {D1: 3, D2: 1, D3: 0}
     assert lake.partition_rows("quarantine", SALES, "day", [D1]) == {D1: 0}
+
+
+NAMES = [
+    "raw/sales_a.csv",
+    "raw/shop/sales/2011/sales_1.csv",
+    "raw/shop/sales/drop=1/sales_1.csv",
+    "raw/shop/sales/sales_2011-01-01.csv",
+    "raw/shop/sales/sales_2011-01-02.csv",
+    "raw/shop/sales_2.csv",
+    "raw/shopping/list.csv",
+    "top.csv",
+]
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("", "t", "raw", "raw/", "raw/s", "raw/shop", "raw/shop/", "raw/shop/sales"),
+        *("raw/shop/sales/", "raw/shop/sales/sales_", "raw/shop/sales/sales_2011-01-0"),
+        *("raw/shop/sales/drop=1/", "nothing", "nothing/", "raw/nothing/at", "top.csv", "top.csv/"),
+    ],
+)
+@pytest.mark.parametrize(
+    "start", ["", "raw/shop/sales/sales_2011-01-02", "raw/shop/sales/drop=1/sales_1.csv", "z"]
+)
+def test_list_objects_is_by_name_from_a_name_on(lake: LocalLake, prefix: str, start: str) -> None:
+    for name in reversed(NAMES):
+        lake.path(name).parent.mkdir(parents=True, exist_ok=True)
+        lake.path(name).write_text(name)
+
+    found = list(lake.list_objects(prefix, start))
+
+    expected = [name for name in NAMES if name.startswith(prefix) and name >= start]
+    assert [one.name for one in found] == expected
+    assert [one.size for one in found] == [len(name) for name in expected]
+
+
+def test_a_version_tells_a_file_from_the_one_that_it_replaces(lake: LocalLake) -> None:
+    with lake.scratch() as folder:
+        for text in ("one", "two"):  # of one size
+            (folder / text).write_text(text)
+            lake.put_file(f"raw/{text}", folder / text)
+        (before,) = lake.list_objects("raw/one")
+        (folder / "new").write_text("six")
+        os.utime(folder / "new", ns=(0, 1))
+        lake.put_file("raw/one", folder / "new")
+
+    first, second = lake.list_objects("raw/")
+
+    assert (first.name, first.size) == (before.name, before.size)
+    assert first.version != before.version
+    assert list(lake.list_objects("raw/two")) == [second]
+
+
+def test_list_objects_leaves_out_what_was_removed_meanwhile(lake: LocalLake) -> None:
+    for name in ("a", "b", "c"):
+        lake.path("raw").mkdir(parents=True, exist_ok=True)
+        lake.path(f"raw/{name}").write_text(name)
+
+    found = lake.list_objects("raw/")
+    first = next(found).name
+    lake.delete("raw/b")
+
+    assert [first, *(one.name for one in found)] == ["raw/a", "raw/c"]
 
 
 def test_state_comes_back_as_it_was_written(lake: LocalLake) -> None:

@@ -6,6 +6,7 @@ What a store does with the requests is in live/test_lake_gcs.py, against a serve
 import base64
 import json
 import re
+import secrets
 import subprocess
 import sys
 import threading
@@ -45,7 +46,15 @@ SALES = Dataset(
     partition_by="day",
     columns=(Column("id", "int64", "Key."), Column("day", "date", "Day.")),
 )
+SHOPS = Dataset(
+    schema="landed_shop",
+    domain="shop",
+    name="shops",
+    description="Shops.",
+    columns=(Column("id", "int64", "Key."),),
+)
 D1, D2 = "2011-01-01", "2011-01-02"
+TABLE = "processed/shop/sales"
 MANIFEST = manifest_name("processed", SALES)
 UPLOAD = "/upload/storage/v1/b/shop-lake/o"
 OBJECTS = "/storage/v1/b/shop-lake/o"
@@ -138,6 +147,42 @@ def nothing_there(request: Request) -> Answer:
     return refusal(404, "notFound", f"No such object: {request.object}")
 
 
+class Store:
+    """A script: a bucket that keeps what is uploaded, by the conditions of each upload."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, tuple[bytes, int]] = {}
+        self.generation = 0
+
+    def __call__(self, request: Request) -> Answer:
+        name, query = request.object, request.query
+        if request.method == "GET" and request.path == OBJECTS:
+            first, end = query.get("startOffset", ""), query.get("endOffset", "~")
+            found = [n for n in sorted(self.objects) if n.startswith(query.get("prefix", ""))]
+            items = [self.resource(n) for n in found if first <= n < end]
+            return Answer(body=json.dumps({"items": items}).encode())
+        held = self.objects.get(name)
+        if request.method == "POST":
+            if int(query.get("ifGenerationMatch", -1)) not in (-1, held[1] if held else 0):
+                return refusal(412, "conditionNotMet", "At least one precondition failed.")
+            self.generation += 1
+            self.objects[name] = (request.content, self.generation)
+        elif held is None or query.get("generation", str(held[1])) != str(held[1]):
+            return refusal(404, "notFound", f"No such object: {name}")
+        elif request.method == "DELETE":
+            del self.objects[name]
+            return Answer(204)
+        elif query.get("alt") == "media":
+            return media(held[0], request)
+        return Answer(body=json.dumps(self.resource(name)).encode())
+
+    def resource(self, name: str) -> dict[str, Any]:
+        return dict(json.loads(stored(name, *self.objects[name]).body))
+
+    def names(self, prefix: str = "processed/") -> list[str]:
+        return sorted(name for name in self.objects if name.startswith(prefix))
+
+
 class Server:
     """Records every request, and answers by a script."""
 
@@ -212,6 +257,13 @@ def lake(server: Server, tmp_path: Path) -> GcsLake:
     return lake_at(server.url, tmp_path)
 
 
+@pytest.fixture
+def store(server: Server) -> Store:
+    """What the server keeps, where a test wants it to keep anything."""
+    server.script = store = Store()
+    return store
+
+
 def lake_at(url: str | None, folder: Path) -> GcsLake:
     return GcsLake(
         root="gs://shop-lake", cache_dir=str(folder / "cache"), emulator_host=url, retry_s=3
@@ -227,6 +279,195 @@ def replace(lake: LakeResource, keys: list[str], *parts: tuple[str, pa.Table]) -
     with lake.staging("run") as stage:
         stage.write_partitions("processed", SALES, "day", parts)
         stage.publish("processed", SALES, "day", keys)
+
+
+Files = list[tuple[str, tuple[int, ...]]]
+
+
+def adopt(lake: LakeResource, files: Files, keys: tuple[str, ...] = (D1,)) -> None:
+    """Publish ``keys`` from an engine's files, in order: the folder of each, and its ids."""
+    with lake.scratch() as scratch, lake.staging("run") as stage:
+        for number, (folder, ids) in enumerate(files):
+            file = scratch / f"{number}-{secrets.token_hex(4)}.parquet"
+            pq.write_table(pa.table({"id": pa.array(ids, pa.int64())}), file)
+            stage.adopt("processed", SALES, folder, [file])
+        stage.publish("processed", SALES, "day", keys)
+
+
+def replace_shops(lake: LakeResource, *ids: int) -> None:
+    table = pa.table({"id": pa.array(ids, pa.int64())}, schema=SHOPS.arrow_schema)
+    with lake.staging("run") as stage:
+        stage.write_partitions("processed", SHOPS, "", [("", table)] if ids else [])
+        stage.publish("processed", SHOPS, "", [""])
+
+
+def ids_of(lake: LakeResource, uris: list[str]) -> list[int]:
+    copies = lake.local_copies(uris)
+    return [i for file in copies for i in pq.read_table(file, partitioning=None)["id"].to_pylist()]
+
+
+def test_adopted_files_are_named_within_the_folders_of_their_partition(
+    store: Store, lake: GcsLake
+) -> None:
+    y10, y11 = f"day={D1}/year=2010", f"day={D1}/year=2011"
+    adopt(lake, [(y11, (1, 2)), (y10, (3,)), (y10, (4,)), (f"day={D2}", (5,))], (D1, D2))
+
+    names = store.names()
+    folders = [name.removeprefix(f"{TABLE}/").rpartition("/")[0] for name in names]
+    assert folders == [y10, y10, y11, f"day={D2}"]
+    tokens = {re.fullmatch(r"(run-[0-9a-f]{16})-\d[.]parquet", Path(n).name) for n in names}
+    assert len({token and token[1] for token in tokens}) == 1  # one publish's, and never reused
+    assert lake.partition_uris(SALES, [D1]) == [lake.uri(name) for name in names[:3]]
+    assert ids_of(lake, lake.partition_uris(SALES, [D1, D2])) == [3, 4, 1, 2, 5]
+    assert lake.partition_rows("processed", SALES, "day", [D1, D2]) == {D1: 4, D2: 1}
+    assert list(lake.read_manifest("processed", SALES).partitions) == [f"day={D1}", f"day={D2}"]
+
+
+def test_equal_files_keep_their_objects_in_whatever_order_they_come(
+    store: Store, lake: GcsLake
+) -> None:
+    y10, y11 = f"day={D1}/year=2010", f"day={D1}/year=2011"
+    files: Files = [(y10, (1,)), (y10, (2,)), (y11, (3,)), (y11, (3,)), (y10, (4,))]
+    adopt(lake, files)
+    before = dict(store.objects)
+
+    for _ in range(3):
+        files.append(files.pop(0))
+        adopt(lake, files)
+
+    assert store.objects == before  # generations too, the manifest's among them
+
+
+def test_only_what_changed_is_uploaded_and_retired(
+    server: Server, store: Store, lake: GcsLake
+) -> None:
+    y10, y11 = f"day={D1}/year=2010", f"day={D1}/year=2011"
+    adopt(lake, [(y10, (1,)), (y10, (2,)), (y11, (3,)), (y11, (4,))])
+    before = store.names()
+    server.requests.clear()
+
+    adopt(lake, [(y10, (2,)), (y10, (20,)), (y10, (3,)), (y11, (4,)), (y11, (4,))])
+
+    uploads = [Path(r.object).parent.name for r in server.sent("POST") if r.object != MANIFEST]
+    # The second of two equal files is a file of its own, and a file that moved a new one.
+    assert sorted(uploads) == ["year=2010", "year=2010", "year=2011"]
+    assert sorted(ids_of(lake, lake.partition_uris(SALES, [D1]))) == [2, 3, 4, 4, 20]
+    assert lake.partition_rows("processed", SALES, "day", [D1]) == {D1: 5}
+    manifest = lake.read_manifest("processed", SALES)
+    assert len(manifest.retired) == 2
+    assert manifest.names() == set(store.names()) > set(before)
+
+
+@pytest.mark.parametrize("files", [[], [(f"day={D1}", (7,))], [(f"day={D1}/year=2012", (7,))]])
+def test_a_partition_of_several_files_is_replaced_as_a_whole(
+    store: Store, lake: GcsLake, files: Files
+) -> None:
+    adopt(lake, [(f"day={D1}/year={y}", (y,)) for y in (2010, 2011)])
+    adopt(lake, [(f"day={D2}/year=2011", (1,))], (D2,))
+
+    adopt(lake, files)
+
+    assert ids_of(lake, lake.partition_uris(SALES, [D1])) == [7] * len(files)
+    counted = lake.partition_rows("processed", SALES, "day", [D1, D2])
+    assert counted == {D1: len(files), D2: 1}
+
+
+def test_a_table_without_partitions_is_one_of_the_key_nothing(store: Store, lake: GcsLake) -> None:
+    assert lake.partition_uris(SHOPS, [""]) == []
+    assert lake.partition_rows("processed", SHOPS, "", [""]) == {"": 0}
+
+    replace_shops(lake, 1, 2)
+    replace(lake, [D1], rows(D1, 9))
+    replace_shops(lake, 3)
+
+    (uri,) = lake.partition_uris(SHOPS, [""])
+    assert re.fullmatch(r"gs://shop-lake/processed/shop/shops/run-[0-9a-f]{16}[.]parquet", uri)
+    assert ids_of(lake, [uri]) == [3]
+    assert lake.partition_rows("processed", SHOPS, "", [""]) == {"": 1}
+    assert list(lake.read_manifest("processed", SHOPS).partitions) == [""]
+    before = dict(store.objects)
+    replace_shops(lake, 3)
+    assert store.objects == before
+
+    replace_shops(lake)
+
+    assert lake.partition_rows("processed", SHOPS, "", [""]) == {"": 0}
+    assert lake.partition_rows("processed", SALES, "day", [D1]) == {D1: 1}
+
+
+def test_rows_are_counted_by_one_listing_of_no_more_than_they_need(
+    server: Server, store: Store, lake: GcsLake
+) -> None:
+    days = [f"2011-01-0{n}" for n in range(1, 10)]
+    below = ["/year=2010", "", "/year=2011"]
+    adopt(lake, [(f"day={d}{b}", (1, 2)) for d in days for b in below], tuple(days))
+    names = [uri.removeprefix("gs://shop-lake/") for uri in lake.partition_uris(SALES, days[3:6])]
+    server.requests.clear()
+
+    counted = lake.partition_rows("processed", SALES, "day", [days[5], days[3], "2012-01-01"])
+
+    assert counted == {days[5]: 6, days[3]: 6, "2012-01-01": 0}
+    (listing,) = (r for r in server.requests if r.path == OBJECTS)
+    asked = [listing.query[name] for name in ("prefix", "startOffset", "endOffset")]
+    assert asked == [f"{TABLE}/", names[0], f"{names[-1]}!"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_rows_of_an_object_that_is_gone_are_not_counted(
+    store: Store, lake: GcsLake, place: int
+) -> None:
+    adopt(lake, [(f"day={D1}/year={2010 + n}", (1,) * 10**n) for n in range(3)])
+
+    del store.objects[store.names()[place]]
+
+    assert lake.partition_rows("processed", SALES, "day", [D1]) == {D1: 111 - 10**place}
+
+
+def test_a_manifest_of_before_there_were_several_files_is_read_and_kept(
+    store: Store, lake: GcsLake
+) -> None:
+    """As it was written when a partition was one file, with what was retired then."""
+    replace(lake, [D1, D2], rows(D1, 1), rows(D2, 2))
+    old, retired = f"{TABLE}/day={D1}/run-0123456789abcdef.parquet", f"{TABLE}/day={D1}/gone"
+    (name,) = (n for n in store.names() if D1 in n)
+    content, generation = store.objects[old] = store.objects.pop(name)
+    file = {
+        "name": old,
+        "generation": generation,
+        "rows": 1,
+        "bytes": len(content),
+        "crc32c": crc32c(content),
+    }
+    manifest = {"partitions": {f"day={D1}": [file]}, "retired": {retired: 4e9}}
+    store.objects[MANIFEST] = (json.dumps(manifest).encode(), 99)
+
+    assert lake.partition_uris(SALES, [D1, D2]) == [lake.uri(old)]
+    assert lake.partition_rows("processed", SALES, "day", [D1]) == {D1: 1}
+    replace(lake, [D1], rows(D1, 1))
+    assert store.objects[MANIFEST][1] == 99  # equal content
+    adopt(lake, [(f"day={D1}/year=2010", (5,)), (f"day={D1}/year=2011", (6,))])
+
+    assert ids_of(lake, lake.partition_uris(SALES, [D1])) == [5, 6]
+    assert set(lake.read_manifest("processed", SALES).retired) == {old, retired}
+
+
+def test_a_listing_is_of_a_prefix_whole_names_or_not_from_a_name_on(
+    store: Store, lake: GcsLake
+) -> None:
+    names = [f"raw/shop/sales/{n}.csv" for n in ("a_1", "a_2", "deep/a_0", "deep/a_3")]
+    names += ["raw/shop/sales_0.csv", "raw/shopping.csv"]
+    for name in names:
+        store.objects[name] = (b"x", 1)
+
+    def listed(*arguments: str) -> list[str]:
+        return [found.name for found in lake.list_objects(*arguments)]
+
+    assert listed("raw/shop/sales/") == names[:4]
+    assert listed("raw/shop/sales/a_") == names[:2]
+    assert listed("raw/shop/sales") == names[:5]
+    assert listed("raw/shop/sales/", "raw/shop/sales/a_2.csv") == names[1:4]
+    assert listed("raw/shop/sales/", "raw/shop/sales/deep/a_1") == names[3:4]
+    assert listed("", "raw/shop/sales_") == names[4:]
 
 
 def test_a_new_table_is_uploaded_then_named_if_nobody_else_did(

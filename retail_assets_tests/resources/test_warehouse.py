@@ -34,6 +34,13 @@ SALES = Dataset(
         Column("price", "decimal(12,3)", "Pounds."),
     ),
 )
+SHOPS = Dataset(
+    schema="landed_shop",
+    domain="shop",
+    name="shops",
+    description="Shops.",
+    columns=(Column("id", "int64", "Key."),),
+)
 NOTED = replace(SALES, columns=(*SALES.columns, Column("note", "string", "New.", nullable=True)))
 D1, D2, D3 = "2011-01-01", "2011-01-02", "2011-01-03"
 
@@ -263,6 +270,118 @@ def test_a_rebuild_that_fails_leaves_the_table_as_it_was(
 
     assert warehouse.loaded_versions(SALES) == {D1: "v1"}
     assert [row[0] for row in rows_of(warehouse)] == [1]
+
+
+def shops_of(warehouse: DuckDBWarehouse) -> list[int]:
+    return [row[0] for row in warehouse.query("select id from landed_shop.shops order by id")]
+
+
+def write_shops(folder: Path, *ids: int) -> str:
+    path = folder / f"shops-{'-'.join(map(str, ids))}.parquet"
+    pq.write_table(pa.table({"id": pa.array(ids)}, schema=SHOPS.arrow_schema), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["replace_partitions", "replace_table"])
+def test_a_table_without_partitions_is_replaced_as_a_whole(
+    warehouse: DuckDBWarehouse, parquet: Write, tmp_path: Path, whole: bool
+) -> None:
+    change = warehouse.replace_table if whole else warehouse.replace_partitions
+    warehouse.replace_partitions(SALES, [parquet("one", (9, D1, "1"))], {D1: "v1"})
+    contents: list[tuple[int, ...]] = [(1, 2, 3), (2, 3, 4), (2, 3, 4), (5,), (), (6, 7)]
+    for number, ids in enumerate(contents):
+        uris = [write_shops(tmp_path, i) for i in ids]  # several files, or none
+
+        assert change(SHOPS, uris, {"": f"v{number}"}) == LoadResult({"": len(ids)})
+
+        assert shops_of(warehouse) == list(ids)
+        assert warehouse.loaded_versions(SHOPS) == {"": f"v{number}"}
+    assert [row[0] for row in rows_of(warehouse)] == [9]
+    assert warehouse.loaded_versions(SALES) == {D1: "v1"}
+
+
+def test_a_first_load_of_no_files_makes_an_empty_table(warehouse: DuckDBWarehouse) -> None:
+    assert warehouse.replace_partitions(SHOPS, [], {"": ""}).rows == {"": 0}
+
+    assert shops_of(warehouse) == []
+    assert warehouse.row_counts() == {"landed_shop.shops": 0}
+
+
+WRONG_KEYS: list[tuple[Dataset, dict[str, str]]] = [
+    (SHOPS, {}),
+    (SHOPS, {D1: "v2"}),
+    (SHOPS, {"": "v2", D1: "v2"}),
+    (SALES, {"": "v2"}),
+    (SALES, {"": "v2", D1: "v2"}),
+]
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["replace_partitions", "replace_table"])
+@pytest.mark.parametrize(("dataset", "versions"), WRONG_KEYS)
+def test_keys_that_are_not_of_the_tables_partitioning_are_refused(
+    warehouse: DuckDBWarehouse,
+    parquet: Write,
+    tmp_path: Path,
+    dataset: Dataset,
+    versions: dict[str, str],
+    whole: bool,
+) -> None:
+    warehouse.replace_partitions(SHOPS, [write_shops(tmp_path, 1)], {"": "v1"})
+    warehouse.replace_partitions(SALES, [parquet("one", (9, D1, "1"))], {D1: "v1"})
+    change = warehouse.replace_table if whole else warehouse.replace_partitions
+
+    with pytest.raises(ValueError, match=rf"{dataset.table}: expected keys that are"):
+        change(dataset, [], versions)
+
+    assert shops_of(warehouse) == [1]
+    assert [row[0] for row in rows_of(warehouse)] == [9]
+    assert warehouse.loaded_versions(SHOPS) == {"": "v1"}
+
+
+def test_a_new_nullable_column_is_added_to_a_table_without_partitions(
+    warehouse: DuckDBWarehouse, tmp_path: Path
+) -> None:
+    warehouse.replace_partitions(SHOPS, [write_shops(tmp_path, 1)], {"": "v1"})
+    town = Column("town", "string", "New.", nullable=True)
+    located = replace(SHOPS, columns=(*SHOPS.columns, town))
+    new = tmp_path / "new.parquet"
+    rows = pa.table({"id": [2], "town": ["Ipoh"]}, schema=located.arrow_schema)
+    pq.write_table(rows, new)
+
+    warehouse.replace_partitions(located, [write_shops(tmp_path, 1), str(new)], {"": "v2"})
+
+    found = warehouse.query("select id, town from landed_shop.shops order by id")
+    assert found == [(1, None), (2, "Ipoh")]
+    with pytest.raises(WarehouseSchemaError, match="unexpected town"):
+        warehouse.replace_partitions(SHOPS, [], {"": "v3"})
+
+
+def test_a_load_that_fails_leaves_a_table_without_partitions_as_it_was(
+    warehouse: DuckDBWarehouse, tmp_path: Path
+) -> None:
+    warehouse.replace_partitions(SHOPS, [write_shops(tmp_path, 1)], {"": "v1"})
+    bad = tmp_path / "bad.parquet"
+    pq.write_table(pa.table({"id": ["one"]}), bad)
+
+    for change in (warehouse.replace_partitions, warehouse.replace_table):
+        with pytest.raises(WarehouseSchemaError, match="id is VARCHAR"):
+            change(SHOPS, [write_shops(tmp_path, 2), str(bad)], {"": "v2"})
+
+        assert shops_of(warehouse) == [1]
+        assert warehouse.loaded_versions(SHOPS) == {"": "v1"}
+
+
+def test_a_table_may_lose_its_partitions_by_a_rebuild(
+    warehouse: DuckDBWarehouse, parquet: Write
+) -> None:
+    warehouse.replace_partitions(SALES, [parquet("one", (1, D1, "1"))], {D1: "v1"})
+    whole = replace(SALES, partition_by=None)
+
+    loaded = warehouse.replace_table(whole, [parquet("two", (2, D2, "2"))], {"": "v2"})
+
+    assert loaded.rows == {"": 1}
+    assert [row[0] for row in rows_of(warehouse)] == [2]
+    assert warehouse.loaded_versions(whole) == {"": "v2"}
 
 
 def test_versions_of_a_warehouse_that_is_not_there(warehouse: DuckDBWarehouse) -> None:

@@ -64,6 +64,13 @@ SALES = Dataset(
         Column("price", "decimal(12,3)", "Pounds."),
     ),
 )
+SHOPS = Dataset(
+    schema="landed_shop",
+    domain="shop",
+    name="shops",
+    description="Shops.",
+    columns=(Column("id", "int64", "Key."),),
+)
 NOTED = replace(SALES, columns=(*SALES.columns, Column("note", "string", "New.", nullable=True)))
 FIELDS = [
     {"name": "id", "type": "INTEGER", "mode": "REQUIRED", "description": "Key."},
@@ -89,6 +96,7 @@ LABELS = {
 }
 RECORD = f"`{PROJECT}.retail_operations.loaded_partitions`"
 TABLE = f"`{PROJECT}.shop.sales`"
+SHOPS_TABLE = f"`{PROJECT}.landed_shop.shops`"
 
 
 @pytest.fixture
@@ -429,6 +437,217 @@ def test_exclusive_holds_nothing(warehouse: BigQueryWarehouse, server: BigQueryS
     assert server.requests == []
 
 
+# --- a table without partitions ---
+
+
+@pytest.fixture
+def shops(server: BigQueryServer) -> dict[int, list[str]]:
+    """Files of a table without partitions, by the rows that they hold together."""
+    server.files |= {f"gs://lake/shops-{n}": {"": n} for n in (1, 2, 5)}
+    return {0: [], 3: ["gs://lake/shops-1", "gs://lake/shops-2"], 5: ["gs://lake/shops-5"]}
+
+
+def test_a_table_without_partitions_is_one_load_that_truncates(
+    warehouse: BigQueryWarehouse, server: BigQueryServer, shops: dict[int, list[str]]
+) -> None:
+    loaded = warehouse.replace_partitions(SHOPS, shops[3], {"": "v1"}, RUN)
+
+    work = work_digest(RUN, "landed_shop.shops", shops[3], {"": "v1"})
+    (sent,) = server.inserted("load")
+    assert sent == {
+        "jobReference": {
+            "projectId": PROJECT,
+            "jobId": f"retail_landed_shop_shops_load_{work}_1",
+            "location": "EU",
+        },
+        "configuration": {
+            "load": {
+                "sourceUris": shops[3],
+                "sourceFormat": "PARQUET",
+                "schema": {"fields": FIELDS[:1]},
+                "destinationTable": {
+                    "projectId": PROJECT,
+                    "datasetId": "landed_shop",
+                    "tableId": "shops",
+                },
+                "writeDisposition": "WRITE_TRUNCATE",
+            },
+            "labels": LABELS,
+        },
+    }
+    (script,) = server.scripts()
+    assert script == (
+        "BEGIN TRANSACTION;\n"
+        f'DELETE FROM {RECORD} WHERE table_name = "landed_shop.shops" AND stage = "landed"'
+        ' AND partition_key IN ("");\n'
+        f"INSERT INTO {RECORD} (table_name, stage, partition_key, version)"
+        ' SELECT "landed_shop.shops", "landed", entry.partition_key, entry.version'
+        " FROM UNNEST(ARRAY<STRUCT<partition_key STRING, version STRING>>"
+        '[("", "v1")]) AS entry;\n'
+        "COMMIT TRANSACTION;"
+    )
+    assert [re.sub(r"_[0-9a-f]{32}_1", "", name) for name in server.jobs] == [
+        "retail_landed_shop_shops_load",
+        "retail_landed_shop_shops_record",  # after it
+    ]
+    assert loaded.rows == {"": 3}
+    assert warehouse.loaded_versions(SHOPS) == {"": "v1"}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_table_without_partitions_holds_what_was_loaded_last(
+    warehouse: BigQueryWarehouse,
+    server: BigQueryServer,
+    shops: dict[int, list[str]],
+    whole: bool,
+) -> None:
+    change = warehouse.replace_table if whole else warehouse.replace_partitions
+    warehouse.replace_partitions(SALES, [ONE], {D1: "v1"}, RUN)
+    for number, count in enumerate((3, 3, 5, 0, 0, 3)):
+        run = replace(RUN, run_id=f"run-{number}")
+
+        assert change(SHOPS, shops[count], {"": f"v{number}"}, run).rows == {"": count}
+
+        assert sum(server.rows["landed_shop.shops"].values()) == count
+        assert warehouse.loaded_versions(SHOPS) == {"": f"v{number}"}
+    assert server.rows["shop.sales"] == {D1: 2}
+    assert not [name for name in server.tables if "stage_" in name]
+
+
+def test_no_files_empty_a_table_without_partitions_with_its_record(
+    warehouse: BigQueryWarehouse, server: BigQueryServer, shops: dict[int, list[str]]
+) -> None:
+    warehouse.replace_partitions(SHOPS, shops[5], {"": "v1"}, RUN)
+
+    warehouse.replace_partitions(SHOPS, [], {"": "v2"}, RUN)
+
+    assert len(server.ran("load")) == 1
+    first, second, *record, last = server.scripts()[-1].split(";\n")
+    assert (first, second) == ("BEGIN TRANSACTION", f"DELETE FROM {SHOPS_TABLE} WHERE TRUE")
+    assert [text.split()[0] for text in record] == ["DELETE", "INSERT"]
+    assert last == "COMMIT TRANSACTION;"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_more_files_than_a_job_takes_are_staged_and_swapped_for_the_whole_table(
+    warehouse: BigQueryWarehouse,
+    server: BigQueryServer,
+    shops: dict[int, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    whole: bool,
+) -> None:
+    warehouse.replace_partitions(SHOPS, shops[5], {"": "v1"}, RUN)
+    monkeypatch.setattr(warehouse_bigquery, "URIS_A_LOAD_JOB", 1)
+    change = warehouse.replace_table if whole else warehouse.replace_partitions
+
+    assert change(SHOPS, shops[3], {"": "v2"}, RUN).rows == {"": 3}
+
+    assert server.rows["landed_shop.shops"] == {"": 3}
+    assert warehouse.loaded_versions(SHOPS) == {"": "v2"}
+    staging = f"stage_landed_shop_shops_{server.ran('load')[-1]['jobReference']['jobId'][-34:-2]}"
+    made = server.sent("POST", "/datasets/retail_operations/tables")[-1].body
+    assert made["tableReference"]["tableId"] == staging
+    assert made["labels"] == {"managed-by": "retail-assets", "domain": "shop"}
+    statements = server.scripts()[-1].split(";\n")
+    from_staging = f"`{PROJECT}.retail_operations.{staging}`"
+    assert statements[2:4] == [
+        f"DELETE FROM {SHOPS_TABLE} WHERE TRUE",
+        f"INSERT INTO {SHOPS_TABLE} (`id`) SELECT `id` FROM {from_staging} WHERE TRUE",
+    ]
+    assert statements[-1] == "COMMIT TRANSACTION;"
+    for text in (body["configuration"]["query"]["query"] for body in server.inserted("query")):
+        assert None not in sqlglot.parse(text.rstrip(";"), dialect="bigquery")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("dataset", "versions"),
+    [
+        (SHOPS, {}),
+        (SHOPS, {D1: "v2"}),
+        (SHOPS, {"": "v2", D1: "v2"}),
+        (SALES, {"": "v2"}),
+        (SALES, {"": "v2", D1: "v2"}),
+    ],
+)
+def test_keys_that_are_not_of_the_tables_partitioning_are_refused_unasked(
+    warehouse: BigQueryWarehouse,
+    server: BigQueryServer,
+    dataset: Dataset,
+    versions: dict[str, str],
+    whole: bool,
+) -> None:
+    change = warehouse.replace_table if whole else warehouse.replace_partitions
+
+    with pytest.raises(ValueError, match=rf"{dataset.table}: expected keys that are"):
+        change(dataset, [], versions, RUN)
+
+    assert server.requests == []
+
+
+def test_a_table_may_lose_its_partitions_by_a_rebuild(
+    warehouse: BigQueryWarehouse, server: BigQueryServer, shops: dict[int, list[str]]
+) -> None:
+    warehouse.replace_partitions(SALES, [ONE], {D1: "v1"}, RUN)
+    whole = replace(SALES, partition_by=None)
+
+    assert warehouse.replace_table(whole, shops[5], {"": "v2"}, RUN).rows == {"": 5}
+
+    assert server.rows["shop.sales"] == {"": 5}
+    assert "timePartitioning" not in server.tables["shop.sales"]
+    assert warehouse.loaded_versions(whole) == {"": "v2"}
+
+
+def test_a_new_nullable_column_is_added_to_a_table_without_partitions_first(
+    warehouse: BigQueryWarehouse, server: BigQueryServer, shops: dict[int, list[str]]
+) -> None:
+    warehouse.replace_partitions(SHOPS, shops[3], {"": "v1"}, RUN)
+    town = Column("town", "string", "New.", nullable=True)
+
+    warehouse.replace_partitions(
+        replace(SHOPS, columns=(*SHOPS.columns, town)), shops[5], {"": "v2"}, RUN
+    )
+
+    (patch,) = server.sent("PATCH", "/datasets/landed_shop/tables/shops")
+    assert patch.body["schema"]["fields"][1]["name"] == "town"
+    assert server.rows["landed_shop.shops"] == {"": 5}
+    with pytest.raises(WarehouseSchemaError, match="unexpected town"):
+        warehouse.replace_partitions(SHOPS, shops[3], {"": "v3"}, RUN)
+    assert server.rows["landed_shop.shops"] == {"": 5}
+
+
+@pytest.mark.parametrize(
+    ("whole", "changes"),
+    [(False, ["load", "record"]), (True, ["table", "count", "renew"])],
+)
+def test_a_server_that_dies_leaves_a_table_without_partitions_old_or_new(
+    warehouse: BigQueryWarehouse,
+    server: BigQueryServer,
+    shops: dict[int, list[str]],
+    whole: bool,
+    changes: list[str],
+) -> None:
+    for nth in range(len(changes)):
+        run = replace(RUN, run_id=f"run-{nth}")
+        warehouse.replace_partitions(SHOPS, shops[5], {"": "v0"}, run)
+        loads = len(server.ran("load"))
+        server.faults.append(Fault("POST|PATCH|DELETE", ".*", drop="after", skip=nth, fatal=True))
+        hasty = warehouse.model_copy(update={"retry_s": 0.05})
+        with pytest.raises(WarehouseUnavailableError):
+            (hasty.replace_table if whole else hasty.replace_partitions)(
+                SHOPS, shops[3], {"": "v1"}, run
+            )
+        assert server.rows["landed_shop.shops"] in [{"": 5}, {"": 3}]
+        server.dead = False
+
+        change = warehouse.replace_table if whole else warehouse.replace_partitions
+        assert change(SHOPS, shops[3], {"": "v1"}, run).rows == {"": 3}
+
+        assert server.rows["landed_shop.shops"] == {"": 3}
+        assert len(server.ran("load")) == loads + 1
+        assert warehouse.loaded_versions(SHOPS) == {"": "v1"}
+
+
 # --- queries ---
 
 
@@ -495,6 +714,45 @@ def test_row_counts_are_of_our_datasets_and_dbts_beside_them(
         f"SELECT 'shop.sales', COUNT(*) FROM {TABLE} UNION ALL"
         f" SELECT 'shop_core.fact', COUNT(*) FROM `{PROJECT}.shop_core.fact`"
     )
+
+
+@pytest.mark.parametrize("by_hand", ["nothing", "dataset", "table"])
+def test_row_counts_find_dbts_datasets_by_the_domain_of_ours(
+    warehouse: BigQueryWarehouse, server: BigQueryServer, by_hand: str
+) -> None:
+    """The landed dataset has another name; its labels, or its table's, may be missing."""
+    names = ("landed_shop", "shop_core", "shop_staging", "landed_shop_core", "shop", "shopping_a")
+    for name in names if by_hand == "dataset" else names[1:]:
+        reference = {"projectId": PROJECT, "datasetId": name}
+        server.datasets[name] = {"datasetReference": reference, "location": "EU"}
+        if name != "landed_shop":
+            server.tables[f"{name}.t"] = {"tableReference": reference | {"tableId": "t"}}
+    warehouse.replace_partitions(SHOPS, [], {"": "v1"}, RUN)
+    if by_hand == "table":
+        del server.tables["landed_shop.shops"]["labels"]
+    server.tables["landed_shop.other"] = {  # somebody's own, beside ours
+        "tableReference": {"projectId": PROJECT, "datasetId": "landed_shop", "tableId": "other"},
+        "labels": {"domain": "shopping"},
+    }
+
+    warehouse.row_counts()
+
+    text = server.inserted("query")[-1]["configuration"]["query"]["query"]
+    counted = re.findall(r"SELECT '([\w.]+)', COUNT", text)
+    assert counted == ["landed_shop.shops", "landed_shop.other", "shop_core.t", "shop_staging.t"]
+
+
+def test_labels_say_the_domain_where_the_schema_is_another(
+    warehouse: BigQueryWarehouse, server: BigQueryServer
+) -> None:
+    warehouse.replace_partitions(SHOPS, [], {"": "v1"}, RUN)
+
+    made = [r.body["labels"]["domain"] for r in server.sent("POST", "/datasets(/landed.*)?")]
+    assert made == ["shop", "retail_operations", "shop"]
+    ran = [job["configuration"]["labels"]["domain"] for job in server.jobs.values()]
+    assert ran == ["shop"] * len(server.jobs) and ran
+    anew = create_statement(SHOPS, SHOPS_TABLE, warehouse._labels(SHOPS))
+    assert '("domain", "shop")' in anew
 
 
 def test_row_counts_of_nothing(warehouse: BigQueryWarehouse, server: BigQueryServer) -> None:
@@ -589,10 +847,11 @@ def test_any_other_drift_is_refused_before_a_job(
 ) -> None:
     warehouse.replace_partitions(SALES, [ONE], {D1: "v1"}, RUN)
     before = len(server.jobs)
+    keys = [""] if "partition_by" in changed else days
 
     with pytest.raises(WarehouseSchemaError, match=words) as caught:
         warehouse.replace_partitions(
-            replace(SALES, **changed), [ONE], dict.fromkeys(days, "v2"), RUN
+            replace(SALES, **changed), [ONE], dict.fromkeys(keys, "v2"), RUN
         )
 
     assert "Run: retail-assets rebuild shop.sales" in str(caught.value)

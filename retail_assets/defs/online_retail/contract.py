@@ -58,7 +58,7 @@ ONLINE_RETAIL_DATA = Dataset(
 
 QUARANTINE = Dataset(
     schema=DOMAIN,
-    name="online_retail_data_quarantine",
+    name="online_retail_data",
     description="Source rows that could not be typed, with their text and the reason.",
     columns=(
         Column("source", "string", "Source file, and sheet where it has any."),

@@ -86,5 +86,9 @@ def test_no_spelling_of_a_source_column_means_two() -> None:
     assert len(spellings) == len(set(spellings))
 
 
+def test_the_quarantine_of_a_table_lies_in_a_folder_of_its_name() -> None:
+    assert QUARANTINE.folder == ONLINE_RETAIL_DATA.folder == "online_retail/online_retail_data"
+
+
 def test_quarantined_text_is_personal() -> None:
     assert [c.name for c in QUARANTINE.columns if c.pii] == ["text"]
