@@ -81,11 +81,18 @@ def sample_coffee_chain(
     from retail_assets.defs.coffee_chain.sample import write_sample
 
     folder = to or _lake_folder(_settings())
-    with progress_bar("sales lines", sales) as advance:
-        write_sample(
-            folder, sales=sales, customers=customers, drops=drops, seed=seed, progress=advance
-        )
-    typer.echo(f"{folder}: {sales:,} sales lines, {customers:,} customers, {drops:,} drops")
+    try:
+        with progress_bar("sales lines", sales) as advance:
+            counts = write_sample(
+                folder, sales=sales, customers=customers, drops=drops, seed=seed, progress=advance
+            )
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    made = counts.total
+    typer.echo(
+        f"{folder}: {made.sales:,} sales lines ({made.duplicates:,} twice, {made.quarantined:,}"
+        f" that cannot be read), {made.customer_rows:,} customer rows, {drops:,} drops"
+    )
 
 
 def _lake_folder(settings: Settings) -> Path:

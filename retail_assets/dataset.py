@@ -142,6 +142,7 @@ class Dataset:
     """One table: where it belongs, its columns in order, how it is partitioned and clustered.
 
     ``schema`` is the warehouse's; ``domain`` the folder in the lake, where it is another.
+    ``ordered`` says that the rows of its files are in an order worth keeping.
     """
 
     schema: str
@@ -151,6 +152,7 @@ class Dataset:
     partition_by: str | None = None
     cluster_by: tuple[str, ...] = ()
     domain: str = ""
+    ordered: bool = True
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.columns]

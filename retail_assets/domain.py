@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from retail_assets.resources.warehouse import WarehouseResource
 
 MARTS_STAGE = "marts"
+# The tags by which Dagster takes a range of partitions in one run: its first, its last.
+RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 
 class PlanError(PermanentError):
@@ -155,10 +157,7 @@ class Domain(ABC):
 
 def range_tags(first: str, last: str) -> dict[str, str]:
     """The tags by which Dagster takes a range of partitions in one run."""
-    return {
-        "dagster/asset_partition_range_start": first,
-        "dagster/asset_partition_range_end": last,
-    }
+    return dict(zip(RANGE_TAGS, (first, last), strict=True))
 
 
 def parse_partitions(text: str) -> tuple[str, str]:

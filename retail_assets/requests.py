@@ -7,6 +7,7 @@ Here: what became of a wish's runs, and whether to ask again. Not here: what a d
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 
 import dagster as dg
@@ -15,6 +16,8 @@ REQUEST_TAG = "retail_assets/request"
 _MOST_ATTEMPTS = 3
 _MOST_REQUESTS_A_TICK = 20
 _TICK_BUDGET_S = 20.0
+# A run whose process was killed is underway for ever to Dagster: it must not block a drop so long.
+_LONGEST_RUN = timedelta(days=1)
 
 
 class RunState(Enum):
@@ -92,6 +95,16 @@ def run_history(instance: dg.DagsterInstance, identity: str) -> History:
     if len(runs) < _MOST_ATTEMPTS:
         return History(len(runs), tuple(_state(run) for run in runs))
     return History(instance.get_runs_count(filters), tuple(_state(run) for run in runs))
+
+
+def runs_underway(instance: dg.DagsterInstance, job_name: str) -> list[dg.DagsterRun]:
+    """Runs of a job that were asked for under any identity, today, and have not ended."""
+    filters = dg.RunsFilter(
+        job_name=job_name,
+        statuses=list(_UNDERWAY),
+        created_after=datetime.now(UTC) - _LONGEST_RUN,
+    )
+    return [run for run in instance.get_runs(filters) if REQUEST_TAG in run.tags]
 
 
 def _state(run: dg.DagsterRun) -> RunState:

@@ -28,6 +28,7 @@ _EMULATOR_HOSTS = ("STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST")
 # Source: "Bucket naming requirements" of Cloud Storage, "Creating projects" of Resource Manager.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _ADDRESS = r"[^\s/,:;]+:[0-9]{1,5}"
+_SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s*([KMGT]i?B)")
 _SPARK = re.compile(
     rf"embedded|local\[(\*|[1-9][0-9]*)\]|spark://{_ADDRESS}(,{_ADDRESS})*|sc://{_ADDRESS}"
 )
@@ -70,6 +71,10 @@ class Settings(BaseSettings):
         "",
         description="duckdb:PATH or bigquery://PROJECT?location=EU;"
         " default duckdb:$RETAIL_HOME/warehouse.duckdb",
+    )
+    duckdb_memory_limit: str = Field(
+        "1500MB",
+        description="most memory that a DuckDB warehouse takes before it spills, such as 1500MB",
     )
     spark: str = Field(
         "embedded",
@@ -129,6 +134,13 @@ class Settings(BaseSettings):
             return None
         # pydantic alone would read 0 as 1970-01-01.
         return date.fromisoformat(value) if isinstance(value, str) else value
+
+    @field_validator("duckdb_memory_limit")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        if not _SIZE.fullmatch(value):
+            raise ValueError("it is no size")
+        return value
 
     @field_validator("spark")
     @classmethod

@@ -13,7 +13,7 @@ from functools import cache
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from retail_assets.commands.status import count_rows
+from retail_assets.commands.status import count_rows, table_names
 from retail_assets.defs.registry import domains
 from retail_assets.domain import Domain, Execution, parse_partitions
 from retail_assets.instance import open_instance
@@ -40,12 +40,16 @@ class AssetOutcome:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """A successful run: its id, its assets in the order they ran, its checks."""
+    """A successful run: its id, its assets in the order they ran, its checks.
+
+    ``warnings`` are the checks that failed and block nothing.
+    """
 
     run_id: str
     partitions: tuple[str, str] | None
     assets: list[AssetOutcome] = field(default_factory=list)
     checks_passed: int = 0
+    warnings: list[str] = field(default_factory=list)
 
 
 def run_domain(
@@ -134,8 +138,13 @@ def _execute(
                 raise RunFailed(f"{_why(result)} (log: {log})")
             results.append(result)
     rows = count_rows(settings, [domain])
+    in_table = {
+        key.to_user_string(): rows[table]
+        for key, table in table_names(definitions).items()
+        if table in rows
+    }
     return [
-        _outcome(result, execution.partitions, rows)
+        _outcome(result, execution.partitions, in_table)
         for result, execution in zip(results, executions, strict=True)
     ]
 
@@ -191,14 +200,19 @@ def _outcome(
         assets.append(
             AssetOutcome(
                 key=key,
-                rows=sum(counted) if counted else in_table.get(key.replace("/", ".")),
+                rows=sum(counted) if counted else in_table.get(key),
                 partitions=len(days) or None,
                 seconds=float(execution.value) if execution else seconds.get(step_of[key], 0.0),
                 where=str(where.value) if where else key.replace("/", "."),
             )
         )
-    passed = sum(c.passed for c in result.get_asset_check_evaluations())
-    return RunOutcome(result.run_id, span, assets, passed)
+    checks = result.get_asset_check_evaluations()
+    warnings = [
+        f"{check.asset_key.to_user_string()}: {check.check_name}"
+        for check in checks
+        if not check.passed
+    ]
+    return RunOutcome(result.run_id, span, assets, len(checks) - len(warnings), warnings)
 
 
 def rebuild_table(settings: Settings, table: str) -> int:

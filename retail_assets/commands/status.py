@@ -6,10 +6,14 @@ Here: questions to the lake, the warehouse and Dagster's instance. Not here: pri
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from retail_assets.defs.registry import domains
 from retail_assets.domain import Domain
 from retail_assets.settings import Settings, variable_name
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 _WAIT_S = 30.0
 
@@ -47,6 +51,7 @@ def table_statuses(settings: Settings) -> Iterator[TableStatus]:
     definitions = build_defs(settings)
     graph = definitions.resolve_asset_graph()
     rows = count_rows(settings, domains())
+    names = table_names(definitions)
     with open_instance(settings) as instance:
         for key in graph.toposorted_asset_keys:
             if key not in graph.materializable_asset_keys:
@@ -58,7 +63,17 @@ def table_statuses(settings: Settings) -> Iterator[TableStatus]:
                 else None
             )
             at = datetime.fromtimestamp(event.timestamp, UTC) if event else None
-            yield TableStatus(key.to_user_string(), rows.get(".".join(key.path)), partitions, at)
+            yield TableStatus(key.to_user_string(), rows.get(names[key]), partitions, at)
+
+
+def table_names(definitions: "dg.Definitions") -> "dict[dg.AssetKey, str]":
+    """``schema.name`` of each asset: its table's where it says so, or else by its key."""
+    return {
+        spec.key: ".".join(str(table).split(".")[-2:])
+        if (table := spec.metadata.get("dagster/table_name"))
+        else ".".join(spec.key.path)
+        for spec in definitions.resolve_all_asset_specs()
+    }
 
 
 def count_rows(settings: Settings, of: Iterable[Domain]) -> dict[str, int]:

@@ -49,7 +49,11 @@ def print_outcomes(outcomes: "Sequence[RunOutcome]", seconds: float) -> None:
         console.print(table)
     ranges = "".join(f"{x.partitions[0]}...{x.partitions[1]}, " for x in outcomes if x.partitions)
     passed = sum(outcome.checks_passed for outcome in outcomes)
-    console.print(f"{ranges}{passed} checks passed, {seconds:.1f} s", highlight=False)
+    warnings = [warning for outcome in outcomes for warning in outcome.warnings]
+    for warning in warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
+    warned = f", {len(warnings)} warn" if warnings else ""
+    console.print(f"{ranges}{passed} checks passed{warned}, {seconds:.1f} s", highlight=False)
 
 
 @contextmanager

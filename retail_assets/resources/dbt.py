@@ -47,7 +47,10 @@ def target_environment(settings: Settings) -> dict[str, str]:
     """The variables by which profiles.yml finds the warehouse where the vars do not say it."""
     target = settings.bigquery
     if target is None:
-        return {"DBT_DUCKDB_PATH": str(settings.warehouse_path)}
+        return {
+            "DBT_DUCKDB_PATH": str(settings.warehouse_path),
+            "DBT_DUCKDB_MEMORY_LIMIT": settings.duckdb_memory_limit,
+        }
     environment = {
         "DBT_BIGQUERY_PROJECT": target.project,
         "DBT_BIGQUERY_LOCATION": target.location,

@@ -135,8 +135,8 @@ def scan_csv(path: Path, header: Sequence[str], scratch: Path) -> ScannedCsv:
     """Make sure of a plain CSV file by one look at its bytes; a file that is not plain is copied.
 
     Plain is valid UTF-8 without quotes, lines ending in a line feed, of as many fields each (two
-    or more): such a file is hashed and counted at the disk's speed, and nothing of it is copied. Of others the
-    good rows are copied to ``scratch``, and the bad ones told.
+    or more): such a file is hashed and counted at the disk's speed, and nothing of it is copied.
+    Of others the good rows are copied to ``scratch``, and the bad ones told.
 
     Raises:
         UnreadableFileError: the header is another, or the file is no CSV; see ``open_tables``.
@@ -203,7 +203,7 @@ def _decodes(decoder: codecs.IncrementalDecoder, chunk: bytes) -> bool:
 
 
 def _write_copy(table: TextTable, copy: Path) -> bool:
-    """Write the good rows of a table as CSV; returns whether there are quotes in it."""
+    """Write the good rows of a table as CSV; returns whether some values need their quotes."""
     import pyarrow as pa
     import pyarrow.csv as pacsv
 
@@ -215,7 +215,9 @@ def _write_copy(table: TextTable, copy: Path) -> bool:
     ) as out:
         for batch in table.batches:
             values = pa.RecordBatch.from_arrays(batch.columns[1:], schema=schema)
-            quoted = quoted or any(_holds(values, mark) for mark in (b'"', b",", b"\n", b"\r"))
+            # A NUL that ends a line is lost to the JVM's Spark, unless it reads by quotes.
+            marks = (b'"', b",", b"\n", b"\r", b"\0")
+            quoted = quoted or any(_holds(values, mark) for mark in marks)
             out.write_batch(values)
     return quoted
 

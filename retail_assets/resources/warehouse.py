@@ -73,7 +73,9 @@ class WarehouseResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
             from retail_assets.resources.warehouse_bigquery import BigQueryWarehouse
 
             return BigQueryWarehouse.of(settings)
-        return DuckDBWarehouse(path=str(settings.warehouse_path))
+        return DuckDBWarehouse(
+            path=str(settings.warehouse_path), memory_limit=settings.duckdb_memory_limit
+        )
 
     @abstractmethod
     def replace_partitions(
@@ -151,6 +153,7 @@ class DuckDBWarehouse(WarehouseResource):
     """A DuckDB file. One process has it at a time: others wait, up to ``timeout_s`` seconds."""
 
     path: str
+    memory_limit: str | None = None
     timeout_s: float = 1800
 
     @contextmanager
@@ -185,6 +188,7 @@ class DuckDBWarehouse(WarehouseResource):
         def locked(error: BaseException) -> bool:
             return isinstance(error, duckdb.IOException) and "Could not set lock" in str(error)
 
+        config: dict[str, str] = {"memory_limit": self.memory_limit} if self.memory_limit else {}
         with self.exclusive(wait):
             try:
                 connection = Retrying(
@@ -192,7 +196,7 @@ class DuckDBWarehouse(WarehouseResource):
                     stop=stop_after_delay(wait),
                     wait=wait_fixed(0.2),
                     reraise=True,
-                )(duckdb.connect, self.path)
+                )(duckdb.connect, self.path, config=config)
             except duckdb.IOException as error:
                 if locked(error):
                     raise self._busy(wait) from error
@@ -311,6 +315,9 @@ def _load(
         connection.execute(f"delete from {table} where {asked}")
     if uris:
         found = _check_files(connection, dataset, uris)
+        # Keeping an order that means nothing costs a third more, and a fifth of the table's size.
+        order = "true" if dataset.ordered else "false"
+        connection.execute(f"set preserve_insertion_order = {order}")
         # A nullable column that is younger than the files stays null.
         names = ", ".join(f'"{name}"' for name in dataset.column_names if name in found)
         connection.execute(

@@ -26,12 +26,13 @@ from retail_assets.defs.coffee_chain.drops import (
     Known,
     Listing,
     compare,
+    describe_drops,
     list_raw,
     read_known,
     remember_touched,
 )
-from retail_assets.domain import MARTS_STAGE, range_tags
-from retail_assets.requests import Wish, requests_for
+from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
+from retail_assets.requests import Wish, requests_for, runs_underway
 from retail_assets.resources.lake import LakeObject, LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings
@@ -106,6 +107,22 @@ def drop_wishes(
     return wishes
 
 
+def drops_underway(instance: dg.DagsterInstance) -> set[str]:
+    """Drops that a requested run has in hand, whatever was asked for together with them."""
+    ranges = [
+        tuple(run.tags.get(tag, "") for tag in RANGE_TAGS)
+        for run in runs_underway(instance, LARGE_JOB)
+    ]
+    registered = list(instance.get_dynamic_partitions(DROPS_NAME)) if ranges else []
+    place = {key: i for i, key in enumerate(registered)}
+    return {
+        key
+        for first, last in ranges
+        if first in place and last in place
+        for key in registered[place[first] : place[last] + 1]
+    }
+
+
 def pending_landed(known: Known, warehouse: WarehouseResource) -> tuple[set[str], set[str]]:
     """Dates, and small tables, whose processed partition is not the one in the warehouse."""
     dates: set[str] = set()
@@ -174,9 +191,13 @@ def ask(
 ) -> dg.SensorResult | dg.SkipReason:
     """One look at raw files, state and warehouse, and requests for all that is new work.
 
-    The marts are asked for when no drop is asked for or underway: they then are of all that is
-    landed. A drop that failed for good does not keep them back.
+    What a run has in hand is left to it. The marts are asked for when no file is asked for or
+    underway: they then are of all that is landed. A drop that failed for good does not keep them
+    back.
     """
+    # Before the look at the files: of what ends in between, the look shows the outcome.
+    in_hand = drops_underway(instance)
+    is_small_underway = bool(runs_underway(instance, SMALL_JOB))
     listing, known = list_raw(lake), read_known(lake)
     changes = compare(lake, listing, known)
     remember_touched(lake, changes)
@@ -187,11 +208,19 @@ def ask(
     try:
         unloaded, unloaded_small = pending_landed(known, warehouse)
         state = dict.fromkeys(unloaded - dates, "not landed")
-        dates |= unloaded & listing.dates
+        dates |= unloaded  # of a deleted file too: its rows stay
         small |= unloaded_small
         marts = marts_wish(warehouse)
     except WarehouseBusyError as busy:
         notes.append(str(busy))
+    if waiting := dates & in_hand:
+        notes.append(f"{describe_drops(waiting)} underway")
+        dates -= in_hand
+    if small and is_small_underway:
+        notes.append(f"{SMALL_JOB} is underway")
+        small = set()
+    if in_hand or is_small_underway:
+        marts = None
     if not (dates or small or marts):
         return dg.SkipReason("; ".join(notes) or "no raw file has changed")
     registered = list(instance.get_dynamic_partitions(DROPS_NAME)) if dates else []
@@ -201,7 +230,7 @@ def ask(
         return [small_wish(small, listing), *found] if small else found
 
     requests, reasons = requests_for(drops, instance)
-    if marts is not None and not requests and not any("underway" in text for text in reasons):
+    if marts is not None and not requests:
         requests, more = requests_for(lambda: [marts], instance)
         reasons += more
     if not requests:
@@ -218,17 +247,19 @@ def catch_up(
     instance: dg.DagsterInstance, lake: LakeResource, run_key: str
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """Requests for the drops that are new work, whether or not the sensor is on."""
+    in_hand = drops_underway(instance)
     listing, known = list_raw(lake), read_known(lake)
     changes = compare(lake, listing, known)
     remember_touched(lake, changes)
+    dates = changes.dates - in_hand
     registered = list(instance.get_dynamic_partitions(DROPS_NAME))
-    if new := sorted(changes.dates.difference(registered)):
+    if new := sorted(dates.difference(registered)):
         instance.add_dynamic_partitions(DROPS_NAME, new)
-    ranges = drop_ranges(changes.dates, [*registered, *new], _MOST_DROPS_A_RUN)
+    ranges = drop_ranges(dates, [*registered, *new], _MOST_DROPS_A_RUN)
     return [
         dg.RunRequest(run_key=f"{run_key}:{first}", tags=range_tags(first, last))
         for first, last, _ in ranges
-    ] or dg.SkipReason("no drop has changed")
+    ] or dg.SkipReason("the drops are underway" if changes.dates else "no drop has changed")
 
 
 def build_defs(settings: Settings) -> dg.Definitions:

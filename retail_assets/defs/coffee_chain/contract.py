@@ -114,6 +114,7 @@ SALES = Dataset(
     description="One row a sales line and drop; exact duplicates within a drop removed.",
     partition_by="drop_date",
     cluster_by=("outlet_id",),
+    ordered=False,  # Spark's group-by leaves none
     columns=(
         Column(
             "sale_line_id",

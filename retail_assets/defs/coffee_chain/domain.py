@@ -72,16 +72,18 @@ class CoffeeChain(Domain):
         allow_emptying: bool,
         instance: "Callable[[], dg.DagsterInstance]",
     ) -> list[Execution]:
-        """Every drop found in raw, or those of the dates asked for; then the marts once.
+        """Every drop found in raw or taken from there, or those of the dates asked for.
 
+        The marts come once, at the end. A drop that was taken and deleted keeps its rows: a new
+        warehouse gets them too.
         Partitions that were registered in another order than that of their dates are several
         ranges to Dagster, and as many runs: the last one is of the whole domain.
         """
-        from retail_assets.defs.coffee_chain.drops import list_raw
+        from retail_assets.defs.coffee_chain.drops import list_raw, read_known
         from retail_assets.resources.lake import LakeResource
 
         lake = LakeResource.of(settings)
-        dates = list_raw(lake).dates
+        dates = list_raw(lake).dates | read_known(lake).dates
         if partitions:
             dates = {key for key in dates if partitions[0] <= key <= partitions[1]}
         if not dates:

@@ -35,15 +35,19 @@ from retail_assets.defs.coffee_chain.transforms import (
     type_products,
 )
 from retail_assets.errors import PermanentError
-from retail_assets.resources.lake import LakeObject, LakeResource
+from retail_assets.resources.lake import BrokenStateError, LakeObject, LakeResource
 
 if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame
 
 STATE = f"{DOMAIN}/drops"
+_NOTES = f"_state/{STATE}/"
 WHOLE_TABLE = ""
 _HASH_BUDGET_BYTES = 512 * 1024**2
+# What names end in, or begin with, while their file is on its way.
+_UNFINISHED = (".part", ".tmp")
+_HIDDEN = (".", "_")
 
 
 class DropError(PermanentError):
@@ -115,6 +119,9 @@ class Ledger(NamedTuple):
         return cls(version, int(size), sha256, typing, *(int(count) for count in counts))
 
 
+_SPACES = len(Ledger._fields) - 1
+
+
 @dataclass
 class Known:
     """What is known of the raw files that were taken: a ledger by table and drop.
@@ -131,6 +138,11 @@ class Known:
     def of(self, dataset: Dataset) -> dict[str, str]:
         """The ledgers of a table, as text."""
         return self.texts.get(dataset.name, {})
+
+    @property
+    def dates(self) -> set[str]:
+        """Every date of which a file was taken."""
+        return {key for large in DROPPED_FILES for key in self.of(large.dataset)}
 
     def fingerprints(self, dataset: Dataset) -> dict[str, str]:
         """Fingerprint of each processed partition of a table."""
@@ -169,9 +181,13 @@ def list_raw(lake: LakeResource) -> Listing:
             key = entry.name[len(prefix) : -len(suffix)]
             if entry.name == large.raw.name(key) and is_date(key):
                 drops[key] = entry
-            elif entry.name.endswith(suffix):
+            elif not _is_unfinished(entry.name):
                 strays.append(entry.name)
     return Listing(files, tuple(strays))
+
+
+def _is_unfinished(name: str) -> bool:
+    return name.endswith(_UNFINISHED) or name.rpartition("/")[2].startswith(_HIDDEN)
 
 
 def is_date(text: str) -> bool:
@@ -183,13 +199,38 @@ def is_date(text: str) -> bool:
 
 
 def read_known(lake: LakeResource) -> Known:
-    """The state object; where it was lost, what the note of each drop says.
+    """The state object; where it was lost, it is rebuilt of the note of each drop.
 
     Raises:
         BrokenStateError: it is there and is not readable.
     """
-    state = lake.read_state(STATE)
-    return _read_notes(lake) if state is None else Known(state)
+    known = _read_state(lake)
+    if known is None and next(iter(lake.list_objects(_NOTES)), None) is None:
+        return Known()  # and a mere look writes nothing
+    if known is None:
+        with lake.lock(STATE):
+            known = _read_state(lake)
+            if known is None:  # still: another process may have rebuilt it
+                known = _read_notes(lake)
+                lake.write_state(STATE, known.texts)
+    return known
+
+
+def _read_state(lake: LakeResource) -> Known | None:
+    state: object = lake.read_state(STATE)
+    if state is None:
+        return None
+    if not isinstance(state, dict) or not all(
+        isinstance(texts, dict)
+        and all(isinstance(text, str) and text.count(" ") == _SPACES for text in texts.values())
+        for texts in state.values()
+    ):
+        raise BrokenStateError(
+            f"{lake.uri(f'_state/{STATE}.json')} holds something else than a ledger of"
+            f" {_SPACES + 1} values for each table and drop. Delete it: it is rebuilt of the notes"
+            " beside it."
+        )
+    return Known(state)
 
 
 def _note(dataset: Dataset, key: str) -> str:
@@ -200,13 +241,12 @@ def _read_notes(lake: LakeResource) -> Known:
     """What was noted of each drop by itself, beside the object that holds all."""
     known = Known()
     tables = {item.dataset.name for item in (*SMALL_FILES, *DROPPED_FILES)}
-    prefix = f"_state/{STATE}/"
-    for entry in list(lake.list_objects(prefix)):
-        table, _, file = entry.name.removeprefix(prefix).partition("/")
+    for entry in list(lake.list_objects(_NOTES)):
+        table, _, file = entry.name.removeprefix(_NOTES).partition("/")
         key = file.removesuffix(".json")
         if table in tables and file.endswith(".json"):
             note = lake.read_state(f"{STATE}/{table}/{key}")
-            if note is not None:
+            if note is not None:  # deleted since
                 known.texts.setdefault(table, {})[key.replace("whole", WHOLE_TABLE)] = note["taken"]
     return known
 
@@ -224,7 +264,7 @@ def record_drops(
         else:
             lake.write_state(_note(dataset, key), {"taken": ledger.to_text()})
     with lake.lock(STATE):
-        known = read_known(lake)
+        known = _read_state(lake) or _read_notes(lake)
         texts = known.texts.setdefault(dataset.name, {})
         for key, ledger in ledgers.items():
             if ledger is None:

@@ -46,11 +46,12 @@ WHOLE = "all"
 _BETWEEN = "\x1f"  # between values, and between a reason and a text: "unit separator"
 _NULL = "\x1e"
 
-# The year 0000 is one of Spark's, not of the warehouses'.
+# The year 0000 is one of Spark's, not of the warehouses'. The end is \z: before a last line end,
+# $ matches on the JVM and does not on the embedded engine.
 _DAY = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])-[0-9]{2}-[0-9]{2}"
-_DATE = f"^{_DAY}$"
-_DATE_TIME = f"^{_DAY} ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$"
-_WHOLE_NUMBER = "^-?[0-9]+$"
+_DATE = rf"^{_DAY}\z"
+_DATE_TIME = rf"^{_DAY} ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\z"
+_WHOLE_NUMBER = r"^-?[0-9]+\z"
 
 
 def stage_sales(raw: "DataFrame", drop_date: str) -> "DataFrame":
@@ -193,7 +194,8 @@ def _expected(column: str, expected: str) -> "Column":
     """The reason of a rejected row: the column, what was expected and what was found."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    found = F.coalesce(F.concat(F.lit("'"), F.col(column), F.lit("'")), F.lit("none"))
+    value = F.translate(F.col(column), _BETWEEN, " ")  # a reason ends at the first of these
+    found = F.coalesce(F.concat(F.lit("'"), value, F.lit("'")), F.lit("none"))
     return F.concat(F.lit(f"{column}: expected {expected}, found "), found)
 
 
@@ -223,12 +225,12 @@ def type_outlets(raw: "pd.DataFrame") -> SmallTable:
     rows = _trimmed(raw)
     postcode = rows["postcode"]
     is_digits = postcode.str.fullmatch(r"[0-9]{1,5}").fillna(False).astype(bool)
-    reasons = {
-        "outlet_id: expected one, found none": rows["outlet_id"].isna(),
-        "postcode: expected up to five digits or none": postcode.notna() & ~is_digits,
+    bad = {
+        "outlet_id": ("one", rows["outlet_id"].isna()),
+        "postcode": ("up to five digits or none", postcode.notna() & ~is_digits),
     }
     rows["postcode"] = postcode.str.zfill(5)
-    return _small_table(raw, rows, reasons, OUTLET, "outlet_id")
+    return _small_table(raw, rows, bad, OUTLET, "outlet_id")
 
 
 def type_products(raw: "pd.DataFrame") -> SmallTable:
@@ -238,15 +240,15 @@ def type_products(raw: "pd.DataFrame") -> SmallTable:
     rows = _trimmed(raw)
     price = rows["product_price"].str.extract(r"^RM\s*([0-9]{1,6}(?:\.[0-9]{1,2})?)$")[0]
     number = rows["no"].str.fullmatch(r"[0-9]{1,9}").fillna(False).astype(bool)
-    reasons = {
-        "product_id: expected one, found none": rows["product_id"].isna(),
-        "product_price: expected RM and up to two decimals, such as RM 9.90": price.isna(),
-        "no: expected a whole number or none": rows["no"].notna() & ~number,
+    bad = {
+        "product_id": ("one", rows["product_id"].isna()),
+        "product_price": ("RM and up to two decimals, such as RM 9.90", price.isna()),
+        "no": ("a whole number or none", rows["no"].notna() & ~number),
     }
     rows["product_price"] = price.map(lambda text: Decimal(text), na_action="ignore")
     rows["product_name"] = rows["product_name"].map(repair_encoding, na_action="ignore")
     rows["no"] = rows["no"].where(number).astype("Int32")
-    return _small_table(raw, rows, reasons, PRODUCT, "product_id")
+    return _small_table(raw, rows, bad, PRODUCT, "product_id")
 
 
 def repair_encoding(text: str) -> str:
@@ -254,13 +256,19 @@ def repair_encoding(text: str) -> str:
 
     Text of which that cannot be so comes back as it is: LattÃ© becomes Latté, Café stays.
     """
-    for encoding in ("cp1252", "latin-1"):
-        try:
-            repaired = text.encode(encoding).decode("utf-8")
-        except UnicodeError:
-            continue
-        return text if repaired == text else repair_encoding(repaired)
-    return text
+    try:
+        repaired = b"".join(map(_single_byte, text)).decode("utf-8")
+    except UnicodeError:
+        return text
+    return text if repaired == text else repair_encoding(repaired)
+
+
+def _single_byte(character: str) -> bytes:
+    # Many readers take Latin-1's control characters for the bytes that Windows-1252 leaves open.
+    try:
+        return character.encode("cp1252")
+    except UnicodeError:
+        return character.encode("latin-1")
 
 
 def _trimmed(raw: "pd.DataFrame") -> "pd.DataFrame":
@@ -273,26 +281,31 @@ def _trimmed(raw: "pd.DataFrame") -> "pd.DataFrame":
 def _small_table(
     raw: "pd.DataFrame",
     rows: "pd.DataFrame",
-    reasons: Mapping[str, "pd.Series[bool]"],
+    bad: Mapping[str, tuple[str, "pd.Series[bool]"]],
     dataset: Dataset,
     key: str,
 ) -> SmallTable:
-    """Leave out copies of whole rows, and reject bad ones and those of a key that is taken."""
+    """Leave out copies of whole rows, and reject bad ones and those of a key that is taken.
+
+    ``bad`` has, of a column, what was expected and which rows have another value.
+    """
     import pandas as pd
 
     is_copy = raw.duplicated()
     why = pd.Series(None, index=raw.index, dtype="object")
-    for reason, applies in reasons.items():
+    for column, (expected, applies) in bad.items():
+        found = raw[column].map(lambda value: f"'{value}'", na_action="ignore").fillna("none")
+        reason = f"{column}: expected {expected}, found " + found.astype("object")
         why = why.mask(why.isna() & applies.astype(bool), reason)
     good = ~is_copy & why.isna()
     is_taken = good & rows[key].where(good).duplicated() & rows[key].notna()
     why = why.mask(is_taken, f"{key}: expected once, found again with other values")
-    bad = raw[~is_copy & why.notna()]
-    texts = [",".join("" if value is None else str(value) for value in row) for row in bad.values]
+    rejected = raw[~is_copy & why.notna()]
+    texts = [",".join(row) for row in rejected.astype("object").fillna("").values]
     return SmallTable(
         rows[good & ~is_taken][list(dataset.column_names)],
         int(is_copy.sum()),
-        tuple(zip(why[bad.index], texts, strict=True)),
+        tuple(zip(why[rejected.index], texts, strict=True)),
     )
 
 
