@@ -1,14 +1,10 @@
 {{ config(meta={'dagster': {'ref': {'name': 'fact_sales'}}}) }}
 
--- Each line of the window's drops has its customer, outlet and product in the dimensions.
+-- Each line of the window's drops has its customer, outlet and product in the dimensions. One
+-- column at a time: joined together, every line would be carried through all three.
 with sales as (
 
-    select
-        sale_line_id,
-        customer_id,
-        outlet_id,
-        product_id
-    from {{ ref('fact_sales') }}
+    select * from {{ ref('fact_sales') }}
     where {{ in_window('drop_date', 'coffee_chain_window') }}
 
 ),
@@ -32,15 +28,22 @@ products as (
 )
 
 select
-    sales.sale_line_id,
-    sales.customer_id,
-    sales.outlet_id,
-    sales.product_id
+    'customer' as member,
+    sales.customer_id as missing_id
 from sales
 left join customers on sales.customer_id = customers.customer_id
+where customers.customer_id is null
+union all
+select
+    'outlet' as member,
+    sales.outlet_id as missing_id
+from sales
 left join outlets on sales.outlet_id = outlets.outlet_id
+where outlets.outlet_id is null
+union all
+select
+    'product' as member,
+    sales.product_id as missing_id
+from sales
 left join products on sales.product_id = products.product_id
-where
-    customers.customer_id is null
-    or outlets.outlet_id is null
-    or products.product_id is null
+where products.product_id is null
