@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +32,24 @@ def oracle() -> dict[str, Any]:
     if not path.exists():
         pytest.skip(f"the known answers are not here: {path}")
     return dict(json.loads(path.read_text()))
+
+
+OLDEST_JAVA = 17
+
+
+@pytest.fixture(scope="session")
+def java() -> int:
+    """Major version of the Java that a JVM's Spark starts on; skips where none would do."""
+    home = os.environ.get("JAVA_HOME")
+    command = shutil.which("java", path=f"{home}/bin" if home else None)
+    if command is None:
+        pytest.skip(f"Java {OLDEST_JAVA} or newer is not here: JAVA_HOME or PATH would name it")
+    told = subprocess.run([command, "-version"], capture_output=True, text=True, check=True)
+    found = re.search(r'version "(\d+)', told.stderr)
+    version = int(found[1]) if found else 0
+    if version < OLDEST_JAVA:
+        pytest.skip(f"Java {OLDEST_JAVA} or newer is not here: {command} is Java {version}")
+    return version
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -17,7 +17,7 @@ from retail_assets.settings import (
     variable_name,
 )
 
-_OTHERS = ("DAGSTER_HOME", "STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST")
+_OTHERS = ("DAGSTER_HOME", "JAVA_HOME", "STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST")
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,8 @@ def test_all_state_is_below_the_working_directory_by_default(tmp_path: Path) -> 
     assert found.online_retail_end == date(2011, 12, 31)
     assert found.http_timeout_s == 30
     assert found.http_max_bytes == 4 * 1024**3
+    assert found.spark == "embedded"
+    assert found.java_home is None
 
 
 def test_home_moves_all_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -67,6 +69,14 @@ VALID: list[tuple[str, str, str, Any]] = [
     ("RETAIL_LAKE", "gs://shop-lake/retail/eu/", "lake", "gs://shop-lake/retail/eu"),
     ("RETAIL_LAKE", "gs://shop.example_1/retail", "lake", "gs://shop.example_1/retail"),
     ("RETAIL_WAREHOUSE", "duckdb:/srv/w.duckdb", "warehouse", "duckdb:/srv/w.duckdb"),
+    ("RETAIL_SPARK", "embedded", "spark", "embedded"),
+    ("RETAIL_SPARK", "local[*]", "spark", "local[*]"),
+    ("RETAIL_SPARK", "local[12]", "spark", "local[12]"),
+    ("RETAIL_SPARK", "spark://spark.shop.test:7077", "spark", "spark://spark.shop.test:7077"),
+    ("RETAIL_SPARK", "spark://a:7077,b:7078", "spark", "spark://a:7077,b:7078"),
+    ("RETAIL_SPARK", "sc://10.0.0.7:15002", "spark", "sc://10.0.0.7:15002"),
+    ("JAVA_HOME", "/srv/jdk", "java_home", "/srv/jdk"),
+    ("JAVA_HOME", "", "java_home", None),
     ("RETAIL_BIGQUERY_MAX_BYTES_BILLED", "1", "bigquery_max_bytes_billed", 1),
     ("RETAIL_BIGQUERY_MAX_BYTES_BILLED", "", "bigquery_max_bytes_billed", None),
     (
@@ -142,6 +152,15 @@ INVALID = [
     ("RETAIL_WAREHOUSE", "bigquery://shop-1234/sales", "bigquery://PROJECT"),
     ("RETAIL_WAREHOUSE", "bigquery://shop-1234?region=EU", "bigquery://PROJECT"),
     ("RETAIL_WAREHOUSE", "bigquery://shop-1234?location=EU&key=k.json", "bigquery://PROJECT"),
+    *(
+        ("RETAIL_SPARK", value, "local[*] (JVM), spark://HOST:PORT or sc://HOST:PORT")
+        for value in (
+            *("", "Embedded", "sail", "local", "local[]", "local[0]", "local[-1]", "local[2,3]"),
+            *("yarn", "k8s://host:443", "spark://", "spark://host", "spark://host:", "sc://:15002"),
+            *("sc://host:15002/;token=x", "sc://a:1,b:2", "spark://a:1,", "spark://a b:1"),
+            *("sc://host:port", "sc://host:150020", "sc://host:15002/", " embedded", "embedded\n"),
+        )
+    ),
     ("RETAIL_BIGQUERY_MAX_BYTES_BILLED", "0", "most bytes"),
     ("RETAIL_BIGQUERY_MAX_BYTES_BILLED", "10GB", "most bytes"),
     ("RETAIL_WAREHOUSE", "sqlite:/x.db", "duckdb:PATH"),
@@ -311,7 +330,7 @@ def test_settings_cannot_be_changed() -> None:
 def test_every_field_has_its_variable() -> None:
     names = {field: variable_name(field) for field in Settings.model_fields}
 
-    for name in ("dagster_home", "storage_emulator_host", "bigquery_emulator_host"):
+    for name in map(str.lower, _OTHERS):
         assert names.pop(name) == name.upper()
     assert all(name == f"RETAIL_{field.upper()}" for field, name in names.items())
     assert len(set(names.values())) == len(names)

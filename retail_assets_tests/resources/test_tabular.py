@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import io
 import random
 import tempfile
@@ -15,7 +16,14 @@ import xlsxwriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retail_assets.resources.tabular import RejectedRow, UnreadableFileError, open_tables
+from retail_assets.resources import tabular
+from retail_assets.resources.tabular import (
+    RejectedRow,
+    ScannedCsv,
+    UnreadableFileError,
+    open_tables,
+    scan_csv,
+)
 
 Cells = list[str | None]
 
@@ -493,3 +501,277 @@ def test_what_the_csv_module_writes_is_what_is_read(
     assert table.rows == [[value or None for value in row] for row in rows]
     assert table.numbers == list(range(2, len(rows) + 2))
     assert table.rejected == []
+
+
+# ---- scans
+
+
+HEADER = ("a", "b", "c")
+
+
+def scan(path: Path, header: tuple[str, ...] = HEADER) -> ScannedCsv:
+    data = path.read_bytes()
+    found = scan_csv(path, header, path.parent / "scratch")
+    assert path.read_bytes() == data
+    assert found.sha256 == hashlib.sha256(data).hexdigest()
+    return found
+
+
+def scanned_rows(found: ScannedCsv, fields: int = 3) -> list[Cells]:
+    """Rows of the file that a scan hands on, read as simply as it says that they can be."""
+    text = found.file.read_bytes().decode()
+    if found.quoted:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    else:
+        rows = [line.split(",") for line in text.removesuffix("\n").split("\n")]
+        if found.file.parent.name == "scratch":  # a writer's quotes may stand around the values
+            rows = [[value.removeprefix('"').removesuffix('"') for value in row] for row in rows]
+    assert {len(row) for row in rows} == {fields}
+    return [[value or None for value in row] for row in rows[1:]]
+
+
+PLAIN = [
+    "a,b,c\n1,2,3\n",
+    "a,b,c\n1,2,3",
+    "a,b,c\n",
+    "a,b,c\n,,\n,,",
+    "a,b,c\ncafé,日本, x \n\t,\x0b,\x85\u2028\n",
+    "a,b,c\n1,2,é",
+]
+# Name -> bytes, rows, reasons and texts of the rejected, whether values need quotes.
+Shape = tuple[bytes, list[Cells], list[tuple[str, str]], bool]
+NOT_PLAIN: dict[str, Shape] = {
+    "quotes": (b'a,b,c\n"1",2,3\n', [["1", "2", "3"]], [], False),
+    "comma in quotes": (b'a,b,c\n"1,5",2,3\n', [["1,5", "2", "3"]], [], True),
+    "line end in quotes": (b'a,b,c\n"1\n5",2,3\n', [["1\n5", "2", "3"]], [], True),
+    "quotes in quotes": (b'a,b,c\n"1""5",2,3\n', [['1"5', "2", "3"]], [], True),
+    "quoted header": (b'"a","b",c\n1,2,3\n', [["1", "2", "3"]], [], False),
+    "empty quotes": (b'a,b,c\n"",2,""\n', [[None, "2", None]], [], False),
+    "CR LF": (b"a,b,c\r\n1,2,3\r\n4,,6", [["1", "2", "3"], ["4", None, "6"]], [], False),
+    "CR LF at the end alone": (b"a,b,c\n1,2,3\r\n", [["1", "2", "3"]], [], False),
+    "header of CR LF alone": (b"a,b,c\r\n", [], [], False),
+    "header without a line end": (b"a,b,c", [], [], False),
+    "byte order mark": (b"\xef\xbb\xbfa,b,c\n1,2,3\n", [["1", "2", "3"]], [], False),
+    "cp1252": (b"a,b,c\ncaf\xe9,2,3\n", [["café", "2", "3"]], [], False),
+    "cp1252 that pieces may join": (b"a,b,c\n\xc31\xa9,2,3\n", [["Ã1©", "2", "3"]], [], False),
+    "cp1252 at the end": (b"a,b,c\n1,2,caf\xe9", [["1", "2", "café"]], [], False),
+    "broken UTF-8": (
+        "a,b,c\né,é,é\n1,2,".encode() + b"\xff\n4,5,6\n",
+        [["é", "é", "é"], ["4", "5", "6"]],
+        [("broken text: a byte sequence that is no character", "1,2,\\xff")],
+        False,
+    ),
+    "too few fields": (
+        b"a,b,c\n1,2\n4,5,6\n",
+        [["4", "5", "6"]],
+        [("expected 3 fields, found 2", "1,2")],
+        False,
+    ),
+    "too many fields": (
+        b"a,b,c\n1,2,3,4\n4,5,6\n",
+        [["4", "5", "6"]],
+        [("expected 3 fields, found 4", "1,2,3,4")],
+        False,
+    ),
+    "too few and too many": (  # as many commas as in two good rows
+        b"a,b,c\n1,2,3,4\n5,6\n",
+        [],
+        [("expected 3 fields, found 4", "1,2,3,4"), ("expected 3 fields, found 2", "5,6")],
+        False,
+    ),
+    "too few in the last": (
+        b"a,b,c\n1,2,3\n4",
+        [["1", "2", "3"]],
+        [("expected 3 fields, found 1", "4")],
+        False,
+    ),
+    "blank lines": (b"a,b,c\n\n1,2,3\n\n\n", [["1", "2", "3"]], [], False),
+    "NUL": (b"a,b,c\n1,2,3\0\n", [["1", "2", "3\0"]], [], True),
+    "gzip": (gzip.compress(b"a,b,c\n1,2,3\n"), [["1", "2", "3"]], [], False),
+    "zip": (zipped(("x.csv", "a,b,c\n1,2,3\n")), [["1", "2", "3"]], [], False),
+}
+
+
+@pytest.fixture(params=[1, 2, 3, 7, 4 * 1024**2])
+def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of the look at a file's bytes; the reader of CSV takes no blocks shorter than a row."""
+    size = int(request.param)
+    plain = tabular._scan_plain
+
+    def scan_plain(path: Path, header: tuple[str, ...]) -> tuple[str, int | None]:
+        with monkeypatch.context() as patched:
+            patched.setattr(tabular, "_BLOCK_BYTES", size)
+            return plain(path, header)
+
+    monkeypatch.setattr(tabular, "_scan_plain", scan_plain)
+    return size
+
+
+@pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize("text", PLAIN)
+def test_a_plain_file_is_counted_and_not_copied(written: Written, text: str) -> None:
+    path = written(text)
+
+    found = scan(path)
+
+    assert found == ScannedCsv(path, found.sha256, text.strip("\n").count("\n"))
+    assert not (path.parent / "scratch").exists()
+    (table,) = read(path)
+    assert scanned_rows(found) == table.rows
+
+
+@pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize("shape", NOT_PLAIN)
+def test_a_file_that_is_not_plain_is_copied_without_its_bad_rows(
+    written: Written, shape: str
+) -> None:
+    data, rows, rejected, quoted = NOT_PLAIN[shape]
+    path = written(data, "drop.csv")
+
+    found = scan(path)
+
+    assert found.file.parent == path.parent / "scratch"
+    assert scanned_rows(found) == rows
+    assert [(row.reason, row.text) for row in found.rejected] == rejected
+    assert found.rows == len(rows) + len(rejected)
+    assert found.quoted == quoted
+
+
+@pytest.mark.parametrize("name", ["drop.csv.gz", "drop.CSV.ZIP", "drop", "_drop.csv", ".drop.csv"])
+def test_a_copy_has_a_name_that_an_engine_reads_as_csv(written: Written, name: str) -> None:
+    found = scan(written(gzip.compress(b"a,b,c\n1,2,3\n"), name))
+
+    assert found.file.suffix == ".csv"
+    assert found.file.name[0] not in "._"
+
+
+def test_files_of_one_name_have_copies_of_their_own(written: Written, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    first, second = written("a,b,c\r\n1,2,3\n"), written("a,b,c\r\n4,5,6\n", "other/table.csv")
+
+    copies = [scan_csv(path, HEADER, tmp_path / "scratch") for path in (first, second)]
+
+    assert [scanned_rows(copy) for copy in copies] == [[["1", "2", "3"]], [["4", "5", "6"]]]
+
+
+@pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize(
+    "header",
+    ["a,b", "a,b,c,d", "a,c,b", "A,b,c", "a,b, c", "a,b,cc", "a;b;c", "x,b,c", '"a,b,c"', ",b,c"],
+)
+@pytest.mark.parametrize("rows", ["", "\n1,2,3\n", '\n"1",2,3\r\n'])
+def test_another_header_is_refused_with_what_was_expected_and_found(
+    written: Written, header: str, rows: str
+) -> None:
+    with pytest.raises(UnreadableFileError) as error:
+        scan(written(header + rows))
+
+    message = str(error.value)
+    assert message.startswith("table.csv has the header " + repr(header.replace('"', "")))
+    assert "expected 'a,b,c'" in message
+
+
+def test_a_header_may_begin_with_a_name_of_no_characters(written: Written) -> None:
+    for data in ("\n".join([",b", "1,2", ""]), "\r\n".join([",b", "1,2", ""])):
+        assert scanned_rows(scan(written(data), ("", "b")), fields=2) == [["1", "2"]]
+
+
+@pytest.mark.parametrize("header", [HEADER, ("a",)], ids=["three columns", "one column"])
+def test_a_scan_of_no_bytes_is_refused(written: Written, header: tuple[str, ...]) -> None:
+    with pytest.raises(UnreadableFileError, match=r"table\.csv has 0 bytes"):
+        scan(written(""), header)
+
+
+def test_blank_lines_are_no_rows_of_one_column_either(written: Written) -> None:
+    found = scan(written("a\n1\n\n2\n"), ("a",))
+
+    assert scanned_rows(found, fields=1) == [["1"], ["2"]]
+    assert found.rows == 2
+
+
+def test_a_zip_of_two_tables_is_no_csv(written: Written) -> None:
+    members = [(f"{n}.csv", "a,b,c\n") for n in range(2)]
+
+    with pytest.raises(UnreadableFileError, match=r"t\.zip holds 2 tables; expected one CSV"):
+        scan(written(zipped(*members), "t.zip"))
+
+
+plain_text = st.text(
+    st.characters(codec="utf-8", exclude_characters='",\r\n\x00\ufeff'), max_size=4
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    rows=st.lists(st.lists(plain_text, min_size=3, max_size=3), max_size=12),
+    is_ended=st.booleans(),
+    block=st.integers(1, 64),
+)
+def test_any_plain_file_is_never_copied(rows: list[list[str]], is_ended: bool, block: int) -> None:
+    text = "\n".join(",".join(row) for row in [list(HEADER), *rows]) + "\n" * (is_ended or not rows)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
+        path = Path(folder) / "table.csv"
+        path.write_bytes(text.encode())
+        patched.setattr(tabular, "_BLOCK_BYTES", block)
+        found = scan(path)
+
+        assert found == ScannedCsv(path, found.sha256, len(rows))
+        assert scanned_rows(found) == [[value or None for value in row] for row in rows]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    lines=st.lists(
+        st.sampled_from(
+            [
+                *("1,2,3", "x,,", ",,", "é,日,€", '"q",2,3', '"q,r",2,3', '"a\nb",,', '"""",2,3'),
+                *("1,2", "1,2,3,4", "", "1,2,3\0", "1,2,3\r"),
+            ]
+        ),
+        max_size=8,
+    ),
+    end=st.sampled_from(["\n", ""]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig"]),
+)
+def test_a_scan_finds_what_the_reader_of_tables_finds(
+    lines: list[str], end: str, encoding: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        path.write_bytes(("\n".join(["a,b,c", *lines]) + end).encode(encoding))
+        (table,) = read(path)
+        found = scan(path)
+
+        assert scanned_rows(found) == table.rows
+        assert found.rejected == tuple(table.rejected)
+        assert found.rows == table.count
+
+
+def scan_or_error(path: Path) -> ScannedCsv | str:
+    try:
+        return scan(path)
+    except UnreadableFileError as error:
+        return str(error)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            [b"1", b",", b",", b"1,2,3\n", b"\n", b'"', b"\r", b"\0", b"\xff", b"\xe9", b"\xc3\xa9"]
+        ),
+        max_size=20,
+    )
+)
+def test_any_bytes_after_a_header_are_rows_or_rejected_or_refused(parts: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        path.write_bytes(b"a,b,c\n" + b"".join(parts))
+        expected, found = table_or_error(path), scan_or_error(path)
+
+        if isinstance(found, str) or isinstance(expected, str):
+            assert found == expected
+        else:
+            assert scanned_rows(found) == expected.rows
+            assert found.rejected == tuple(expected.rejected)
+            assert found.rows == expected.count
