@@ -1,6 +1,7 @@
 """The files that contestants read: the source, ten times its rows, and the same rows as xlsx.
 
-Here: finding and writing them, untimed. Not here: reading them fast (bare_duckdb.py).
+Here: finding and writing them, untimed. Not here: reading them fast (bare_duckdb.py); the coffee
+chain's raw files, which the product's own sample is (sized here).
 """
 
 import csv
@@ -11,8 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retail_assets.settings import PROJECT_ROOT
+
+if TYPE_CHECKING:
+    from retail_assets.defs.coffee_chain.sample import SampleCounts
 
 _DEFAULT = PROJECT_ROOT.parent / "shared" / "data" / "online_retail.csv.gz"
 _VARIABLE = "RETAIL_ONLINE_RETAIL_SOURCE"
@@ -127,3 +132,14 @@ def write_xlsx(source: Path, target: Path) -> int:
 
 def _is_plain_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and (text == "0" or text[0] != "0")
+
+
+def coffee_customers(sales: int) -> int:
+    """How many customers buy so many lines of coffee: as in the real files, one for 21.4."""
+    return max(50, round(sales / 21.4))
+
+
+def drop_nearest_to_average(counts: "SampleCounts") -> str:
+    """The date of the drop whose lines are nearest to an equal share of all."""
+    share = counts.total.sales / len(counts.drops)
+    return min(counts.drops, key=lambda drop: abs(drop.sales - share)).date

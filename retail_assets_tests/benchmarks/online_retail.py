@@ -6,14 +6,11 @@ before it works (overhead.py), the baseline's SQL (bare_duckdb.py), printing (re
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
-from retail_assets.settings import DBT_PROJECT_DIR, PROJECT_ROOT
+from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets_tests.benchmarks import bare_duckdb
 from retail_assets_tests.benchmarks.inputs import Source, write_tenfold, write_xlsx
 from retail_assets_tests.benchmarks.measure import (
@@ -22,6 +19,15 @@ from retail_assets_tests.benchmarks.measure import (
     run,
     tail_of,
 )
+from retail_assets_tests.benchmarks.tables import (
+    BIN,
+    TablesDiffer,
+    code_state,
+    compile_models,
+    describe_tables,
+    differences,
+    module_command,
+)
 
 BARE, PRODUCT, START_UP, RECORDING = "bare", "product", "start_up", "start_up_and_recording"
 BARE_TENFOLD, PRODUCT_TENFOLD, PRODUCT_XLSX = "bare_tenfold", "product_tenfold", "product_xlsx"
@@ -29,12 +35,6 @@ SERIAL, SERIAL_TENFOLD = "product_serial", "product_serial_tenfold"
 DEFINITIONS = "definitions"
 
 SCENARIOS = ("real", "tenfold", "xlsx", "definitions")
-_PACKAGE = "retail_assets_tests.benchmarks"
-_BIN = Path(sys.executable).parent
-
-
-class TablesDiffer(Exception):  # noqa: N818  (says what happened)
-    """Contestants did not end with the same tables: their times say nothing."""
 
 
 @dataclass
@@ -72,12 +72,12 @@ class Bench:
         """All that is not measured: inputs, a warm home, a recorded run, dbt's compiled SQL."""
         self._write_inputs()
         self._say("preparing: the home (dbt parsed, Dagster's instance made), one run of each")
-        self._quietly([str(_BIN / "retail-assets"), "status"], "status")
+        self._quietly([str(BIN / "retail-assets"), "status"], "status")
         shutil.move(self._home, self._template)
         if not {"real", "tenfold", "xlsx"} & set(self._scenarios):
             return
         self._run_product("real")
-        self._quietly(self._module("overhead", "record", str(self._events)), "record")
+        self._quietly(module_command("overhead", "record", self._events), "record")
         self._compile_models()
         self._run_bare("real")
         self._compare("real")
@@ -91,7 +91,7 @@ class Bench:
             TablesDiffer: see ``Results.differences``.
         """
         contestants = self._contestants()
-        before = _code_state()
+        before = code_state()
         for turn in range(1, repeat + 1):
             for name, contestant in contestants.items():
                 measured = contestant()
@@ -102,13 +102,13 @@ class Bench:
                 )
                 if turn == 1:
                     self._compare_after(name)
-        self.results.code_changed = _code_state() != before
+        self.results.code_changed = code_state() != before
         if not all(self.results.tables_equal.values()):
             raise TablesDiffer(json.dumps(self.results.differences, indent=1))
 
     def product_command(self) -> list[str]:
         """The command that users run."""
-        return [str(_BIN / "retail-assets"), "run", "online_retail"]
+        return [str(BIN / "retail-assets"), "run", "online_retail"]
 
     def fresh_environment(self, scenario: str = "real") -> dict[str, str]:
         """A fresh home from the template, and the environment of a run in it."""
@@ -152,34 +152,29 @@ class Bench:
             COLUMNS="200",
         )
 
-    def _module(self, name: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", f"{_PACKAGE}.{name}", *arguments]
-
     def _quietly(self, command: Sequence[str], name: str) -> None:
         run(command, self._environment(), self._scratch / f"{name}.log")
 
     def _run_product(self, scenario: str, *, serial: bool = False) -> Measurement:
         environment = self.fresh_environment(scenario)
-        command = self._module("overhead", "serial") if serial else self.product_command()
+        command = module_command("overhead", "serial") if serial else self.product_command()
         return run(command, environment, self._scratch / "product.log")
 
     def _run_bare(self, scenario: str) -> Measurement:
         folder = self._bare_folder(scenario)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        command = self._module(
-            "bare_duckdb", str(self._inputs[scenario]), str(folder), str(self._models)
-        )
+        command = module_command("bare_duckdb", self._inputs[scenario], folder, self._models)
         return run(command, child_environment(), self._scratch / "bare.log")
 
     def _run_overhead(self, mode: str) -> Measurement:
         environment = self.fresh_environment()
-        command = self._module("overhead", mode, str(self._events))
+        command = module_command("overhead", mode, self._events)
         return run(command, environment, self._scratch / "overhead.log")
 
     def _run_definitions(self) -> Measurement:
         log = self._scratch / "definitions.log"
-        measured = run(self._module("load_definitions"), self.fresh_environment(), log)
+        measured = run(module_command("load_definitions"), self.fresh_environment(), log)
         self.results.offending_modules = json.loads(tail_of(log).strip().splitlines()[-1])
         return measured
 
@@ -188,21 +183,8 @@ class Bench:
 
     def _compile_models(self) -> None:
         """Have dbt compile its models as for a first run; the baseline executes that SQL."""
-        target, database = self._scratch / "compiled", self._scratch / bare_duckdb.DATABASE
-        options = {
-            "vars": json.dumps({"duckdb_path": str(database)}),
-            "project-dir": str(DBT_PROJECT_DIR),
-            "profiles-dir": str(DBT_PROJECT_DIR),
-            "target": "duckdb",
-            "target-path": str(target),
-            "log-path": str(target),
-        }
-        command = [str(_BIN / "retail-assets-dbt"), "compile"]
-        for name, value in options.items():
-            command += [f"--{name}", value]
-        self._quietly(command, "compile")
-        manifest = json.loads((target / "manifest.json").read_text())
-        models = ordered_models(manifest["nodes"], "online_retail")
+        database = self._scratch / bare_duckdb.DATABASE
+        models = compile_models(DOMAIN, database, self._environment(), self._scratch)
         self._models.write_text(json.dumps(models))
 
     def _compare_after(self, name: str) -> None:
@@ -221,87 +203,12 @@ class Bench:
             describe_tables(path)
             for path in (self._home / "warehouse.duckdb", folder / bare_duckdb.DATABASE)
         )
-        wanted = set(bare)
-        found = {table: product.get(table) for table in wanted}
-        differences = [
-            f"{table}: product {found[table]}, bare {bare[table]}"
-            for table in sorted(wanted)
-            if found[table] != bare[table]
-        ]
+        found = differences(product, bare)
         if files[0] != files[1]:
-            differences.append(f"Parquet partitions: product {files[0]}, bare {files[1]}")
-        self.results.differences[scenario] = differences
-        self.results.tables_equal[scenario] = not differences
+            found.append(f"Parquet partitions: product {files[0]}, bare {files[1]}")
+        self.results.differences[scenario] = found
+        self.results.tables_equal[scenario] = not found
         self.results.rows[scenario] = bare[ONLINE_RETAIL_DATA.table]["rows"]
         self.results.partitions[scenario] = files[0]
         state = json.loads((self._home / "lake/_state/online_retail/processed.json").read_text())
         self.results.days = len(state)
-
-
-def _code_state() -> list[tuple[str, int]]:
-    """Changes when a file of the product does: what was measured is then no one thing."""
-    files = [*(PROJECT_ROOT / "retail_assets").rglob("*.py")]
-    files += [f for f in DBT_PROJECT_DIR.rglob("*") if f.suffix in (".sql", ".yml")]
-    return sorted((str(file), file.stat().st_mtime_ns) for file in files)
-
-
-def ordered_models(nodes: Mapping[str, Any], domain: str) -> list[dict[str, str]]:
-    """A domain's models of a compiled manifest, each after those that it reads."""
-    models = {
-        key: node
-        for key, node in nodes.items()
-        if node["resource_type"] == "model" and node["fqn"][1] == domain
-    }
-    ordered: dict[str, dict[str, str]] = {}
-    while len(ordered) < len(models):
-        ready = [
-            key
-            for key, node in models.items()
-            if key not in ordered
-            and all(k in ordered for k in node["depends_on"]["nodes"] if k in models)
-        ]
-        for key in ready:
-            node = models[key]
-            ordered[key] = {
-                "schema": node["schema"],
-                "name": node["alias"],
-                "kind": "view" if node["config"]["materialized"] == "view" else "table",
-                "sql": node["compiled_code"],
-            }
-    return list(ordered.values())
-
-
-def describe_tables(database: Path) -> dict[str, dict[str, Any]]:
-    """Rows, sums of the DECIMAL columns, types and a hash of all values, by table.
-
-    The hash does not depend on the order of rows. Our own record of loads is left out, and the
-    views, which name their database.
-    """
-    import duckdb
-
-    tables: dict[str, dict[str, Any]] = {}
-    with duckdb.connect(str(database), read_only=True) as connection:
-        columns: dict[str, dict[str, str]] = {}
-        for schema, table, column, kind in connection.execute(
-            "select schema_name, table_name, column_name, data_type from duckdb_columns()"
-            " where not internal and schema_name like 'online_retail%'"
-            " and (schema_name, table_name) in"
-            " (select (schema_name, table_name) from duckdb_tables())"
-        ).fetchall():
-            columns.setdefault(f"{schema}.{table}", {})[column] = kind
-        for table, types in columns.items():
-            names = sorted(types)
-            money = [name for name in names if types[name].startswith("DECIMAL")]
-            texts = ", ".join(f"coalesce({name}::varchar, chr(0))" for name in names)
-            sums = "".join(f", sum({name})" for name in money)
-            row = connection.execute(
-                f"select count(*), sum(hash(concat_ws(chr(1), {texts}))){sums} from {table}"
-            ).fetchone()
-            assert row is not None
-            tables[table] = {
-                "rows": row[0],
-                "hash": str(row[1]),
-                "types": {name: types[name] for name in names},
-                "sums": {name: str(row[i]) for i, name in enumerate(money, start=2)},
-            }
-    return tables

@@ -208,7 +208,7 @@ def _check_result(event: Replayed) -> "dg.AssetCheckResult":
 
 def _start_dbt(resource: Any, span: tuple[str, str]) -> None:
     """Start dbt as the marts do, with the window of a first run and no node to build."""
-    from retail_assets.defs.marts.dbt import WINDOW
+    from retail_assets.defs.online_retail.domain import WINDOW
     from retail_assets.resources.dbt import dbt_build, dbt_variables
     from retail_assets.settings import load_settings
 
@@ -222,18 +222,18 @@ def _start_dbt(resource: Any, span: tuple[str, str]) -> None:
 
 def run_empty(recording: Recording, *, partitioned: bool) -> None:
     """``retail-assets run online_retail`` with empty bodies and no look at the source."""
-    import retail_assets.commands.run as command
     import retail_assets.definitions as definitions
+    import retail_assets.defs.online_retail.domain as online_retail
     from retail_assets import cli
 
     build = definitions.build_defs
-    assert callable(command.source_span)  # what is replaced must be there
+    assert callable(online_retail.source_span)  # what is replaced must be there
 
     def build_empty(settings: "Settings", **overrides: object) -> "dg.Definitions":
         return empty_definitions(build(settings, **overrides), recording, partitioned=partitioned)
 
     definitions.build_defs = build_empty
-    command.source_span = lambda *_, **__: recording.span
+    online_retail.source_span = lambda *_, **__: recording.span
     sys.argv = ["retail-assets", "run", DOMAIN]
     cli.main()
 
@@ -246,7 +246,9 @@ def run_serially() -> None:
     """
     import retail_assets.definitions  # noqa: F401
     from retail_assets import cli
+    from retail_assets.defs.registry import load_domain
 
+    load_domain(DOMAIN).modules()
     sys.argv = ["retail-assets", "run", DOMAIN]
     cli.main()
 

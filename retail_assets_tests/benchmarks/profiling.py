@@ -39,11 +39,11 @@ class Line:
     own_s: float
 
 
-def profile_command(target: Path) -> list[str]:
-    """Runs the product in one process under cProfile, its profile to ``target``."""
+def profile_command(target: Path, domain: str) -> list[str]:
+    """Runs a domain in one process under cProfile, its profile to ``target``."""
     return [
         *(sys.executable, "-m", "cProfile", "-o", str(target)),
-        *("-m", "retail_assets.cli", "run", "online_retail"),
+        *("-m", "retail_assets.cli", "run", domain),
     ]
 
 

@@ -22,6 +22,7 @@ from retail_assets_tests.benchmarks.profiling import Line
 AIMS_AND_LIMITS = {"real": (2.0, 4.0), "tenfold": (1.2, 2.0)}
 XLSX_LIMIT_S = 12.0
 DEFINITIONS_LIMIT_S = 3.0
+_PACKAGES = ("duckdb", "dagster", "dagster-dbt", "dbt-core", "pyspark", "pysail")
 
 EXPLANATIONS = (
     "wall: from starting the process to its end. CPU: of it and its children. peak: largest sum of"
@@ -106,12 +107,12 @@ def machine_facts() -> dict[str, str]:
         "load average at the end": load,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("duckdb", "dagster", "dagster-dbt", "dbt-core")},
+        **{name: version(name) for name in _PACKAGES},
     }
 
 
 def print_report(console: Console, results: bench.Results, source: str, repeat: int) -> None:
-    """One table a scenario, the explanations, the machine."""
+    """One table a scenario, the explanations."""
     found = figures(results)
     for scenario, title in (
         ("real", f"online retail, {source}"),
@@ -125,9 +126,13 @@ def print_report(console: Console, results: bench.Results, source: str, repeat: 
     console.print()
     for line in EXPLANATIONS:
         console.print(f"- {line}", highlight=False, markup=False)
-    console.print()
     if results.code_changed:
         console.print("warning: the product's files changed meanwhile; measure again")
+
+
+def print_machine(console: Console) -> None:
+    """What the figures depend on, a line each."""
+    console.print()
     for name, value in machine_facts().items():
         console.print(f"{name}: {value}", highlight=False)
 
