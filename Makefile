@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DOMAINS := online_retail
+DOMAINS := online_retail coffee_chain
 # Bytecode is written once, at installation: without it every start pays seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -16,7 +16,7 @@ DEVELOPMENT := $(VENV)/.development-installed
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(RUNTIME) ## Install, generate a sample, run the whole graph, print what landed where
+demo: $(RUNTIME) ## Install, generate samples, run both domains, print what landed where
 	@for domain in $(DOMAINS); do \
 	  $(BIN)/retail-assets sample $$domain && $(BIN)/retail-assets run $$domain || exit 1; \
 	done

@@ -137,14 +137,10 @@ def _execute(
             if not result.success:
                 raise RunFailed(f"{_why(result)} (log: {log})")
             results.append(result)
+    tables = {key.to_user_string(): name for key, name in table_names(definitions).items()}
     rows = count_rows(settings, [domain])
-    in_table = {
-        key.to_user_string(): rows[table]
-        for key, table in table_names(definitions).items()
-        if table in rows
-    }
     return [
-        _outcome(result, execution.partitions, in_table)
+        _outcome(result, execution.partitions, tables, rows)
         for result, execution in zip(results, executions, strict=True)
     ]
 
@@ -173,7 +169,10 @@ def _number(metadata: dict[str, Any], *names: str) -> int | None:
 
 
 def _outcome(
-    result: "dg.ExecuteInProcessResult", span: tuple[str, str] | None, in_table: dict[str, int]
+    result: "dg.ExecuteInProcessResult",
+    span: tuple[str, str] | None,
+    tables: dict[str, str],
+    rows_of: dict[str, int],
 ) -> RunOutcome:
     seconds: dict[str, float] = {}
     for event in result.filter_events(lambda e: e.is_step_success):
@@ -200,10 +199,10 @@ def _outcome(
         assets.append(
             AssetOutcome(
                 key=key,
-                rows=sum(counted) if counted else in_table.get(key),
+                rows=sum(counted) if counted else rows_of.get(tables[key]),
                 partitions=len(days) or None,
                 seconds=float(execution.value) if execution else seconds.get(step_of[key], 0.0),
-                where=str(where.value) if where else key.replace("/", "."),
+                where=str(where.value) if where else tables[key],
             )
         )
     checks = result.get_asset_check_evaluations()
