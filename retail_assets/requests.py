@@ -5,7 +5,7 @@ Here: what became of a wish's runs, and whether to ask again. Not here: what a d
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -73,12 +73,9 @@ def next_request(wish: Wish, history: History) -> dg.RunRequest | str:
         return f"{wish.identity} is underway"
     if state is RunState.DONE and wish.once:
         return f"{wish.identity} is done"
-    in_a_row = history.latest[:_MOST_ATTEMPTS]
-    if len(in_a_row) == _MOST_ATTEMPTS and len(set(in_a_row)) == 1:
-        if state is RunState.FAILED:
-            return (
-                f"{wish.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
-            )
+    if history.latest[:_MOST_ATTEMPTS] == (RunState.FAILED,) * _MOST_ATTEMPTS:
+        return f"{wish.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
+    if history.latest[:_MOST_ATTEMPTS] == (RunState.DONE,) * _MOST_ATTEMPTS:
         return f"{wish.identity} was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
     return dg.RunRequest(
         run_key=f"{wish.identity}:{history.count + 1}",
@@ -95,6 +92,12 @@ def run_history(instance: dg.DagsterInstance, identity: str) -> History:
     if len(runs) < _MOST_ATTEMPTS:
         return History(len(runs), tuple(_state(run) for run in runs))
     return History(instance.get_runs_count(filters), tuple(_state(run) for run in runs))
+
+
+def has_failed_for_good(instance: dg.DagsterInstance, identity: str) -> bool:
+    """Whether what was asked for under ``identity`` failed, and is not asked for again."""
+    latest = run_history(instance, identity).latest
+    return latest[:_MOST_ATTEMPTS] == (RunState.FAILED,) * _MOST_ATTEMPTS
 
 
 def runs_underway(instance: dg.DagsterInstance, job_name: str) -> list[dg.DagsterRun]:
@@ -114,7 +117,7 @@ def _state(run: dg.DagsterRun) -> RunState:
 
 
 def requests_for(
-    wishes: Callable[[], Sequence[Wish]], instance: dg.DagsterInstance
+    wishes: Callable[[], Iterable[Wish]], instance: dg.DagsterInstance
 ) -> tuple[list[dg.RunRequest], list[str]]:
     """Requests for what is wished for, at most so many a tick, and why others are not made."""
     requests: list[dg.RunRequest] = []

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from retail_assets.definitions import build_defs
+from retail_assets.defs.registry import domains
 from retail_assets.settings import load_settings
 from retail_assets_tests.conftest import PROJECT
 
-RAW = dg.AssetKey(["online_retail", "raw_online_retail"])
 UPSTREAM = {
     "raw_online_retail": set(),
     "processed_online_retail_data": {"raw_online_retail"},
@@ -36,6 +36,33 @@ UPSTREAM = {
     "country_revenue": {"fact_online_retail_data_partitioned_clustered", "fact_returns"},
     "product_ranking": {"dim_product", "fact_online_retail_data_partitioned_clustered"},
     "monthly_cohort_retention": {"fact_online_retail_data_partitioned_clustered"},
+    "processed_outlet": {"raw_outlet"},
+    "processed_product": {"raw_product"},
+    "processed_customer": {"raw_drops"},
+    "processed_sales": {"raw_drops"},
+    "outlet": {"processed_outlet"},
+    "product": {"processed_product"},
+    "customer": {"processed_customer"},
+    "sales": {"processed_sales"},
+    "stg_outlet": {"outlet"},
+    "stg_product": {"product"},
+    "stg_customer": {"customer"},
+    "stg_sales": {"sales"},
+    "coffee_chain_dim_outlet": {"stg_outlet"},
+    "coffee_chain_dim_product": {"stg_product"},
+    "coffee_chain_dim_customer": {"stg_customer"},
+    "fact_sales": {
+        "stg_sales",
+        "coffee_chain_dim_outlet",
+        "coffee_chain_dim_product",
+        "coffee_chain_dim_customer",
+    },
+    "state_revenue": {"fact_sales"},
+    "age_group_purchase": {"fact_sales"},
+}
+# Files that others deliver: nothing here makes them.
+EXTERNAL = {
+    dg.AssetKey(["coffee_chain", name]) for name in ("raw_drops", "raw_outlet", "raw_product")
 }
 
 
@@ -51,6 +78,17 @@ def test_the_code_location_loads(defs: dg.Definitions) -> None:
     dg.Definitions.validate_loadable(defs)
 
 
+def test_definitions_are_those_of_the_chosen_domains_alone(
+    defs: dg.Definitions, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    empty = build_defs(load_settings(home=tmp_path_factory.mktemp("home")), domains=[])
+
+    assert not empty.resolve_asset_graph().get_all_asset_keys()
+    assert set(empty.resources or ()) == {"lake", "warehouse", "dbt"}
+    own = {name for domain in domains() for name in domain.resources(load_settings())}
+    assert set(defs.resources or ()) == {"lake", "warehouse", "dbt"} | own
+
+
 def test_lineage_is_unbroken_from_source_to_marts(defs: dg.Definitions) -> None:
     graph = defs.resolve_asset_graph()
     found = {
@@ -58,33 +96,99 @@ def test_lineage_is_unbroken_from_source_to_marts(defs: dg.Definitions) -> None:
         for key in graph.materializable_asset_keys
     }
     assert found == UPSTREAM
-    assert graph.get_all_asset_keys() == graph.materializable_asset_keys  # nothing from nowhere
+    # Nothing from nowhere.
+    assert graph.get_all_asset_keys() == graph.materializable_asset_keys | EXTERNAL
+    assert graph.external_asset_keys == EXTERNAL
+    assert {graph.get(key).group_name for key in graph.get_all_asset_keys()} == {
+        domain.name for domain in domains()
+    }
 
 
 def test_partitioned_assets_take_a_range_in_one_run(defs: dg.Definitions) -> None:
     graph = defs.resolve_asset_graph()
     partitioned = [graph.get(key) for key in graph.get_all_asset_keys()]
     policies = {
-        node.key.path[-1]: node.backfill_policy for node in partitioned if node.is_partitioned
+        node.key.path[-1]: node.backfill_policy
+        for node in partitioned
+        if node.is_partitioned and node.key not in EXTERNAL
     }
+    single_run = dg.BackfillPolicy.single_run()
     assert policies == {
-        "processed_online_retail_data": dg.BackfillPolicy.single_run(),
-        "online_retail_data": dg.BackfillPolicy.single_run(),
+        "processed_online_retail_data": single_run,
+        "online_retail_data": single_run,
+        "processed_customer": single_run,
+        "processed_sales": single_run,
+        "customer": single_run,
+        "sales": single_run,
     }
+
+
+def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) -> None:
+    repository = defs.get_repository_def()
+
+    assert {name for name in repository.job_names if not name.startswith("__")} == {
+        "online_retail",
+        "online_retail_source_to_lake",
+        "online_retail_lake_to_warehouse",
+        "online_retail_changed_days",
+        "online_retail_marts",
+        "coffee_chain",
+        "coffee_chain_small_files",
+        "coffee_chain_large_files",
+        "coffee_chain_marts",
+        "coffee_chain_nightly",
+    }
+    assert {x.name for x in repository.schedule_defs} == {
+        "online_retail_source_to_lake_daily",
+        "online_retail_lake_to_warehouse_daily",
+        "online_retail_marts_every_12_hours",
+        "coffee_chain_drops_nightly",
+        "coffee_chain_nightly",
+    }
+    assert {x.name for x in repository.sensor_defs} == {
+        "online_retail_source_sensor",
+        "coffee_chain_drops_sensor",
+    }
+
+
+def test_the_jobs_of_the_coffee_chain_share_its_work_without_rest(defs: dg.Definitions) -> None:
+    def selected(job: str) -> set[dg.AssetKey]:
+        return set(defs.resolve_job_def(job).asset_layer.selected_asset_keys)
+
+    small, large, marts = (
+        selected(f"coffee_chain_{name}") for name in ("small_files", "large_files", "marts")
+    )
+
+    assert {key.path[-1] for key in large} == {
+        *("processed_customer", "processed_sales", "customer", "sales")
+    }
+    assert not small & large and not small & marts and not large & marts
+    assert selected("coffee_chain") == small | large | marts
+    assert selected("coffee_chain_nightly") == small | marts
+    for job in ("coffee_chain", "coffee_chain_large_files", "coffee_chain_nightly"):
+        steps = {node.name for node in defs.resolve_job_def(job).nodes}
+        assert any(name.endswith("no_drop_was_deleted") for name in steps), job
 
 
 def test_every_dbt_test_is_a_check_of_its_model(defs: dg.Definitions) -> None:
     checks = {key.name for key in defs.resolve_asset_graph().asset_check_keys}
-    singular = {path.stem for path in (PROJECT / "dbt_project/tests").rglob("*/*.sql")}
-    singular -= {path.stem for path in (PROJECT / "dbt_project/tests/generic").glob("*.sql")}
+    folders = [PROJECT / "dbt_project" / "tests" / domain.name for domain in domains()]
+    singular = {path.stem for folder in folders for path in folder.glob("*.sql")}
     assert len(singular) >= 10
     assert singular <= checks
 
 
 def test_checks_of_the_lake_block_what_is_downstream(defs: dg.Definitions) -> None:
     graph = defs.resolve_asset_graph()
-    blocking = {key.name for key in graph.asset_check_keys if graph.get(key).blocking}
-    assert blocking >= {"ledger_balances", "schema_matches_contract"}
+    blocking = {
+        (key.asset_key.path[-1], key.name)
+        for key in graph.asset_check_keys
+        if graph.get(key).blocking
+    }
+    processed = [name for name in UPSTREAM if name.startswith("processed_")]
+    assert len(processed) == 5
+    for name in processed:
+        assert {(name, "ledger_balances"), (name, "schema_matches_contract")} <= blocking
 
 
 def test_personal_columns_are_tagged_in_the_ui(defs: dg.Definitions) -> None:
@@ -93,6 +197,10 @@ def test_personal_columns_are_tagged_in_the_ui(defs: dg.Definitions) -> None:
     columns = {column.name: column.tags for column in schema.columns}
     assert columns["customer_id"] == {"pii": "true"}
     assert columns["quantity"] == {}
+    for name in ("processed_customer", "customer"):
+        schema = specs[name].metadata["dagster/column_schema"]
+        personal = {column.name for column in schema.columns if column.tags == {"pii": "true"}}
+        assert personal == {"first_name", "last_name", "birthday", "email", "phone_no"}
 
 
 def test_workspace_and_dg_name_the_same_module() -> None:

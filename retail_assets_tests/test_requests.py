@@ -3,18 +3,22 @@
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 import dagster as dg
 import pytest
 
+from retail_assets import requests
 from retail_assets.requests import (
     REQUEST_TAG,
     History,
     RunState,
     Wish,
+    has_failed_for_good,
     next_request,
     requests_for,
     run_history,
+    runs_underway,
 )
 
 START, END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
@@ -127,6 +131,43 @@ def test_a_history_counts_all_runs_and_tells_the_latest(instance: dg.DagsterInst
 
     states = (RunState.DONE, RunState.FAILED, RunState.DONE)
     assert run_history(instance, "days:1") == History(5, states)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        ([], False),
+        ([FAILURE, FAILURE], False),
+        ([FAILURE, FAILURE, FAILURE], True),
+        ([SUCCESS, FAILURE, FAILURE, FAILURE], True),
+        ([FAILURE, FAILURE, FAILURE, SUCCESS], False),
+        ([FAILURE, FAILURE, FAILURE, dg.DagsterRunStatus.STARTED], False),
+        ([SUCCESS, SUCCESS, SUCCESS], False),
+    ],
+)
+def test_a_wish_has_failed_for_good_when_it_is_not_asked_for_again(
+    instance: dg.DagsterInstance, statuses: list[dg.DagsterRunStatus], expected: bool
+) -> None:
+    for status in statuses:
+        record(instance, {REQUEST_TAG: "days:1"}, status)
+
+    assert has_failed_for_good(instance, "days:1") is expected
+
+
+@pytest.mark.parametrize("status", UNDERWAY)
+def test_runs_underway_are_those_asked_for_here_of_that_job_and_today(
+    instance: dg.DagsterInstance,
+    status: dg.DagsterRunStatus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record(instance, {REQUEST_TAG: "days:1"}, status)
+    record(instance, {REQUEST_TAG: "days:2"}, SUCCESS)
+    record(instance, {}, status)  # by hand: whoever killed it knows
+
+    assert [run.tags[REQUEST_TAG] for run in runs_underway(instance, "job")] == ["days:1"]
+    assert runs_underway(instance, "other") == []
+    monkeypatch.setattr(requests, "_LONGEST_RUN", timedelta(0))
+    assert runs_underway(instance, "job") == []
 
 
 # ---- requests_for

@@ -241,18 +241,22 @@ class DuckDBWarehouse(WarehouseResource):
         self, dataset: Dataset, stage: str = "landed", timeout_s: float | None = None
     ) -> dict[str, str]:
         """Fingerprint of each partition as of its last load; {} where the table is not there."""
+        import duckdb
+
         if not Path(self.path).exists():
             return {}
         with self.connect(timeout_s=timeout_s) as connection:
-            if not _columns(connection, dataset) or not _has_record(connection):
+            try:
+                connection.execute(f"select 1 from {_qualified(connection, dataset.table)} limit 0")
+                return dict(
+                    connection.execute(
+                        f"select partition_key, version from {_RECORD}"
+                        " where table_name = ? and stage = ?",
+                        [dataset.table, stage],
+                    ).fetchall()
+                )
+            except duckdb.CatalogException:  # no such table; to ask first would take 20 ms
                 return {}
-            return dict(
-                connection.execute(
-                    f"select partition_key, version from {_RECORD}"
-                    " where table_name = ? and stage = ?",
-                    [dataset.table, stage],
-                ).fetchall()
-            )
 
     def record_versions(self, dataset: Dataset, stage: str, versions: Mapping[str, str]) -> None:
         """Record that ``stage`` (a consumer such as the marts) now holds ``versions``."""
@@ -424,15 +428,6 @@ def _create_record(connection: "duckdb.DuckDBPyConnection") -> None:
         f"create table if not exists {_RECORD} (table_name varchar, stage varchar,"
         " partition_key varchar, version varchar,"
         " primary key (table_name, stage, partition_key))"
-    )
-
-
-def _has_record(connection: "duckdb.DuckDBPyConnection") -> bool:
-    return bool(
-        connection.execute(
-            "select 1 from information_schema.tables where table_schema = 'retail_operations'"
-            " and table_name = 'loaded_partitions'"
-        ).fetchone()
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from retail_assets.commands import doctor
 from retail_assets.commands.doctor import Finding, examine
+from retail_assets.defs.coffee_chain import domain as coffee_chain
 from retail_assets.resources import cloud_checks
 from retail_assets.resources.cloud_checks import (
     BUCKET_PERMISSIONS,
@@ -20,7 +21,15 @@ from retail_assets.resources.cloud_checks import (
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.google_server import ACCOUNT, Google, running
 
-DATASETS = ("online_retail", "online_retail_staging", "online_retail_core", "retail_operations")
+DATASETS = (
+    "online_retail",
+    "online_retail_staging",
+    "online_retail_core",
+    "malaysian_coffee_chain",
+    "coffee_chain_staging",
+    "coffee_chain_core",
+    "retail_operations",
+)
 
 
 @pytest.fixture
@@ -62,9 +71,10 @@ def failed(findings: dict[str, Finding]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def without_local_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Parsing dbt's project for each test would take seconds.
+    # Parsing dbt's project for each test would take seconds, and so would a Spark.
     for name in ("_dbt", "_dagster"):
         monkeypatch.setattr(doctor, name, lambda _: "left out")
+    monkeypatch.setattr(coffee_chain, "_probe_spark", lambda _: "left out")
 
 
 def test_all_is_well_in_an_empty_project(google: Google, tmp_path: Path) -> None:
@@ -98,6 +108,14 @@ def test_all_is_well_after_the_first_load(google: Google, tmp_path: Path) -> Non
     ]
     # Of a table that is not there BigQuery says that nothing is granted: it must not be asked.
     assert google.bodies("loaded_partitions:testIamPermissions") == []
+
+
+def test_the_datasets_of_every_domain_are_asked_for(google: Google, tmp_path: Path) -> None:
+    asked = [found.system for found in examine(settings_of(google, tmp_path))]
+
+    prefix = "warehouse dataset "
+    assert [x.removeprefix(prefix) for x in asked if x.startswith(prefix)] == list(DATASETS)
+    assert {"spark", "online_retail source"} <= set(asked)
 
 
 def test_nothing_runs_and_nothing_is_written(google: Google, tmp_path: Path) -> None:
@@ -433,8 +451,12 @@ before = set(sys.modules)  # packages of Google's may leave empty namespaces the
 from retail_assets.commands.doctor import examine
 from retail_assets.settings import load_settings
 found = list(examine(load_settings()))
-assert any(finding.system == "warehouse" and finding.ok for finding in found), found
-print(sorted(name for name in set(sys.modules) - before if name.split(".")[0] == "google"))
+for system in ("warehouse", "spark"):
+    assert any(finding.system == system and finding.ok for finding in found), found
+# Spark's client talks in Google's formats: no account, no request.
+formats = ("google.protobuf", "google._upb", "google.rpc")
+new = set(sys.modules) - before - {"google"}
+print(sorted(x for x in new if x.startswith("google.") and not x.startswith(formats)))
 """
     environment = {"HOME": str(tmp_path), "RETAIL_HOME": str(tmp_path / "home")}
 

@@ -4,10 +4,13 @@ Here: what to ask for and when. Not here: what a run does (assets.py), what chan
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import dagster as dg
 
+from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain.assets import (
     DELETED_CHECK,
     DROPS,
@@ -32,7 +35,7 @@ from retail_assets.defs.coffee_chain.drops import (
     remember_touched,
 )
 from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
-from retail_assets.requests import Wish, requests_for, runs_underway
+from retail_assets.requests import Wish, has_failed_for_good, requests_for, runs_underway
 from retail_assets.resources.lake import LakeObject, LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings
@@ -44,8 +47,11 @@ NIGHTLY_JOB = f"{DOMAIN}_nightly"
 SMALL_KEYS = [key(x.dataset) for x in SMALL_FILES for key in (processed_key, landed_key)]
 LARGE_KEYS = [key(x.dataset) for x in DROPPED_FILES for key in (processed_key, landed_key)]
 _MOST_DROPS_A_RUN = 500
+_PARTS_OF_A_FAILED_RANGE = 20
 _MOST_EVENTS_A_TICK = 500
 _WAREHOUSE_WAIT_S = 5.0
+# Fingerprint of each partition of each landed table.
+Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
 
 
 def drop_ranges(
@@ -77,34 +83,45 @@ def version_of(entries: Mapping[str, str]) -> str:
 
 
 def drop_wishes(
-    dates: Iterable[str], listing: Listing, registered: Sequence[str], state: Mapping[str, str]
-) -> list[Wish]:
+    dates: Iterable[str],
+    listing: Listing,
+    registered: Sequence[str],
+    state: Mapping[str, str],
+    has_failed: Callable[[str], bool] = lambda _: False,
+) -> Iterator[Wish]:
     """One wish a range of drops, identified by their dates and the versions of their files.
 
-    ``state`` holds what else is part of a version, by date.
+    ``state`` holds what else is part of a version, by date. A range of which ``has_failed`` says
+    so is asked for in parts: one bad drop fails its run, and must not keep back the others.
     """
     chosen = set(dates)
     order = {key: i for i, key in enumerate([*registered, *sorted(chosen - set(registered))])}
     ranked = sorted(chosen, key=order.__getitem__)
-    wishes, done = [], 0
-    for first, last, count in drop_ranges(chosen, registered, _MOST_DROPS_A_RUN):
-        inside = ranked[done : done + count]
-        done += count
+    waiting: list[list[str]] = []
+    for *_, count in drop_ranges(chosen, registered, _MOST_DROPS_A_RUN):
+        waiting.append(ranked[:count])
+        ranked = ranked[count:]
+    waiting.reverse()
+    while waiting:
+        inside = waiting.pop()
         versions = {
             f"{large.dataset.name} {key}": entry.version
             for large in DROPPED_FILES
             for key in inside
             if (entry := listing.of(large.dataset).get(key))
         } | {key: state.get(key, "") for key in inside}
-        wishes.append(
-            Wish(
-                f"{LARGE_JOB}:{first}...{last}:{version_of(versions)}",
-                LARGE_JOB,
-                (),
-                tuple(range_tags(first, last).items()),
-            )
+        wish = Wish(
+            f"{LARGE_JOB}:{inside[0]}...{inside[-1]}:{version_of(versions)}",
+            LARGE_JOB,
+            (),
+            tuple(range_tags(inside[0], inside[-1]).items()),
         )
-    return wishes
+        if len(inside) > 1 and has_failed(wish.identity):
+            size = -(-len(inside) // _PARTS_OF_A_FAILED_RANGE)
+            parts = [inside[i : i + size] for i in range(0, len(inside), size)]
+            waiting += reversed(parts)
+        else:
+            yield wish
 
 
 def drops_underway(instance: dg.DagsterInstance) -> set[str]:
@@ -123,13 +140,13 @@ def drops_underway(instance: dg.DagsterInstance) -> set[str]:
     }
 
 
-def pending_landed(known: Known, warehouse: WarehouseResource) -> tuple[set[str], set[str]]:
+def pending_landed(known: Known, landed: Versions) -> tuple[set[str], set[str]]:
     """Dates, and small tables, whose processed partition is not the one in the warehouse."""
     dates: set[str] = set()
     small: set[str] = set()
     for dataset in LANDED:
-        landed = warehouse.loaded_versions(dataset, timeout_s=_WAREHOUSE_WAIT_S)
-        lacking = {k for k, v in known.fingerprints(dataset).items() if landed.get(k) != v}
+        found = landed[dataset]
+        lacking = {k for k, v in known.fingerprints(dataset).items() if found.get(k) != v}
         if WHOLE_TABLE in lacking:
             small.add(dataset.name)
         else:
@@ -149,18 +166,16 @@ def small_wish(tables: Iterable[str], listing: Listing) -> Wish:
     )
 
 
-def marts_wish(warehouse: WarehouseResource) -> Wish | None:
+def marts_wish(landed: Versions, built: Versions) -> Wish | None:
     """A build of the marts, where they are not of what is landed; once a state of that."""
-    versions: dict[str, str] = {}
-    is_behind = False
-    for dataset in LANDED:
-        landed = warehouse.loaded_versions(dataset, timeout_s=_WAREHOUSE_WAIT_S)
-        built = warehouse.loaded_versions(dataset, MARTS_STAGE, timeout_s=_WAREHOUSE_WAIT_S)
-        if not landed:
-            return None  # dbt could not build: a source is not there
-        is_behind = is_behind or landed != built
-        versions |= {f"{dataset.name} {key}": value for key, value in landed.items()}
-    return Wish(f"{MARTS_JOB}:{version_of(versions)}", MARTS_JOB, ()) if is_behind else None
+    if not all(landed.values()) or landed == built:
+        return None  # without a landed table dbt could not build
+    versions = {
+        f"{dataset.name} {key}": value
+        for dataset, found in landed.items()
+        for key, value in found.items()
+    }
+    return Wish(f"{MARTS_JOB}:{version_of(versions)}", MARTS_JOB, ())
 
 
 def drop_events(
@@ -206,11 +221,18 @@ def ask(
     state: dict[str, str] = {}
     marts = None
     try:
-        unloaded, unloaded_small = pending_landed(known, warehouse)
+        landed, built = (
+            {
+                dataset: warehouse.loaded_versions(dataset, stage, timeout_s=_WAREHOUSE_WAIT_S)
+                for dataset in LANDED
+            }
+            for stage in ("landed", MARTS_STAGE)
+        )
+        unloaded, unloaded_small = pending_landed(known, landed)
         state = dict.fromkeys(unloaded - dates, "not landed")
         dates |= unloaded  # of a deleted file too: its rows stay
         small |= unloaded_small
-        marts = marts_wish(warehouse)
+        marts = marts_wish(landed, built)
     except WarehouseBusyError as busy:
         notes.append(str(busy))
     if waiting := dates & in_hand:
@@ -225,11 +247,13 @@ def ask(
         return dg.SkipReason("; ".join(notes) or "no raw file has changed")
     registered = list(instance.get_dynamic_partitions(DROPS_NAME)) if dates else []
 
-    def drops() -> list[Wish]:
-        found = drop_wishes(dates, listing, registered, state)
-        return [small_wish(small, listing), *found] if small else found
+    def wishes() -> Iterator[Wish]:
+        if small:
+            yield small_wish(small, listing)
+        has_failed = partial(has_failed_for_good, instance)
+        yield from drop_wishes(dates, listing, registered, state, has_failed)
 
-    requests, reasons = requests_for(drops, instance)
+    requests, reasons = requests_for(wishes, instance)
     if marts is not None and not requests:
         requests, more = requests_for(lambda: [marts], instance)
         reasons += more

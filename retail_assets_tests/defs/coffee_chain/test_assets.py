@@ -1,0 +1,703 @@
+"""Tests of retail_assets.defs.coffee_chain.assets: real files, embedded Spark, DuckDB."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retail_assets.dataset import Dataset
+from retail_assets.defs.coffee_chain import assets
+from retail_assets.defs.coffee_chain.assets import (
+    BALANCE_CHECK,
+    SCHEMA_CHECK,
+    check_processed,
+    ledger_metadata,
+    loadable_uris,
+    no_drop_was_deleted,
+    processed_versions,
+    write_drops,
+    write_small,
+)
+from retail_assets.defs.coffee_chain.contract import (
+    ABSENT,
+    CUSTOMER,
+    OUTLET,
+    PRODUCT,
+    RAW_CUSTOMER,
+    RAW_OUTLET,
+    RAW_PRODUCT,
+    RAW_SALES,
+    SALES,
+    quarantine_of,
+)
+from retail_assets.defs.coffee_chain.drops import (
+    CUSTOMER_DROPS,
+    SALES_DROPS,
+    SMALL_FILES,
+    WHOLE_TABLE,
+    DropError,
+    DroppedFiles,
+    Ledger,
+    SmallFile,
+    read_known,
+    record_drops,
+)
+from retail_assets.resources.lake import LakeObject, LocalLake
+from retail_assets.resources.spark import SparkResource
+from retail_assets.resources.tabular import UnreadableFileError
+from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
+
+SPARK = SparkResource(master="embedded")
+OUTLETS, PRODUCTS = SMALL_FILES
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> RawZone:
+    return RawZone(tmp_path / "lake")
+
+
+def take(lake: LocalLake, large: DroppedFiles, *dates: str) -> dict[str, Ledger]:
+    return write_drops(lake, SPARK, "run", large, dates)
+
+
+def processed(lake: LocalLake, dataset: Dataset, *keys: str) -> list[dict[str, Any]]:
+    """Rows of the processed partitions, ordered by all their values."""
+    uris = lake.partition_uris(dataset, keys)
+    rows = [row for uri in uris for row in pq.read_table(uri, partitioning=None).to_pylist()]
+    return sorted(rows, key=lambda row: [str(value) for value in row.values()])
+
+
+def quarantined(lake: LocalLake, dataset: Dataset, key: str) -> list[tuple[str, str, str]]:
+    """File, reason and text of the partition's quarantined rows, in their order."""
+    quarantine = quarantine_of(dataset)
+    folder = lake.partition_path("quarantine", quarantine, dataset.partition_by or "", key)
+    files = sorted(folder.glob("*.parquet"))
+    tables = [pq.read_table(file, partitioning=None) for file in files]
+    for table in tables:
+        assert table.schema.equals(quarantine.arrow_schema)
+    return [
+        (row["file"], row["reason"], row["text"]) for table in tables for row in table.to_pylist()
+    ]
+
+
+def everything(lake: LocalLake) -> dict[str, bytes]:
+    """Every file of the lake but the raw ones and locks, by name: state, processed, staging."""
+    return {
+        entry.name: lake.path(entry.name).read_bytes()
+        for entry in lake.list_objects("")
+        if not entry.name.startswith("raw/") and not entry.name.endswith(".lock")
+    }
+
+
+# ---- drops
+
+
+DIRTY = [
+    sale(1),
+    sale(2, "2019-01-05 23:59:59"),
+    sale(3),
+    "4,I3,2018-03-01 10:00:00,c1,MY001,PD001,1",  # as 3 but for the index
+    "5,I3,2018-03-01 10:00:00,c1,MY001,PD001,1",
+    sale(6, quantity="two"),
+    sale(7, quantity=""),
+    sale(8, "2018-02-30 10:00:00"),
+    "9,I9,2018-03-01 10:00:00,c1",
+    sale(6, quantity="two"),  # a copy of a bad row is as bad
+]
+
+
+def test_a_drop_is_written_by_year_and_its_ledger_balances(raw: RawZone) -> None:
+    path = raw.sales(D1, *DIRTY)
+
+    ledgers = take(raw.lake, SALES_DROPS, D1)
+
+    (ledger,) = ledgers.values()
+    assert (ledger.read, ledger.written, ledger.duplicates, ledger.quarantined) == (10, 3, 2, 5)
+    assert ledger.balances
+    assert ledger.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_known(raw.lake).ledgers(SALES) == ledgers
+    found = {(r["invoice_no"], r["sale_year"]) for r in processed(raw.lake, SALES, D1)}
+    assert found == {("I1", 2018), ("I2", 2019), ("I3", 2018)}
+    folder = raw.root / f"processed/coffee_chain/sales/drop_date={D1}"
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*.parquet")} == {
+        "sale_year=2018/part-0.parquet",
+        "sale_year=2019/part-0.parquet",
+    }
+
+
+def test_bad_rows_lie_in_quarantine_with_file_reason_and_text(raw: RawZone) -> None:
+    raw.sales(D1, *DIRTY)
+
+    take(raw.lake, SALES_DROPS, D1)
+
+    file = RAW_SALES.name(D1)
+    whole = "a whole number of 32 bits"
+    assert sorted(quarantined(raw.lake, SALES, D1)) == sorted(
+        [
+            (file, f"quantity: expected {whole}, found 'two'", sale(6, quantity="two")),
+            (file, f"quantity: expected {whole}, found 'two'", sale(6, quantity="two")),
+            (file, f"quantity: expected {whole}, found none", sale(7, quantity="")),
+            (
+                file,
+                "date_time: expected a valid YYYY-MM-DD HH:MM:SS, found '2018-02-30 10:00:00'",
+                sale(8, "2018-02-30 10:00:00"),
+            ),
+            (file, "expected 7 fields, found 4", "9,I9,2018-03-01 10:00:00,c1"),
+        ]
+    )
+
+
+def test_what_was_bad_leaves_quarantine_when_the_drop_is_mended(raw: RawZone) -> None:
+    raw.sales(D1, *DIRTY)
+    take(raw.lake, SALES_DROPS, D1)
+
+    raw.sales(D1, sale(1))
+    ledgers = take(raw.lake, SALES_DROPS, D1)
+
+    assert (ledgers[D1].read, ledgers[D1].quarantined) == (1, 0)
+    assert quarantined(raw.lake, SALES, D1) == []
+    assert [row["sale_year"] for row in processed(raw.lake, SALES, D1)] == [2018]
+
+
+def test_a_header_alone_empties_a_drop(raw: RawZone) -> None:
+    raw.sales(D1, sale())
+    raw.customers(D1, person())
+    for large in (SALES_DROPS, CUSTOMER_DROPS):
+        take(raw.lake, large, D1)
+    assert processed(raw.lake, SALES, D1) and processed(raw.lake, CUSTOMER, D1)
+
+    raw.sales(D1)
+    raw.customers(D1)
+    for large in (SALES_DROPS, CUSTOMER_DROPS):
+        (ledger,) = take(raw.lake, large, D1).values()
+        assert (ledger.read, ledger.written) == (0, 0)
+        assert processed(raw.lake, large.dataset, D1) == []
+        assert D1 in read_known(raw.lake).ledgers(large.dataset)
+
+
+def test_a_date_without_a_file_of_the_table_is_an_empty_partition(raw: RawZone) -> None:
+    raw.sales(D1, sale())
+    raw.customers(D2, person())
+
+    assert set(take(raw.lake, SALES_DROPS, D1, D2)) == {D1}
+    assert set(take(raw.lake, CUSTOMER_DROPS, D1, D2)) == {D2}
+
+    assert len(processed(raw.lake, SALES, D1, D2)) == 1
+    assert len(processed(raw.lake, CUSTOMER, D1, D2)) == 1
+    assert processed_versions(raw.lake, CUSTOMER, [D1])[D1] == ABSENT
+
+
+@pytest.mark.parametrize("large", [SALES_DROPS, CUSTOMER_DROPS], ids=["sales", "customers"])
+def test_a_date_that_no_file_has_is_refused(raw: RawZone, large: DroppedFiles) -> None:
+    raw.sales(D1, sale())
+
+    with pytest.raises(DropError) as error:
+        take(raw.lake, large, D1, D3)
+
+    assert str(error.value).startswith(f"no raw file has the date {D3}; expected")
+    assert large.raw.name(D3) in str(error.value)
+    assert everything(raw.lake) == {}
+
+
+def test_a_drop_that_was_taken_and_then_deleted_stays(raw: RawZone) -> None:
+    raw.sales(D1, *DIRTY)
+    raw.sales(D2, sale())
+    before = take(raw.lake, SALES_DROPS, D1, D2)
+    rows = processed(raw.lake, SALES, D1)
+    (raw.root / RAW_SALES.name(D1)).unlink()
+
+    assert take(raw.lake, SALES_DROPS, D1, D2) == before
+
+    assert processed(raw.lake, SALES, D1) == rows
+    assert len(quarantined(raw.lake, SALES, D1)) == 5
+    assert set(read_known(raw.lake).ledgers(SALES)) == {D1, D2}
+    assert all(c.passed for c in check_processed(raw.lake, SALES, before))
+
+
+def test_drops_from_1700_on_are_taken(raw: RawZone) -> None:
+    raw.sales("1700-01-01", sale(1, "1700-01-01 00:00:00"), sale(2, "1699-12-31 23:59:59"))
+
+    take(raw.lake, SALES_DROPS, "1700-01-01")
+
+    rows = processed(raw.lake, SALES, "1700-01-01")
+    assert {row["sale_year"] for row in rows} == {1699, 1700}
+    assert {str(row["drop_date"]) for row in rows} == {"1700-01-01"}
+
+
+def test_the_same_line_in_two_drops_is_two_rows(raw: RawZone) -> None:
+    raw.sales(D1, sale())
+    raw.sales(D2, sale())
+
+    take(raw.lake, SALES_DROPS, D1, D2)
+
+    rows = processed(raw.lake, SALES, D1, D2)
+    assert len({row["sale_line_id"] for row in rows}) == 2
+
+
+def test_drops_taken_again_hold_the_same(raw: RawZone) -> None:
+    raw.sales(D1, *DIRTY)
+    raw.sales(D2, sale())
+    first = take(raw.lake, SALES_DROPS, D1, D2)
+    rows = processed(raw.lake, SALES, D1, D2)
+
+    assert take(raw.lake, SALES_DROPS, D2) == {D2: first[D2]}
+    assert take(raw.lake, SALES_DROPS, D1, D2) == first
+
+    assert processed(raw.lake, SALES, D1, D2) == rows
+    assert len(quarantined(raw.lake, SALES, D1)) == 5
+
+
+Sabotage = Callable[[RawZone, pytest.MonkeyPatch], type[Exception]]
+
+
+def another_header(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    raw.deliver(RAW_SALES, D3, sale(), header=",invoice,date_time,customer_id,outlet,product,qty")
+    return UnreadableFileError
+
+
+def replaced_while_read(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    write = SparkResource.write
+
+    def write_and_replace(self: SparkResource, *arguments: Any) -> Any:
+        written = write(self, *arguments)
+        raw.sales(D3, sale(quantity=4))
+        return written
+
+    monkeypatch.setattr(SparkResource, "write", write_and_replace)
+    return DropError
+
+
+def second_batch_fails(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    write = SparkResource.write
+    batches: list[object] = []
+
+    def write_once(self: SparkResource, *arguments: Any) -> Any:
+        batches.append(arguments)
+        if len(batches) == 2:
+            raise RuntimeError("the engine fell over")
+        return write(self, *arguments)
+
+    monkeypatch.setattr(assets, "_MOST_FILES_A_JOB", 1)
+    monkeypatch.setattr(SparkResource, "write", write_once)
+    return RuntimeError
+
+
+def engine_loses_a_row(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    write = SparkResource.write
+
+    def write_less(self: SparkResource, frame: Any, *arguments: Any) -> Any:
+        return write(self, frame.filter("coalesce(quantity, 0) <> 7"), *arguments)
+
+    monkeypatch.setattr(SparkResource, "write", write_less)
+    return DropError
+
+
+def disk_is_full(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(assets, "_quarantined", fail)
+    return OSError
+
+
+@pytest.mark.parametrize(
+    "sabotage",
+    [another_header, replaced_while_read, second_batch_fails, engine_loses_a_row, disk_is_full],
+    ids=lambda f: f.__name__,
+)
+def test_a_failed_run_touches_no_partition_and_no_state(
+    raw: RawZone, monkeypatch: pytest.MonkeyPatch, sabotage: Sabotage
+) -> None:
+    raw.sales(D1, *DIRTY)
+    raw.sales(D3, sale(quantity=2))
+    take(raw.lake, SALES_DROPS, D1, D3)
+    raw.sales(D1, *DIRTY, sale(11))
+    raw.sales(D2, sale(quantity=2))
+    raw.sales(D3, sale(1), sale(2, quantity=7))
+    before = everything(raw.lake)
+    expected = sabotage(raw, monkeypatch)
+
+    with pytest.raises(expected) as error:
+        take(raw.lake, SALES_DROPS, D1, D2, D3)
+
+    assert everything(raw.lake) == before
+    if expected in (DropError, UnreadableFileError):
+        assert f"sales_data_{D3}.csv" in str(error.value)
+
+
+def test_a_replaced_file_is_told_with_what_to_do(
+    raw: RawZone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.sales(D3, sale())
+    replaced_while_read(raw, monkeypatch)
+
+    with pytest.raises(DropError, match=r"replaced while it was read.* Run this again; deliver"):
+        take(raw.lake, SALES_DROPS, D3)
+
+
+def test_a_run_that_ends_between_two_partitions_leaves_new_work(
+    raw: RawZone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.sales(D1, sale())
+    raw.sales(D2, sale())
+    take(raw.lake, SALES_DROPS, D1, D2)
+    raw.sales(D1, sale(quantity=3))
+    raw.sales(D2, sale(quantity=3))
+    publish = type(_stage(raw.lake)).publish
+
+    def publish_one(self: Any, zone: str, dataset: Dataset, column: str, keys: Any) -> None:
+        publish(self, zone, dataset, column, keys[:1])
+        raise KeyboardInterrupt  # as a killed process: nothing that comes after is done
+
+    with monkeypatch.context() as context:
+        context.setattr(type(_stage(raw.lake)), "publish", publish_one)
+        with pytest.raises(KeyboardInterrupt):
+            take(raw.lake, SALES_DROPS, D1, D2)
+
+    assert read_known(raw.lake).ledgers(SALES) == {}
+    raw.lake.delete("_state/coffee_chain/drops.json")
+    assert read_known(raw.lake).ledgers(SALES) == {}  # nor do the notes say that it was taken
+    take(raw.lake, SALES_DROPS, D1, D2)
+    assert [row["quantity"] for row in processed(raw.lake, SALES, D1, D2)] == [3, 3]
+
+
+def _stage(lake: LocalLake) -> Any:
+    with lake.staging("probe") as stage:
+        return stage
+
+
+# ---- batches and files
+
+
+def sized(size: int) -> LakeObject:
+    return LakeObject("name", size, "1")
+
+
+@given(
+    st.dictionaries(
+        st.dates().map(str), st.integers(0, 3 * assets._MOST_BYTES_A_JOB).map(sized), max_size=100
+    )
+)
+def test_batches_hold_every_drop_once_in_order_within_the_limits(
+    files: Mapping[str, LakeObject],
+) -> None:
+    batches = list(assets._batches(files))
+
+    assert [key for batch in batches for key in batch] == sorted(files)
+    for batch in batches:
+        assert 1 <= len(batch) <= assets._MOST_FILES_A_JOB
+        total = sum(entry.size for entry in batch.values())
+        assert total <= assets._MOST_BYTES_A_JOB or len(batch) == 1
+    for one, other in pairwise(batches):
+        first = next(iter(other.values()))
+        assert (
+            len(one) == assets._MOST_FILES_A_JOB
+            or sum(entry.size for entry in one.values()) + first.size > assets._MOST_BYTES_A_JOB
+        )
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that Spark writes."""
+    done: list[int] = []
+    write = SparkResource.write
+
+    def write_and_count(self: SparkResource, *arguments: Any) -> Any:
+        written = write(self, *arguments)
+        done.append(len(written))
+        return written
+
+    monkeypatch.setattr(SparkResource, "write", write_and_count)
+    return done
+
+
+@pytest.mark.parametrize(("limit", "batches"), [("files", 2), ("bytes", 3), ("none", 1)])
+def test_drops_go_to_spark_in_batches_that_change_nothing(
+    raw: RawZone, monkeypatch: pytest.MonkeyPatch, jobs: list[int], limit: str, batches: int
+) -> None:
+    paths = [raw.sales(day, *DIRTY, sale(quantity=2)) for day in (D1, D2, D3)]
+    if limit == "files":
+        monkeypatch.setattr(assets, "_MOST_FILES_A_JOB", 2)
+    if limit == "bytes":
+        monkeypatch.setattr(assets, "_MOST_BYTES_A_JOB", paths[0].stat().st_size)
+
+    ledgers = take(raw.lake, SALES_DROPS, D3, D1, D2)
+
+    assert len(jobs) == batches
+    assert {key: ledger[4:] for key, ledger in ledgers.items()} == dict.fromkeys(
+        (D1, D2, D3), (11, 4, 2, 5)
+    )
+    assert len(processed(raw.lake, SALES, D1, D2, D3)) == 12
+
+
+def test_small_files_of_a_folder_become_one_and_large_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = OUTLET.arrow_schema
+
+    def write(name: str, start: int) -> Path:
+        ids = [f"MY{n:03}" for n in range(start, start + 2)]
+        columns = [pa.array(ids), *(pa.nulls(2, pa.string()) for _ in schema.names[1:])]
+        # As an engine writes them: string views, every column nullable.
+        view = pa.table(dict(zip(schema.names, columns, strict=True)))
+        pq.write_table(view, tmp_path / name)
+        return tmp_path / name
+
+    files = [write(f"{n}.parquet", 2 * n) for n in range(3)]
+    size = sum(file.stat().st_size for file in files)
+
+    assert assets._merge_small(OUTLET, files[:1]) == files[:1]
+    with monkeypatch.context() as context:
+        context.setattr(assets, "_SMALL_BYTES", size - 1)
+        assert assets._merge_small(OUTLET, files) == files
+    monkeypatch.setattr(assets, "_SMALL_BYTES", size)
+    (merged,) = assets._merge_small(OUTLET, files)
+
+    table = pq.read_table(merged)
+    assert table.schema.equals(schema)
+    assert table["outlet_id"].to_pylist() == [f"MY{n:03}" for n in range(6)]
+
+
+# ---- small tables
+
+
+def test_a_small_table_is_written_whole_with_its_ledger(raw: RawZone) -> None:
+    raw.outlets(
+        "MY001,KLCC,1 Jalan Ampang,Selangor,1000,",
+        'MY002,Uptown,"2 Jalan SS, 21",Selangor,,Petaling',
+        "MY003,Nowhere,3 Jalan X,Johor,12A45,",
+        "MY001,KLCC,1 Jalan Ampang,Selangor,1000,",
+        "MY004,Short,4 Jalan Y",
+    )
+
+    ledger = write_small(raw.lake, "run", OUTLETS)
+
+    assert ledger[4:] == (5, 2, 1, 2)
+    assert read_known(raw.lake).ledgers(OUTLET) == {WHOLE_TABLE: ledger}
+    rows = processed(raw.lake, OUTLET, WHOLE_TABLE)
+    assert [(r["outlet_id"], r["outlet_address"], r["postcode"]) for r in rows] == [
+        ("MY001", "1 Jalan Ampang", "01000"),
+        ("MY002", "2 Jalan SS, 21", None),
+    ]
+    file = RAW_OUTLET.name()
+    assert quarantined(raw.lake, OUTLET, WHOLE_TABLE) == [
+        (file, "expected 6 fields, found 3", "MY004,Short,4 Jalan Y"),
+        (
+            file,
+            "postcode: expected up to five digits or none, found '12A45'",
+            "MY003,Nowhere,3 Jalan X,Johor,12A45,",
+        ),
+    ]
+
+
+def test_a_small_table_taken_again_holds_what_its_file_holds(raw: RawZone) -> None:
+    raw.products("1,PD001,Latte,RM 9.90", "2,PD002,Mocha,9.90")
+    first = write_small(raw.lake, "run", PRODUCTS)
+    assert first[4:] == (2, 1, 0, 1)
+    assert write_small(raw.lake, "again", PRODUCTS) == first
+
+    raw.products("1,PD001,Latte,RM 10.90")
+    second = write_small(raw.lake, "run", PRODUCTS)
+
+    assert second[4:] == (1, 1, 0, 0)
+    assert second.fingerprint != first.fingerprint
+    assert [str(r["product_price"]) for r in processed(raw.lake, PRODUCT, "")] == ["10.90"]
+    assert quarantined(raw.lake, PRODUCT, WHOLE_TABLE) == []
+
+
+@pytest.mark.parametrize("small", SMALL_FILES, ids=lambda small: small.dataset.name)
+def test_a_small_file_that_is_not_there_is_told(raw: RawZone, small: SmallFile) -> None:
+    with pytest.raises(DropError) as error:
+        write_small(raw.lake, "run", small)
+
+    assert str(error.value).startswith(f"{raw.root}/{small.raw.name()} is not there.")
+    assert "retail-assets sample coffee_chain" in str(error.value)
+
+
+def test_a_small_file_that_is_refused_touches_nothing(
+    raw: RawZone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.products()
+    write_small(raw.lake, "run", PRODUCTS)
+    before = everything(raw.lake)
+
+    raw.deliver(RAW_PRODUCT, "", "PD001,RM 1.00", header="product_id,product_price")
+    with pytest.raises(UnreadableFileError, match="expected 'no,product_id,product_name"):
+        write_small(raw.lake, "run", PRODUCTS)
+    assert everything(raw.lake) == before
+
+    raw.products()
+    scan = assets.scan_csv
+
+    def scan_and_replace(*arguments: Any) -> Any:
+        found = scan(*arguments)
+        raw.products("1,PD001,Latte,RM 1.90")
+        return found
+
+    monkeypatch.setattr(assets, "scan_csv", scan_and_replace)
+    with pytest.raises(DropError, match=r"product\.csv was replaced while it was read"):
+        write_small(raw.lake, "run", PRODUCTS)
+    assert everything(raw.lake) == before
+
+
+# ---- checks and what is loaded
+
+
+def outcomes(
+    lake: LocalLake, dataset: Dataset, ledgers: Mapping[str, Ledger]
+) -> tuple[bool, bool, Any]:
+    """Whether the balance holds, whether the schema does, and the metadata of both."""
+    found = {check.check_name: check for check in check_processed(lake, dataset, ledgers)}
+    metadata = {name: {k: v.value for k, v in c.metadata.items()} for name, c in found.items()}
+    return found[BALANCE_CHECK].passed, found[SCHEMA_CHECK].passed, metadata
+
+
+def test_what_was_written_passes_the_checks_by_its_files(raw: RawZone) -> None:
+    raw.sales(D1, *DIRTY)
+    raw.sales(D2)
+    raw.outlets()
+    ledgers = take(raw.lake, SALES_DROPS, D1, D2)
+    small = {WHOLE_TABLE: write_small(raw.lake, "run", OUTLETS)}
+
+    *passed, metadata = outcomes(raw.lake, SALES, ledgers)
+
+    assert passed == [True, True]
+    assert metadata[BALANCE_CHECK] == {
+        "drops": 2,
+        "read": 10,
+        "written": 3,
+        "duplicates": 2,
+        "quarantined": 5,
+        "unbalanced": {},
+    }
+    assert outcomes(raw.lake, OUTLET, small)[:2] == (True, True)
+    assert outcomes(raw.lake, SALES, {})[:2] == (True, True)
+    assert ledger_metadata(ledgers[D1]) == {
+        "dagster/partition_row_count": 3,
+        "read": 10,
+        "duplicates": 2,
+        "quarantined": 5,
+        "bytes": ledgers[D1].size,
+        "sha256": ledgers[D1].sha256,
+    }
+
+
+@pytest.mark.parametrize("zone", ["processed", "quarantine"])
+def test_rows_that_are_gone_fail_the_balance(raw: RawZone, zone: str) -> None:
+    raw.sales(D1, *DIRTY)
+    raw.sales(D2, sale())
+    ledgers = take(raw.lake, SALES_DROPS, D1, D2)
+    next((raw.root / f"{zone}/coffee_chain/sales/drop_date={D1}").rglob("*.parquet")).unlink()
+
+    balances, _, metadata = outcomes(raw.lake, SALES, ledgers)
+
+    assert not balances
+    assert list(metadata[BALANCE_CHECK]["unbalanced"]) == [D1]
+    assert "read 10, duplicates 2, found " in metadata[BALANCE_CHECK]["unbalanced"][D1]
+
+
+def test_files_of_another_schema_fail_the_check_with_both(raw: RawZone) -> None:
+    raw.customers(D1, person())
+    ledgers = take(raw.lake, CUSTOMER_DROPS, D1)
+    (uri,) = raw.lake.partition_uris(CUSTOMER, [D1])
+    table = pq.read_table(uri, partitioning=None)
+    pq.write_table(table.drop_columns(["email"]), uri)
+
+    _, is_as_declared, metadata = outcomes(raw.lake, CUSTOMER, ledgers)
+
+    assert not is_as_declared
+    assert "email" in metadata[SCHEMA_CHECK]["expected"]
+    (found,) = metadata[SCHEMA_CHECK]["found"].values()
+    assert "email" not in found
+
+
+def test_versions_are_of_what_was_processed(raw: RawZone) -> None:
+    raw.sales(D1, sale())
+    raw.customers(D2, person())
+    sales = take(raw.lake, SALES_DROPS, D1, D2)
+    take(raw.lake, CUSTOMER_DROPS, D1, D2)
+
+    assert processed_versions(raw.lake, SALES, [D1, D2]) == {
+        D1: sales[D1].fingerprint,
+        D2: ABSENT,
+    }
+    with pytest.raises(DropError, match=rf"processed_sales has nothing for {D3}\. Nothing was l"):
+        processed_versions(raw.lake, SALES, [D1, D3])
+    with pytest.raises(DropError, match="processed_outlet has nothing for the table"):
+        processed_versions(raw.lake, OUTLET, [WHOLE_TABLE])
+
+
+def test_what_is_loadable_is_a_local_file_for_duckdb(raw: RawZone, tmp_path: Path) -> None:
+    raw.sales(D1, sale(1), sale(2, "2019-01-01 00:00:00"))
+    raw.sales(D2)
+    take(raw.lake, SALES_DROPS, D1, D2)
+    warehouse = DuckDBWarehouse(path=str(tmp_path / "warehouse.duckdb"))
+
+    uris = loadable_uris(raw.lake, warehouse, SALES, [D1, D2])
+
+    assert len(uris) == 2
+    loaded = warehouse.replace_partitions(
+        SALES, uris, processed_versions(raw.lake, SALES, [D1, D2])
+    )
+    assert loaded.rows == {D1: 2, D2: 0}
+
+
+def deleted(lake: LocalLake) -> Any:
+    return no_drop_was_deleted(lake=lake)
+
+
+def test_drops_that_are_there_pass_the_check(raw: RawZone) -> None:
+    assert deleted(raw.lake).passed
+    raw.sales(D1, sale())
+    raw.customers(D1, person())
+    raw.sales(D2, sale())
+    take(raw.lake, SALES_DROPS, D1)
+    take(raw.lake, CUSTOMER_DROPS, D1)
+    raw.deliver_bytes("raw/coffee_chain/sales/sales_data_20190630.csv", b"x")
+
+    check = deleted(raw.lake)
+
+    assert check.passed and check.description is None
+    assert check.metadata["drops"].value == 2
+    assert check.metadata["no_drops"].value == ["raw/coffee_chain/sales/sales_data_20190630.csv"]
+
+
+def test_drops_that_were_deleted_fail_the_check_which_names_them(raw: RawZone) -> None:
+    for day in (D1, D2):
+        raw.sales(day, sale())
+        raw.customers(day, person())
+    take(raw.lake, SALES_DROPS, D1, D2)
+    take(raw.lake, CUSTOMER_DROPS, D1, D2)
+    for name in (RAW_SALES.name(D1), RAW_SALES.name(D2), RAW_CUSTOMER.name(D2)):
+        (raw.root / name).unlink()
+
+    check = deleted(raw.lake)
+
+    assert not check.passed
+    assert check.description == (
+        f"3 raw files were taken and are gone ({D1}, {D2}). Their rows stay. Put the files back;"
+        " to remove rows, deliver the drop with a header alone."
+    )
+    assert check.metadata["deleted"].value == {"customer": [D2], "sales": [D1, D2]}
+    raw.sales(D1)
+    raw.sales(D2, sale())
+    raw.customers(D2, person())
+    assert deleted(raw.lake).passed
+
+
+def test_a_forgotten_drop_is_none_that_was_deleted(raw: RawZone) -> None:
+    raw.sales(D1, sale())
+    take(raw.lake, SALES_DROPS, D1)
+    (raw.root / RAW_SALES.name(D1)).unlink()
+
+    record_drops(raw.lake, SALES, {D1: None})
+
+    assert deleted(raw.lake).passed

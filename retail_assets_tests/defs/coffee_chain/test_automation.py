@@ -1,0 +1,727 @@
+"""Tests of retail_assets.defs.coffee_chain.automation.
+
+Over a real Dagster instance, lake, warehouse and Spark; the runs are done here in place of the
+daemon's (test_runs.py executes them).
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import dagster as dg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retail_assets import requests
+from retail_assets.dataset import Dataset
+from retail_assets.defs.coffee_chain import automation
+from retail_assets.defs.coffee_chain.assets import (
+    DROPS_NAME,
+    RAW_DROPS,
+    loadable_uris,
+    processed_versions,
+    write_drops,
+    write_small,
+)
+from retail_assets.defs.coffee_chain.automation import (
+    LARGE_JOB,
+    MARTS_JOB,
+    NIGHTLY_JOB,
+    SMALL_JOB,
+    catch_up,
+    drop_ranges,
+    drop_wishes,
+    drops_underway,
+    version_of,
+)
+from retail_assets.defs.coffee_chain.contract import (
+    CUSTOMER,
+    DOMAIN,
+    RAW_CUSTOMER,
+    RAW_SALES,
+    SALES,
+)
+from retail_assets.defs.coffee_chain.domain import CoffeeChain
+from retail_assets.defs.coffee_chain.drops import (
+    DROPPED_FILES,
+    SMALL_FILES,
+    WHOLE_TABLE,
+    Listing,
+    read_known,
+)
+from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
+from retail_assets.errors import PermanentError
+from retail_assets.requests import REQUEST_TAG
+from retail_assets.resources.lake import LakeObject
+from retail_assets.resources.spark import SparkResource
+from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets.settings import Settings, load_settings
+from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
+
+SPARK = SparkResource(master="embedded")
+D0, D4 = "2017-12-31", "2019-12-31"
+SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
+STARTED = dg.DagsterRunStatus.STARTED
+NOTHING = "no raw file has changed"
+
+
+# ---- ranges and wishes
+
+dates = st.dates().map(str)
+
+
+@given(st.sets(dates, max_size=12), st.lists(dates, unique=True, max_size=12), st.data())
+def test_ranges_hold_exactly_the_dates_in_the_order_of_registration(
+    new: set[str], registered: list[str], data: st.DataObject
+) -> None:
+    old = data.draw(st.sets(st.sampled_from(registered))) if registered else set()
+    most = data.draw(st.integers(1, 5))
+    chosen = new | old
+
+    ranges = drop_ranges(chosen, registered, most)
+
+    # As Dagster will know them when the new ones are registered.
+    order = [*registered, *sorted(chosen - set(registered))]
+    held = [order[order.index(first) : order.index(last) + 1] for first, last, _ in ranges]
+    assert [key for keys in held for key in keys] == [key for key in order if key in chosen]
+    assert [len(keys) for keys in held] == [count for *_, count in ranges]
+    assert all(len(keys) <= most for keys in held)
+    for one, other in itertools.pairwise(held):  # none could be one with the next
+        is_neighbour = order.index(other[0]) == order.index(one[-1]) + 1
+        assert len(one) == most or not is_neighbour
+
+
+def test_dates_out_of_order_are_ranges_as_dagster_orders_them() -> None:
+    registered = [D1, D3, D2]
+
+    assert drop_ranges({D1, D2, D3}, registered, 500) == [(D1, D2, 3)]
+    assert drop_ranges({D1, D2}, registered, 500) == [(D1, D1, 1), (D2, D2, 1)]
+    assert drop_ranges({D2, D4, D0}, registered, 500) == [(D2, D4, 3)]
+    assert drop_ranges({D1, D2, D3}, registered, 2) == [(D1, D3, 2), (D2, D2, 1)]
+    assert drop_ranges(set(), registered, 500) == []
+
+
+entries = st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=5)
+
+
+@given(entries, entries)
+def test_a_version_is_of_the_entries_whatever_their_order(
+    one: dict[str, str], other: dict[str, str]
+) -> None:
+    assert version_of(one) == version_of(dict(reversed(one.items())))
+    if "\n" not in "".join([*one, *one.values(), *other, *other.values()]) and " " not in "".join(
+        [*one, *other]
+    ):
+        assert (version_of(one) == version_of(other)) is (one == other)
+
+
+def listed(**versions: str) -> Listing:
+    """Sales of the drops D1, D2... by their versions."""
+    named = {key: globals()[key] for key in versions}
+    files = {named[key]: LakeObject(named[key], 1, text) for key, text in versions.items()}
+    return Listing({SALES.name: dict(sorted(files.items()))})
+
+
+def test_a_wish_is_a_range_with_its_tags_and_another_where_a_file_is() -> None:
+    (wish,) = drop_wishes({D1, D2}, listed(D1="a", D2="b"), [], {})
+
+    assert wish.job_name == LARGE_JOB and not wish.asset_selection and not wish.once
+    assert dict(wish.tags) == range_tags(D1, D2)
+    identities = {
+        found.identity
+        for listing, state in (
+            (listed(D1="a", D2="b"), {}),
+            (listed(D1="a", D2="c"), {}),
+            (listed(D1="a"), {}),
+            (listed(D1="a", D2="b"), {D1: "not landed"}),
+        )
+        for found in drop_wishes({D1, D2}, listing, [], state)
+    }
+    assert len(identities) == 4
+    assert wish.identity in identities
+
+
+def parts(count: int, has_failed: int) -> list[int]:
+    """How many drops each wish has, where ranges of ``has_failed`` or more failed."""
+    keys = [f"2018-{n // 28 + 1:02}-{n % 28 + 1:02}" for n in range(count)]
+    place = {key: n for n, key in enumerate(keys)}
+    listing = Listing({SALES.name: {key: LakeObject(key, 1, "1") for key in keys}})
+
+    def failed(identity: str) -> bool:
+        first, _, rest = identity.removeprefix(f"{LARGE_JOB}:").partition("...")
+        return place[rest.partition(":")[0]] - place[first] + 1 >= has_failed
+
+    wishes = list(drop_wishes(keys, listing, keys, {}, failed))
+    spans = [tuple(dict(wish.tags)[tag] for tag in RANGE_TAGS) for wish in wishes]
+    taken = [key for first, last in spans for key in keys[place[first] : place[last] + 1]]
+    assert taken == keys  # each once, in order, whatever failed
+    return [place[last] - place[first] + 1 for first, last in spans]
+
+
+@pytest.mark.parametrize(
+    ("count", "has_failed", "expected"),
+    [
+        (5, 9, [5]),
+        (5, 5, [1] * 5),
+        (1, 1, [1]),
+        (100, 100, [5] * 20),
+        (41, 41, [3] * 13 + [2]),
+        (100, 5, [1] * 100),
+    ],
+)
+def test_a_range_that_failed_for_good_is_asked_for_in_parts(
+    count: int, has_failed: int, expected: list[int]
+) -> None:
+    assert parts(count, has_failed) == expected
+
+
+def test_a_run_takes_so_many_drops_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automation, "_MOST_DROPS_A_RUN", 40)
+
+    assert parts(100, 1000) == [40, 40, 20]
+
+
+# ---- the sensor and the schedule
+
+
+@dataclass
+class House:
+    """A whole domain in a folder: raw files, lake, warehouse, Dagster's instance."""
+
+    settings: Settings
+    instance: dg.DagsterInstance
+    raw: RawZone
+    warehouse: DuckDBWarehouse
+
+    def tick(self) -> dg.SensorResult | dg.SkipReason:
+        """The sensor's answer; what it registers is registered, as the daemon does."""
+        (sensor,) = automation.build_defs(self.settings).sensors or ()
+        assert isinstance(sensor, dg.SensorDefinition)
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            resources={"lake": self.raw.lake, "warehouse": self.warehouse},
+        )
+        answer = sensor(context)
+        assert context.cursor is None
+        assert isinstance(answer, dg.SensorResult | dg.SkipReason)
+        if isinstance(answer, dg.SensorResult):
+            assert answer.cursor is None
+            for asked in answer.dynamic_partitions_requests or ():
+                self.instance.add_dynamic_partitions(
+                    asked.partitions_def_name, asked.partition_keys
+                )
+        return answer
+
+    def sense(self) -> list[dg.RunRequest] | str:
+        """The sensor's requests, or why it makes none."""
+        answer = self.tick()
+        if isinstance(answer, dg.SkipReason):
+            assert answer.skip_message
+            return answer.skip_message
+        assert answer.run_requests
+        return list(answer.run_requests)
+
+    def registered(self) -> list[str]:
+        return list(self.instance.get_dynamic_partitions(DROPS_NAME))
+
+    def keys_of(self, request: dg.RunRequest) -> list[str]:
+        """The drops of a request, as Dagster orders them."""
+        keys = self.registered()
+        first, last = (keys.index(request.tags[tag]) for tag in RANGE_TAGS)
+        return keys[first : last + 1]
+
+    def shown(self, request: dg.RunRequest) -> str:
+        """A request in short: small, marts or its drops."""
+        if request.job_name == LARGE_JOB:
+            return " ".join(self.keys_of(request))
+        return str(request.job_name).removeprefix(f"{DOMAIN}_").removesuffix("_files")
+
+    def record(self, request: dg.RunRequest, status: dg.DagsterRunStatus) -> str:
+        """A run of the request, as the daemon would have launched it."""
+        assert request.job_name is not None
+        run = dg.DagsterRun(
+            job_name=request.job_name, run_id=str(uuid4()), tags=dict(request.tags), status=status
+        )
+        return self.instance.add_run(run).run_id
+
+    def process(self, dates: Sequence[str]) -> None:
+        for large in DROPPED_FILES:
+            write_drops(self.raw.lake, SPARK, "run", large, dates)
+
+    def land(self, dates: Sequence[str]) -> None:
+        for large in DROPPED_FILES:
+            self._load(large.dataset, dates)
+
+    def _load(self, dataset: Dataset, keys: Sequence[str]) -> None:
+        lake = self.raw.lake
+        uris = loadable_uris(lake, self.warehouse, dataset, keys)
+        versions = processed_versions(lake, dataset, keys)
+        self.warehouse.replace_partitions(dataset, uris, versions)
+
+    def build_marts(self) -> None:
+        for dataset, versions in CoffeeChain().plan_marts(self.warehouse).versions.items():
+            self.warehouse.record_versions(dataset, MARTS_STAGE, versions)
+
+    def run(self, request: dg.RunRequest) -> bool:
+        """Do what the requested run does, and record the run as it went."""
+        try:
+            if request.job_name == SMALL_JOB:
+                for small in SMALL_FILES:
+                    write_small(self.raw.lake, "run", small)
+                    self._load(small.dataset, [WHOLE_TABLE])
+            elif request.job_name == MARTS_JOB:
+                self.build_marts()
+            else:
+                self.process(self.keys_of(request))
+                self.land(self.keys_of(request))
+        except PermanentError:
+            self.record(request, FAILURE)
+            return False
+        self.record(request, SUCCESS)
+        return True
+
+    def settle(self) -> list[str]:
+        """Do whatever the sensor asks for until it asks for nothing; what that was, in short."""
+        done: list[str] = []
+        for _ in range(30):
+            answer = self.sense()
+            if isinstance(answer, str):
+                return done
+            for request in answer:
+                done.append(self.shown(request) + ("" if self.run(request) else " failed"))
+        raise AssertionError(f"the sensor never rests: {done}")
+
+    def landed(self) -> dict[str, int]:
+        """Rows of sales by drop."""
+        return dict(
+            self.warehouse.query(
+                f"select drop_date::varchar, count(*) from {SALES.table} group by all order by all"
+            )
+        )
+
+
+def make_house(folder: Path, instance: dg.DagsterInstance) -> House:
+    settings = load_settings(
+        home=folder / "home",
+        lake=str(folder / "lake"),
+        warehouse=f"duckdb:{folder / 'warehouse.duckdb'}",
+    )
+    return House(
+        settings,
+        instance,
+        RawZone(folder / "lake"),
+        DuckDBWarehouse(path=str(settings.warehouse_path), timeout_s=30),
+    )
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        found = make_house(tmp_path, instance)
+        found.raw.outlets()
+        found.raw.products()
+        yield found
+
+
+def deliver(house: House, *days: str, rows: int = 1) -> None:
+    for day in days:
+        house.raw.sales(day, *(sale(n) for n in range(rows)))
+        house.raw.customers(day, person())
+
+
+def only(answer: list[dg.RunRequest] | str) -> dg.RunRequest:
+    assert isinstance(answer, list), answer
+    (request,) = answer
+    return request
+
+
+def test_a_lake_without_files_asks_for_nothing(tmp_path: Path) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert make_house(tmp_path, instance).sense() == NOTHING
+
+
+def test_the_first_tick_asks_for_all_drops_in_one_run_and_registers_them_by_date(
+    house: House,
+) -> None:
+    deliver(house, D3, D1)
+    house.raw.sales(D2, sale())
+
+    answer = house.tick()
+
+    assert isinstance(answer, dg.SensorResult)
+    small, large = answer.run_requests or ()
+    assert small.job_name == SMALL_JOB and not small.asset_selection
+    assert large.job_name == LARGE_JOB and not large.asset_selection
+    assert house.keys_of(large) == house.registered() == [D1, D2, D3]
+    events = {event.partition: event for event in answer.asset_events}
+    assert list(events) == [D1, D2, D3]
+    assert {event.asset_key for event in events.values()} == {RAW_DROPS}
+    assert set(events[D2].metadata) == {"sales_file", "sales_bytes", "sales_version"}
+    assert events[D1].metadata["customer_file"].value == RAW_CUSTOMER.name(D1)
+
+
+def test_work_is_done_once_then_the_marts_then_nothing(house: House) -> None:
+    deliver(house, D1, D2)
+
+    assert house.settle() == ["small", f"{D1} {D2}", "marts"]
+
+    assert house.sense() == NOTHING
+    assert house.landed() == {D1: 1, D2: 1}
+
+
+def test_drops_that_come_late_are_asked_for_alone(house: House) -> None:
+    deliver(house, D1, D3)
+    house.settle()
+
+    deliver(house, D2)
+    deliver(house, "1700-01-01")
+
+    assert house.settle() == [f"1700-01-01 {D2}", "marts"]
+    assert house.registered() == [D1, D3, "1700-01-01", D2]
+    deliver(house, D1, D2, rows=2)  # of the dates between, none
+    assert house.settle() == [D1, D2, "marts"]
+    assert house.landed() == {"1700-01-01": 1, D1: 2, D2: 2, D3: 1}
+
+
+def test_exactly_what_was_delivered_again_with_new_bytes_is_asked_for(house: House) -> None:
+    deliver(house, D1, D2, D3)
+    house.settle()
+
+    deliver(house, D1)
+    assert house.settle() == []
+    house.raw.customers(D2, person(birthday="1991-01-02"))
+    assert house.settle() == [D2, "marts"]
+    house.raw.products("1,PD001,Latte,RM 10.90")
+    assert house.settle() == ["small", "marts"]
+
+
+def test_a_drop_that_goes_back_to_older_content_is_taken(house: House) -> None:
+    for rows in (1, 2, 1, 2):
+        deliver(house, D1, rows=rows)
+        house.settle()
+
+    assert house.landed() == {D1: 2}
+    assert house.sense() == NOTHING
+
+
+def test_what_is_underway_is_not_asked_for_again(house: House) -> None:
+    deliver(house, D1, D2)
+    requests = house.sense()
+    assert isinstance(requests, list)
+    for request in requests:
+        house.record(request, dg.DagsterRunStatus.NOT_STARTED)
+
+    assert house.sense() == f"{D1}, {D2} underway; {SMALL_JOB} is underway"
+
+    deliver(house, D4)
+    assert house.shown(only(house.sense())) == D4
+
+
+@pytest.mark.parametrize("stage", ["nothing", "processed", "landed"])
+def test_a_run_is_left_to_its_work_at_every_stage(house: House, stage: str) -> None:
+    house.settle()
+    deliver(house, D1, D2)
+    request = only(house.sense())
+    house.record(request, STARTED)
+    if stage != "nothing":
+        house.process([D1, D2])
+    if stage == "landed":
+        house.land([D1, D2])
+
+    assert house.sense() == (NOTHING if stage == "landed" else f"{D1}, {D2} underway")
+    assert drops_underway(house.instance) == {D1, D2}
+
+
+def test_runs_of_small_files_are_left_to_their_work(house: House) -> None:
+    request = only(house.sense())
+    house.record(request, STARTED)
+    write_small(house.raw.lake, "run", SMALL_FILES[0])
+
+    assert house.sense() == f"{SMALL_JOB} is underway"
+
+
+def test_a_run_of_yesterday_is_dead_whatever_dagster_says(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.settle()
+    deliver(house, D1)
+    house.record(only(house.sense()), STARTED)
+    deliver(house, D1, rows=2)
+    assert house.sense() == f"{D1} underway"
+
+    monkeypatch.setattr(requests, "_LONGEST_RUN", timedelta(0))
+
+    assert house.shown(only(house.sense())) == D1
+
+
+def test_what_a_failed_run_leaves_undone_is_asked_for(house: House) -> None:
+    house.settle()
+    deliver(house, D1, D2)
+    request = only(house.sense())
+    house.process([D1, D2])
+    house.land([D1])
+    house.record(request, FAILURE)
+
+    assert house.settle() == [D2, "marts"]
+
+
+def test_a_drop_that_fails_is_asked_for_three_times(house: House) -> None:
+    house.settle()
+    house.raw.deliver(RAW_SALES, D1, "x", header="another")
+    keys = []
+    for _ in range(3):
+        request = only(house.sense())
+        keys.append(str(request.run_key))
+        assert not house.run(request)
+
+    assert [key.rpartition(":")[2] for key in keys] == ["1", "2", "3"]
+    assert len({key.rpartition(":")[0] for key in keys}) == 1
+    answer = house.sense()
+    assert isinstance(answer, str)
+    assert f"{LARGE_JOB}:{D1}...{D1}:" in answer
+    assert "failed 3 times: mend its cause and run it by hand" in answer
+
+    deliver(house, D1)
+    request = only(house.sense())
+    assert str(request.run_key).endswith(":1")
+    assert house.run(request)
+
+
+def test_a_bad_drop_does_not_keep_back_the_others_nor_the_marts(house: House) -> None:
+    deliver(house, D1, D2, D3)
+    house.raw.deliver(RAW_SALES, D2, "x", header="another")
+
+    done = house.settle()
+
+    together = f"{D1} {D2} {D3} failed"
+    assert done == [
+        "small",
+        *[together] * 3,
+        D1,
+        f"{D2} failed",
+        D3,
+        *[f"{D2} failed"] * 2,
+        "marts",
+    ]
+    assert house.landed() == {D1: 1, D3: 1}
+    deliver(house, D4)
+    assert D4 in house.settle()
+    assert house.landed() == {D1: 1, D3: 1, D4: 1}
+    answer = house.sense()
+    assert isinstance(answer, str)
+    assert f"{LARGE_JOB}:{D2}...{D2}:" in answer and "failed 3 times" in answer
+
+    deliver(house, D2)
+    assert house.settle() == [D2, "marts"]
+
+
+def test_marts_wait_for_drops_that_are_underway(house: House) -> None:
+    deliver(house, D1)
+    house.settle()
+    deliver(house, D1, rows=2)
+    first = only(house.sense())
+    house.process([D1])
+    house.land([D1])
+    run_id = house.record(first, STARTED)
+    assert house.sense() == NOTHING
+
+    house.instance.delete_run(run_id)
+    house.record(first, SUCCESS)
+
+    assert house.shown(only(house.sense())) == "marts"
+
+
+def test_marts_are_asked_for_once_a_state_of_what_is_landed(house: House) -> None:
+    deliver(house, D1)
+    small, large = house.sense()
+    assert isinstance(large, dg.RunRequest) and isinstance(small, dg.RunRequest)
+    house.run(large)
+    assert house.shown(only(house.sense())) == "small"  # dbt could not build without
+    house.run(small)
+    request = only(house.sense())
+    assert request.job_name == MARTS_JOB
+    house.record(request, STARTED)
+
+    answer = house.sense()
+
+    assert isinstance(answer, str) and f"{request.tags[REQUEST_TAG]} is underway" in answer
+
+
+def test_marts_that_fail_are_asked_for_three_times(house: House) -> None:
+    deliver(house, D1)
+    for request in house.sense():
+        assert isinstance(request, dg.RunRequest)
+        house.run(request)
+    for number in (1, 2, 3):
+        request = only(house.sense())
+        assert str(request.run_key).endswith(f":{number}")
+        house.record(request, FAILURE)
+
+    answer = house.sense()
+
+    assert isinstance(answer, str) and "failed 3 times" in answer
+    deliver(house, D2)
+    assert house.settle() == [D2, "marts"]
+
+
+def test_a_deleted_drop_is_not_obeyed(house: House) -> None:
+    deliver(house, D1, D2)
+    house.settle()
+
+    for kind in (RAW_SALES, RAW_CUSTOMER):
+        (house.raw.root / kind.name(D1)).unlink()
+
+    assert house.sense() == NOTHING
+    assert house.landed() == {D1: 1, D2: 1}
+
+
+def test_a_lost_warehouse_is_filled_again_with_what_was_deleted_too(house: House) -> None:
+    deliver(house, D1, D2)
+    house.settle()
+    for kind in (RAW_SALES, RAW_CUSTOMER):
+        (house.raw.root / kind.name(D1)).unlink()
+    house.settings.warehouse_path.unlink()
+
+    assert house.settle() == ["small", f"{D1} {D2}", "marts"]
+
+    assert house.landed() == {D1: 1, D2: 1}
+
+
+def test_a_lost_state_asks_for_nothing_and_a_lost_zone_for_everything(house: House) -> None:
+    deliver(house, D1, D2)
+    house.settle()
+
+    house.raw.lake.delete("_state/coffee_chain/drops.json")
+    assert house.sense() == NOTHING
+    for entry in list(house.raw.lake.list_objects("_state/")):
+        house.raw.lake.delete(entry.name)
+
+    assert house.settle() == ["small", f"{D1} {D2}"]  # the same bytes: the marts are as they were
+    assert house.landed() == {D1: 1, D2: 1}
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Another holder of the warehouse."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock", thread_local=False):
+        yield
+
+
+def test_a_busy_warehouse_is_told_and_keeps_back_no_drop(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(automation, "_WAREHOUSE_WAIT_S", 0.1)
+    deliver(house, D1)
+    house.settle()
+    with held(house.settings.warehouse_path):
+        answer = house.sense()
+        assert isinstance(answer, str) and str(house.settings.warehouse_path) in answer
+        deliver(house, D2)
+        request = only(house.sense())
+
+    assert house.shown(request) == D2
+    house.run(request)
+    assert house.settle() == ["marts"]
+
+
+def test_files_whose_names_are_no_drops_are_told(house: House) -> None:
+    house.settle()
+    house.raw.deliver_bytes("raw/coffee_chain/sales/sales_20180630.csv", b"x")
+    house.raw.deliver_bytes("raw/coffee_chain/sales/sales_data_2018-06-30.csv.part", b"x")
+
+    assert house.sense() == "no drop by its name: raw/coffee_chain/sales/sales_20180630.csv"
+
+
+@pytest.fixture
+def scheduled(tmp_path: Path) -> Iterator[House]:
+    """As ``house``, with an instance on disk: the context of a schedule takes no other."""
+    folder = tmp_path / "dagster"
+    folder.mkdir()
+    with dg.DagsterInstance.local_temp(str(folder)) as instance:
+        found = make_house(tmp_path, instance)
+        found.raw.outlets()
+        found.raw.products()
+        yield found
+
+
+def schedule(house: House) -> list[dg.RunRequest] | str:
+    """What the nightly schedule of drops asks for, or why nothing."""
+    found = automation.build_defs(house.settings).schedules or ()
+    (nightly,) = (x for x in found if x.name == f"{DOMAIN}_drops_nightly")
+    assert isinstance(nightly, dg.ScheduleDefinition)
+    context = dg.build_schedule_context(
+        instance=house.instance,
+        scheduled_execution_time=datetime(2024, 5, 6, 3, 0, tzinfo=UTC),
+        resources={"lake": house.raw.lake},
+    )
+    answer = nightly(context)
+    if isinstance(answer, dg.SkipReason):
+        return str(answer.skip_message)
+    assert isinstance(answer, list)
+    return answer
+
+
+def test_the_schedule_catches_up_with_the_drops_that_the_sensor_missed(scheduled: House) -> None:
+    house = scheduled
+    assert schedule(house) == "no drop has changed"
+    deliver(house, D1, D3)
+
+    request = only(schedule(house))
+
+    assert request.run_key == f"catch-up:2024-05-06:{D1}"
+    assert house.registered() == house.keys_of(request) == [D1, D3]
+    house.process([D1, D3])
+    assert schedule(house) == "no drop has changed"
+    deliver(house, D2)
+    deliver(house, D1, rows=2)
+    again = schedule(house)
+    assert isinstance(again, list)
+    assert [house.keys_of(x) for x in again] == [[D1], [D2]]
+    assert len({x.run_key for x in again}) == 2
+
+
+def test_the_schedule_leaves_to_a_run_what_it_has_in_hand(scheduled: House) -> None:
+    house = scheduled
+    house.settle()
+    deliver(house, D1)
+    house.record(only(house.sense()), STARTED)
+
+    assert schedule(house) == "the drops are underway"
+    deliver(house, D2)
+    assert house.keys_of(only(schedule(house))) == [D2]
+    assert catch_up(house.instance, house.raw.lake, "x") != "the drops are underway"
+
+
+def test_jobs_run_as_often_as_promised_and_nothing_by_itself(house: House) -> None:
+    defs = automation.build_defs(house.settings)
+    schedules = {x.name: x for x in defs.schedules or () if isinstance(x, dg.ScheduleDefinition)}
+    (sensor,) = defs.sensors or ()
+
+    assert {name: (x.cron_schedule, x.job_name) for name, x in schedules.items()} == {
+        f"{DOMAIN}_drops_nightly": ("0 3 * * *", LARGE_JOB),
+        NIGHTLY_JOB: ("0 4 * * *", NIGHTLY_JOB),
+    }
+    assert {x.execution_timezone for x in schedules.values()} == {"UTC"}
+    assert isinstance(sensor, dg.SensorDefinition)
+    assert sensor.minimum_interval_seconds == 30
+    assert {job.name for job in sensor.jobs} == {SMALL_JOB, LARGE_JOB, MARTS_JOB}
+    assert {x.default_status.name for x in (*schedules.values(), sensor)} == {"STOPPED"}
+
+
+def test_what_the_house_does_is_what_the_lake_knows(house: House) -> None:
+    deliver(house, D1)
+    house.raw.sales(D2, sale())
+    house.settle()
+
+    known = read_known(house.raw.lake)
+
+    assert set(known.ledgers(SALES)) == {D1, D2}
+    assert set(known.ledgers(CUSTOMER)) == {D1}
