@@ -35,8 +35,10 @@ def prepare_instance(settings: Settings) -> None:
     folder = settings.instance_dir
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "dagster.yaml"
-    if not config.exists():
-        config.write_text(_DAGSTER_YAML)
+    if not config.exists():  # as a whole or not: half of it would be kept, and obeyed
+        partial = config.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(_DAGSTER_YAML)
+        partial.replace(config)
 
 
 _HELD_FILES = 4

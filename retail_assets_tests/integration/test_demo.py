@@ -13,10 +13,18 @@ def home(retail_assets: Command, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """A home in which the demo ran."""
     home = tmp_path_factory.mktemp("demo")
     assert retail_assets("sample", "online_retail", "--days", "40", home=home).returncode == 0
-    done = retail_assets("run", "online_retail", home=home)
+    sample = ("--sales", "3000", "--customers", "300", "--drops", "2")
+    done = retail_assets("sample", "coffee_chain", *sample, home=home)
     assert done.returncode == 0, done.stderr
-    assert "product_ranking" in done.stdout
-    assert "checks passed" in done.stdout.splitlines()[-1]
+    assert re.search(r"3,000 sales lines.*, 2 drops", " ".join(done.stdout.split()))
+    for domain, last_table in (
+        ("online_retail", "product_ranking"),
+        ("coffee_chain", "age_group_purchase"),
+    ):
+        done = retail_assets("run", domain, home=home)
+        assert done.returncode == 0, done.stderr
+        assert last_table in done.stdout
+        assert "checks passed" in done.stdout.splitlines()[-1]
     return home
 
 
@@ -24,7 +32,7 @@ def test_doctor_finds_nothing_wrong(home: Path, retail_assets: Command) -> None:
     done = retail_assets("doctor", home=home)
     assert done.returncode == 0, done.stdout
     lines = done.stdout.strip().splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert all(line.startswith("ok") for line in lines)
 
 
@@ -45,6 +53,9 @@ def test_status_shows_settings_and_tables(home: Path, retail_assets: Command) ->
     assert "RETAIL_ONLINE_RETAIL_SOURCE" in done.stdout
     (row,) = [x for x in done.stdout.splitlines() if "processed_online_retail_data" in x]
     assert " 40 " in row  # partitions
+    (row,) = [x for x in done.stdout.splitlines() if "malaysian_coffee_chain/sales" in x]
+    assert " 2 " in row
+    assert "coffee_chain_core/state_revenue" in done.stdout
     assert "never" not in done.stdout
 
 
@@ -71,12 +82,24 @@ def test_an_invalid_variable_is_one_clear_line(retail_assets: Command, tmp_path:
     assert "duckdb:PATH" in done.stderr
 
 
-def test_dbt_unit_tests_pass(home: Path, retail_assets: Command) -> None:
-    done = retail_assets("dbt", "test", "--select", "test_type:unit", home=home)
+@pytest.mark.parametrize(("domain", "fewest"), [("online_retail", 5), ("coffee_chain", 10)])
+def test_dbt_unit_tests_pass(home: Path, retail_assets: Command, domain: str, fewest: int) -> None:
+    """By domain: dbt looks at what models read, which is there once the domain ran."""
+    select = f"test_type:unit,path:models/{domain}"
+    done = retail_assets("dbt", "test", "--select", select, home=home)
     assert done.returncode == 0, done.stdout
     passed = re.search(r"PASS=(\d+) WARN=0 ERROR=0", done.stdout)
     assert passed is not None
-    assert int(passed[1]) >= 5
+    assert int(passed[1]) >= fewest
+
+
+def test_a_second_run_takes_what_is_asked_for(home: Path, retail_assets: Command) -> None:
+    """One drop of two, and nothing but its lines in the facts."""
+    done = retail_assets("run", "coffee_chain", "--partitions", "2022-12-31", home=home)
+    assert done.returncode == 0, done.stderr
+    (row,) = [x for x in done.stdout.splitlines() if "coffee_chain/processed_sales" in x]
+    assert re.search(r"│ +[\d,]+ │ +1 │", row)  # of one partition
+    assert done.stdout.splitlines()[-1].startswith("2022-12-31")
 
 
 def test_dbt_docs_are_generated(home: Path, retail_assets: Command) -> None:
