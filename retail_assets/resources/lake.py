@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +36,10 @@ class LakeBusyError(TransientError):
     """Another run held a lock of the lake for longer than this one waits."""
 
 
+class ReplacedError(TransientError):
+    """An object was replaced while an engine read it."""
+
+
 class BrokenStateError(PermanentError):
     """A state object in the lake is not readable."""
 
@@ -50,6 +54,35 @@ class LakeObject:
     name: str
     size: int
     version: str
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder that an engine writes by its ``uri``; ``fetch`` brings what it wrote here."""
+
+    uri: str
+    fetch: Callable[[], Path]
+
+
+class Exchange:
+    """What this process and an engine hand to each other: files that both see, here in ``folder``.
+
+    Nothing is copied. Where an engine cannot see them, the lake has an exchange of its own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def place(self, file: Path, of: LakeObject | None = None) -> Path | str:
+        """Where an engine reads a local file: a path, or a URI.
+
+        ``of`` is the object whose bytes the file has, if it is one's: that need not be copied.
+        """
+        return file
+
+    def target(self, name: str) -> Path | RemoteFolder:
+        """A folder for an engine to write to, which is not there yet."""
+        return self.folder / name
 
 
 class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
@@ -103,6 +136,16 @@ class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
     @abstractmethod
     def scratch(self) -> AbstractContextManager[Path]:
         """A local folder for files on their way into the lake; gone afterwards."""
+
+    @contextmanager
+    def exchange(self, run_id: str, *, cluster: bool) -> Iterator[Exchange]:
+        """Hand files to an engine and back; gone afterwards, whatever happened.
+
+        ``cluster`` says that the engine runs elsewhere: all that it shares with this process is
+        the lake.
+        """
+        with self.scratch() as folder:
+            yield Exchange(folder)
 
     @abstractmethod
     def partition_uris(self, dataset: Dataset, keys: Iterable[str]) -> list[str]:
@@ -254,9 +297,11 @@ class LocalLake(LakeResource):
             if name.startswith(prefix) and name >= start
         ]
         for name, entry in sorted(found, key=itemgetter(0)):
-            with suppress(FileNotFoundError):  # removed since
+            try:
                 stat = entry.stat()
-                yield LakeObject(name, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
+            except FileNotFoundError:  # removed since
+                continue
+            yield LakeObject(name, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
 
     def local_file(self, name: str) -> Path:
         """The file itself."""

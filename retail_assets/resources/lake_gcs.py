@@ -33,9 +33,12 @@ from retail_assets.dataset import Dataset
 from retail_assets.errors import PermanentError, TransientError
 from retail_assets.resources.lake import (
     BrokenStateError,
+    Exchange,
     LakeBusyError,
     LakeObject,
     LakeResource,
+    RemoteFolder,
+    ReplacedError,
     Stage,
     partition_folder,
 )
@@ -62,6 +65,7 @@ _RETIRED_SECONDS = 3600
 _ORPHAN_SECONDS = 24 * 3600
 _UNUSED_SECONDS = 7 * 24 * 3600
 _CLOCK_SKEW_SECONDS = 300
+_ENGINE = "_stage/engine"
 _QUOTA_REASONS = {"rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded"}
 
 
@@ -211,13 +215,16 @@ class GcsLake(LakeResource):
             from google.api_core.exceptions import NotFound
 
             partial = folder / "download"
-            blob = self._blob(name, found.generation)
             try:
-                blob.download_to_filename(str(partial), retry=self._retry())
+                self._download_file(found, partial)
             except NotFound as error:
                 raise FileNotFoundError(self.uri(name)) from error
             self._into_cache(partial, target)
         return target
+
+    def _download_file(self, found: _Stat, file: Path) -> None:
+        blob = self._blob(found.name, found.generation)
+        blob.download_to_filename(str(file), retry=self._retry())
 
     def local_copies(self, uris: Sequence[str]) -> list[str]:
         """Local copies of what ``partition_uris`` named, for a reader that knows no bucket."""
@@ -286,6 +293,39 @@ class GcsLake(LakeResource):
         """A local folder to write to; nothing is uploaded before ``publish``."""
         with self._folder("stage") as folder:
             yield GcsStage(self, folder, run_id)
+
+    @contextmanager
+    def exchange(self, run_id: str, *, cluster: bool) -> Iterator[Exchange]:
+        """Hand files to an engine: those of this machine, or objects where it is a cluster.
+
+        What a killed run left is deleted by another's exchange, after a day.
+        """
+        with self.scratch() as folder:
+            if not cluster:
+                yield Exchange(folder)
+                return
+            self._discard(f"{_ENGINE}/", before=self._clock() - _ORPHAN_SECONDS)
+            prefix = f"{_ENGINE}/{run_id}-{uuid.uuid4().hex[:16]}"
+            try:
+                yield GcsExchange(self, folder, prefix)
+            finally:
+                self._discard(f"{prefix}/")
+
+    def _discard(self, prefix: str, before: float | None = None) -> None:
+        """Delete what is below ``prefix``, or what of it was made ``before``; or leave a warning.
+
+        It is of no more use to anyone, so that a failure is no reason to fail a run.
+        """
+        try:
+            found = [
+                stat.name
+                for stat in self._list(prefix, markers=True)
+                if before is None or stat.created < before
+            ]
+            with ThreadPoolExecutor(_PARALLEL) as pool:
+                list(pool.map(self._delete, found))
+        except (TransientError, PermanentError) as error:
+            _log.warning("objects below %s were left: %s", self.uri(prefix), error)
 
     @contextmanager
     def lock(self, name: str, timeout_s: float = 3600) -> Iterator[None]:
@@ -378,7 +418,10 @@ class GcsLake(LakeResource):
             list(listed)
             _BUCKETS.add(known)
 
-    def _list(self, prefix: str, start: str = "", end: str = "") -> Iterator[_Stat]:
+    def _list(
+        self, prefix: str, start: str = "", end: str = "", *, markers: bool = False
+    ) -> Iterator[_Stat]:
+        """Objects by name; ``markers`` are those that some programs make for a folder."""
         with self._faults("list", self.uri(prefix)):
             pages = iter(
                 self.client()
@@ -398,7 +441,7 @@ class GcsLake(LakeResource):
                 found = [] if page is None else [self._stat_of(blob) for blob in page]
             if page is None:
                 return
-            yield from (stat for stat in found if not stat.name.endswith("/"))
+            yield from (stat for stat in found if markers or not stat.name.endswith("/"))
 
     def _download(self, blob: "storage.Blob") -> bytes:
         from google.cloud.storage.exceptions import DataCorruption
@@ -575,6 +618,64 @@ class GcsLake(LakeResource):
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class GcsExchange(Exchange):
+    """Files handed over as objects below ``prefix``, for an engine that sees only the bucket."""
+
+    def __init__(self, lake: GcsLake, folder: Path, prefix: str) -> None:
+        super().__init__(folder)
+        self._lake = lake
+        self._prefix = prefix
+        self._placed = 0
+        self._read: dict[str, int] = {}
+
+    def place(self, file: Path, of: LakeObject | None = None) -> str:
+        """URI of an object with the file's bytes: of the lake's own, or of a copy."""
+        # No engine reads a generation: that it was this one is seen when all is read.
+        if of is not None and file == self._lake._cached(of.name, int(of.version)):
+            self._read[of.name] = int(of.version)
+            return self._lake.uri(of.name)
+        name = f"{self._prefix}/in/{self._placed}-{file.name}"
+        self._placed += 1
+        self._lake._upload_file(name, file)
+        return self._lake.uri(name)
+
+    def target(self, name: str) -> RemoteFolder:
+        """Where an engine writes; ``fetch`` downloads the Parquet files of it.
+
+        Raises, by ``fetch``:
+            ReplacedError: what was placed is another generation by now.
+        """
+        location = f"{self._prefix}/{name}"
+        return RemoteFolder(self._lake.uri(location), lambda: self._fetch(location, name))
+
+    def _fetch(self, location: str, name: str) -> Path:
+        target = self.folder / name
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            list(pool.map(self._require_unchanged, self._read))
+            written = self._lake._list(f"{location}/")
+            list(pool.map(lambda stat: self._bring(stat, location, target), written))
+        return target
+
+    def _require_unchanged(self, name: str) -> None:
+        found = self._lake._stat(name)
+        if found is None or found.generation != self._read[name]:
+            raise ReplacedError(
+                f"{self._lake.uri(name)} was replaced while the cluster read it. Nothing was"
+                " touched. Run this again."
+            )
+
+    def _bring(self, found: _Stat, location: str, target: Path) -> None:
+        inner = PurePosixPath(found.name).relative_to(location)
+        # Below _temporary lies what tasks wrote that were given up; a column may be named _so.
+        hidden = (p.startswith(".") or (p.startswith("_") and "=" not in p) for p in inner.parts)
+        if inner.suffix != ".parquet" or any(hidden):
+            return
+        file = target / inner
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with self._lake._faults("read", self._lake.uri(found.name)):
+            self._lake._download_file(found, file)
 
 
 class GcsStage(Stage):

@@ -26,6 +26,7 @@ from urllib.parse import unquote
 import dagster as dg
 
 from retail_assets.errors import PermanentError, TransientError
+from retail_assets.resources.lake import Exchange, LakeResource, RemoteFolder
 from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 _CONNECT_S = 10.0
+# A lost server is given up after half a minute; by default a call, and then the exit, try for ten.
+_MOST_TRIES = 6
+_LONGEST_WAIT_MS = 10_000
 # A JVM's default heap is a quarter of the machine, too little for a group-by of a large drop.
 _LOCAL_HEAP = "2g"
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -48,6 +52,10 @@ class SparkUnavailableError(PermanentError):
 
 class SparkUnreachableError(TransientError):
     """The Spark that the settings name does not answer."""
+
+
+class UnsharedLakeError(PermanentError):
+    """A cluster does not see the files that it is to read, or this process not what it wrote."""
 
 
 class UnreadablePathError(PermanentError):
@@ -65,8 +73,8 @@ class WrittenFile:
 class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The Spark of ``master``: embedded, local[...], spark://HOST:PORT or sc://HOST:PORT.
 
-    A cluster must see this machine's files under the same names, those of the lake's staging
-    included: a shared folder.
+    A cluster takes and gives files by the lake (``exchange``): through a bucket, which it must be
+    able to read and write, or in a folder that all its machines have under the same path.
     """
 
     master: str
@@ -78,6 +86,11 @@ class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return cls(master=settings.spark, java_home=settings.java_home)
 
     @property
+    def is_cluster(self) -> bool:
+        """Whether it runs elsewhere, and need not see this machine's files."""
+        return "://" in self.master
+
+    @property
     def session(self) -> "SparkSession":
         """The process's session, started at first use.
 
@@ -85,13 +98,63 @@ class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             SparkUnavailableError: no Java for a JVM, or this process has another Spark already.
             SparkUnreachableError: nothing listens where the cluster should be.
         """
-        if self.master != EMBEDDED and not self.master.startswith("sc://"):
+        if not _uses_connect(self.master):
             _require_java(self.master, self.java_home)
         return _Engine.of(self.master).session
 
-    def read_csv(self, file: Path, columns: Sequence[str], *, quoted: bool = False) -> "DataFrame":
+    @contextmanager
+    def exchange(self, lake: LakeResource, run_id: str) -> "Iterator[Exchange]":
+        """A place of the lake's to hand files over; gone afterwards, whatever happened.
+
+        Raises:
+            UnsharedLakeError: a cluster cannot read there or write, as a first file shows. An
+                engine may read what it does not see as files without rows, and tell nobody.
+        """
+        with lake.exchange(run_id, cluster=self.is_cluster) as exchange:
+            if self.is_cluster:
+                self._require_shared(lake, exchange)
+            yield exchange
+
+    def _require_shared(self, lake: LakeResource, exchange: Exchange) -> None:
+        engine = _Engine.of(self.master)
+        if lake.root in engine.shared:
+            return
+        sent = exchange.folder / "shared.csv"
+        sent.write_text("part,text\nshared,file\n")
+        found = "nothing of a file that it was to copy"
+        try:
+            frame = self.read_csv(exchange.place(sent), ["part", "text"])
+            if self.write(frame, exchange.target("shared"), ["part"]):
+                engine.shared.add(lake.root)
+                return
+        except (PermanentError, TransientError):
+            raise
+        except Exception as error:
+            found = _cause(error)
+            raise self._unshared(lake, found) from error
+        raise self._unshared(lake, found)
+
+    def _unshared(self, lake: LakeResource, found: str) -> UnsharedLakeError:
+        needs = (
+            "A cluster needs Hadoop's connector to Cloud Storage on the class path of its driver"
+            " and executors (spark.jars in spark-defaults.conf; for spark:// the driver is this"
+            " process, and SPARK_CONF_DIR names that file's folder), and an account that has"
+            " roles/storage.objectUser on the bucket. Set that up"
+            if lake.root.startswith("gs://")
+            else "Every machine of a cluster must have this folder under the same path, and may"
+            " write to it. Share it, or set RETAIL_LAKE=gs://BUCKET"
+        )
+        return UnsharedLakeError(
+            f"RETAIL_SPARK is {self.master!r}; it cannot exchange files by {lake.root}: found"
+            f" {found}. {needs}, or set RETAIL_SPARK=embedded."
+        )
+
+    def read_csv(
+        self, file: Path | str, columns: Sequence[str], *, quoted: bool = False
+    ) -> "DataFrame":
         """Rows of a UTF-8 CSV file with a header, all columns as text, empty fields as null.
 
+        ``file`` is a path, or the URI of an object that is there (``Exchange.place``).
         ``columns`` name the fields by position. Every row must have as many (tabular.scan_csv sees
         to that): the engines fail or differ on others. ``quoted`` says that values may hold quotes,
         commas or line ends: then the file is read by one task.
@@ -102,9 +165,11 @@ class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """
         from pyspark.sql.types import StringType, StructField, StructType
 
-        if not file.is_file():
-            raise FileNotFoundError(str(file))
-        path = str(file.absolute())
+        if isinstance(file, Path):
+            if not file.is_file():
+                raise FileNotFoundError(str(file))
+            file = file.absolute()
+        path = str(file)
         if _NOT_BY_NAME.fullmatch(path):
             raise UnreadablePathError(
                 f"{file}: expected a path without any of * ? [ ] {{ }}, and a file whose name does"
@@ -117,19 +182,24 @@ class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             options["multiLine"] = "true"
         return self.session.read.schema(schema).options(**options).csv(path)
 
-    def write(self, frame: "DataFrame", folder: Path, by: Sequence[str]) -> list[WrittenFile]:
+    def write(
+        self, frame: "DataFrame", folder: Path | RemoteFolder, by: Sequence[str]
+    ) -> list[WrittenFile]:
         """Write a frame as Parquet below ``folder``, a folder for each value of the columns ``by``.
 
         These are text, neither null nor empty: such rows would land in another partition on one
-        engine. Returns the files by their values, in order; none for a frame without rows.
+        engine. Returns the files, which are here (``Exchange.target``), by their values, in order;
+        none for a frame without rows.
 
         Raises:
             FileExistsError: the folder is there; writing into it would not replace it everywhere.
         """
-        if folder.exists():
+        if isinstance(folder, Path) and folder.exists():
             raise FileExistsError(str(folder))
-        path = str(folder.absolute())
+        path = str(folder.absolute()) if isinstance(folder, Path) else folder.uri
         frame.write.partitionBy(*by).parquet(path, mode="append", compression="zstd")
+        if not isinstance(folder, Path):
+            folder = folder.fetch()
         written = []
         for file in (p for p in folder.rglob("*.parquet") if p.is_file()):
             values = [
@@ -149,6 +219,7 @@ class _Engine:
 
     def __init__(self, master: str) -> None:
         self.master = master
+        self.shared: set[str] = set()
         self._server: Any = None
         with _told(master):
             self.session = self._start()
@@ -195,15 +266,28 @@ class _Engine:
                 "spark.log.level": "ERROR",
             }
         session: SparkSession = LazyPySparkResource(spark_config=config).spark_session
+        if _uses_connect(self.master):
+            from pyspark.sql.connect.client.retries import DefaultPolicy
+
+            policy = DefaultPolicy(max_retries=_MOST_TRIES, max_backoff=_LONGEST_WAIT_MS)
+            session.client.set_retry_policies([policy])
+            _ = session.version  # the first call: what listens there may be no Spark
         return session
 
     def stop(self) -> None:
         """End the session, then the server."""
         with suppress(Exception):  # at the end of a process there is nobody to tell
+            if _uses_connect(self.master):
+                self.session.client.set_retry_policies([])
             self.session.stop()
         if self._server is not None:
             with suppress(Exception):
                 self._server.stop()
+
+
+def _uses_connect(master: str) -> bool:
+    """Whether the session talks to a server; else it is a JVM of this process."""
+    return master == EMBEDDED or master.startswith("sc://")
 
 
 @contextmanager
@@ -215,7 +299,7 @@ def _told(master: str) -> "Iterator[None]":
     except Exception as error:
         found = (
             f"RETAIL_SPARK is {master!r}; its session could not be started"
-            f" ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]})."
+            f" ({type(error).__name__}: {' '.join(str(error).split())[:300]})."
         )
         if "://" in master:
             raise SparkUnreachableError(
@@ -223,6 +307,14 @@ def _told(master: str) -> "Iterator[None]":
             ) from error
         hint = "" if master == EMBEDDED else " A JVM needs Java 17 or newer; embedded needs none."
         raise SparkUnavailableError(f"{found}{hint}") from error
+
+
+def _cause(error: Exception) -> str:
+    """What an engine says in one line: of a JVM's trace, what caused it all."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+    causes = [line for line in lines if line.startswith("Caused by: ")]
+    said = causes[-1].removeprefix("Caused by: ") if causes else " ".join(lines[:2])
+    return f"{type(error).__name__}: {said[:300]}"
 
 
 def _require_java(master: str, home: str | None) -> None:

@@ -238,7 +238,7 @@ def write_small(lake: LakeResource, run_id: str, small: SmallFile) -> Ledger:
     """Replace a small table and its quarantine by what its raw file holds.
 
     Raises:
-        DropError: the file is not there.
+        DropError: the file is not there, was replaced meanwhile, or its rows do not add up.
         UnreadableFileError: it is not the table that it should be. Nothing was touched.
     """
     import pandas as pd
@@ -252,9 +252,12 @@ def write_small(lake: LakeResource, run_id: str, small: SmallFile) -> Ledger:
             f" make sample files: retail-assets sample {DOMAIN}"
         )
     with lake.scratch() as scratch, lake.staging(run_id) as stage:
-        scanned = scan_csv(lake.local_file(entry.name), small.raw.header, scratch)
+        file = lake.local_file(entry.name)
+        before = _stamp(file)
+        scanned = scan_csv(file, small.raw.header, scratch)
         # By position: a copy's header has a name for the index.
         raw = pd.read_csv(scanned.file, dtype="string", keep_default_na=False, na_values=[""])
+        _require_unchanged(entry.name, file, before)
         typed = small.type_rows(raw.set_axis(list(small.raw.header), axis="columns"))
         rows = pa.Table.from_pandas(typed.rows, dataset.arrow_schema, preserve_index=False)
         bad = [(row.reason, row.text) for row in scanned.rejected] + list(typed.rejected)
@@ -268,6 +271,7 @@ def write_small(lake: LakeResource, run_id: str, small: SmallFile) -> Ledger:
             duplicates=typed.duplicates,
             quarantined=len(bad),
         )
+        _require_balance(entry.name, ledger)
         stage.write_partitions("processed", dataset, "", [(WHOLE_TABLE, rows)])
         if bad:
             rejected = _quarantined(quarantine, WHOLE_TABLE, entry.name, bad)
@@ -285,15 +289,16 @@ def write_drops(
     then deleted stays as it is. Returns the ledger of each date that has one.
 
     Raises:
-        DropError: a date has no file of any table, or the rows do not add up.
+        DropError: a date has no file of any table, a file was replaced meanwhile, or its rows
+            do not add up.
         UnreadableFileError: a file has another header, or is no CSV. No partition was touched.
     """
     dataset = large.dataset
     listing, known = list_raw(lake), read_known(lake)
-    files = {key: entry for key, entry in listing.of(dataset).items() if key in set(dates)}
-    taken = {key: text for key, text in known.of(dataset).items() if key in set(dates)}
-    anywhere = listing.dates.union(*(known.of(other.dataset) for other in DROPPED_FILES))
-    if missing := set(dates) - anywhere:
+    asked = set(dates)
+    files = {key: entry for key, entry in listing.of(dataset).items() if key in asked}
+    taken = {key: text for key, text in known.of(dataset).items() if key in asked}
+    if missing := asked - listing.dates - known.dates:
         raise DropError(
             f"no raw file has the date {describe_drops(missing)}; expected"
             f" {large.raw.name(min(missing))} or the other table's. Nothing was touched. Deliver"
@@ -302,8 +307,8 @@ def write_drops(
     ledgers: dict[str, Ledger] = {}
     with lake.staging(run_id) as stage:
         for batch in _batches(files):
-            ledgers |= _stage_batch(lake, spark, stage, large, batch)
-        _publish(lake, stage, dataset, ledgers, empty=set(dates) - set(files) - set(taken))
+            ledgers |= _stage_batch(lake, spark, run_id, stage, large, batch)
+        _publish(lake, stage, dataset, ledgers, empty=asked.difference(files, taken))
     kept = {key: Ledger.from_text(text) for key, text in taken.items() if key not in files}
     return kept | ledgers
 
@@ -324,27 +329,28 @@ def _batches(files: Mapping[str, LakeObject]) -> Iterator[dict[str, LakeObject]]
 def _stage_batch(
     lake: LakeResource,
     spark: SparkResource,
+    run_id: str,
     stage: Stage,
     large: DroppedFiles,
     files: Mapping[str, LakeObject],
 ) -> dict[str, Ledger]:
     """Type a batch of drops by one Spark job and stage what came out; returns their ledgers."""
-    with lake.scratch() as scratch:
+    with spark.exchange(lake, run_id) as exchange:
         local = {key: lake.local_file(entry.name) for key, entry in files.items()}
         before = {key: _stamp(file) for key, file in local.items()}
-        scanned = {key: scan_csv(file, large.raw.header, scratch) for key, file in local.items()}
-        frames = [
-            large.stage_rows(spark.read_csv(found.file, large.columns, quoted=found.quoted), key)
-            for key, found in scanned.items()
-        ]
+        scanned = {
+            key: scan_csv(file, large.raw.header, exchange.folder) for key, file in local.items()
+        }
+        frames = []
+        for key, found in scanned.items():
+            as_delivered = files[key] if found.file == local[key] else None
+            place = exchange.place(found.file, as_delivered)
+            rows = spark.read_csv(place, large.columns, quoted=found.quoted)
+            frames.append(large.stage_rows(rows, key))
         union = reduce(lambda left, right: left.unionAll(right), frames)
-        written = spark.write(union, scratch / "written", STAGED)
+        written = spark.write(union, exchange.target("written"), STAGED)
         for key, file in local.items():
-            if _stamp(file) != before[key]:
-                raise DropError(
-                    f"{files[key].name} was replaced while it was read. Nothing was touched. Run"
-                    " this again; deliver files under another name and rename them when complete."
-                )
+            _require_unchanged(files[key].name, file, before[key])
         return {
             key: _stage_drop(
                 stage,
@@ -361,6 +367,14 @@ def _stage_batch(
 def _stamp(file: Path) -> tuple[int, int]:
     found = file.stat()
     return found.st_size, found.st_mtime_ns
+
+
+def _require_unchanged(name: str, file: Path, before: tuple[int, int]) -> None:
+    if _stamp(file) != before:
+        raise DropError(
+            f"{name} was replaced while it was read. Nothing was touched. Run this again; deliver"
+            " files under another name and rename them when complete."
+        )
 
 
 def _stage_drop(
@@ -403,17 +417,21 @@ def _stage_drop(
         duplicates=duplicates,
         quarantined=len(bad),
     )
-    if not ledger.balances:
-        raise DropError(
-            f"{entry.name}: {ledger.read} rows were read, but {ledger.written} written,"
-            f" {ledger.duplicates} duplicates and {ledger.quarantined} quarantined. No partition"
-            " was touched. This is a defect of the engine or of ours: please report it."
-        )
+    _require_balance(entry.name, ledger)
     if bad:
         assert dataset.partition_by is not None
         rejected = _quarantined(quarantine, key, entry.name, bad)
         stage.write_partitions("quarantine", quarantine, dataset.partition_by, [(key, rejected)])
     return ledger
+
+
+def _require_balance(file: str, ledger: Ledger) -> None:
+    if not ledger.balances:
+        raise DropError(
+            f"{file}: {ledger.read} rows were read, but {ledger.written} written,"
+            f" {ledger.duplicates} duplicates and {ledger.quarantined} quarantined. No partition"
+            " was touched. This is a defect of the engine or of ours: please report it."
+        )
 
 
 def _merge_small(dataset: Dataset, files: list[Path]) -> list[Path]:
@@ -539,8 +557,8 @@ def processed_versions(lake: LakeResource, dataset: Dataset, keys: Sequence[str]
     """
     known = read_known(lake)
     versions = known.fingerprints(dataset)
-    others = {key for large in DROPPED_FILES for key in known.of(large.dataset)}
-    if missing := [key for key in keys if key not in versions and key not in others]:
+    dates = known.dates
+    if missing := [key for key in keys if key not in versions and key not in dates]:
         raise DropError(
             f"{processed_key(dataset).to_user_string()} has nothing for"
             f" {describe_drops(missing) or 'the table'}. Nothing was loaded. Materialize it first."
