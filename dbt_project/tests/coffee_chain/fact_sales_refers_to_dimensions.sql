@@ -1,15 +1,8 @@
 {{ config(meta={'dagster': {'ref': {'name': 'fact_sales'}}}) }}
 
 -- Each line of the window's drops has its customer, outlet and product in the dimensions. One
--- column at a time: joined together, every line would be carried through all three.
-with sales as (
-
-    select * from {{ ref('fact_sales') }}
-    where {{ in_window('drop_date', 'coffee_chain_window') }}
-
-),
-
-customers as (
+-- column at a time: joined together, or as one CTE, every line would be carried through all three.
+with customers as (
 
     select customer_id from {{ ref('coffee_chain_dim_customer') }}
 
@@ -30,20 +23,26 @@ products as (
 select
     'customer' as member,
     sales.customer_id as missing_id
-from sales
+from {{ ref('fact_sales') }} as sales
 left join customers on sales.customer_id = customers.customer_id
-where customers.customer_id is null
+where
+    customers.customer_id is null
+    and {{ in_window('sales.drop_date', 'coffee_chain_window') }}
 union all
 select
     'outlet' as member,
     sales.outlet_id as missing_id
-from sales
+from {{ ref('fact_sales') }} as sales
 left join outlets on sales.outlet_id = outlets.outlet_id
-where outlets.outlet_id is null
+where
+    outlets.outlet_id is null
+    and {{ in_window('sales.drop_date', 'coffee_chain_window') }}
 union all
 select
     'product' as member,
     sales.product_id as missing_id
-from sales
+from {{ ref('fact_sales') }} as sales
 left join products on sales.product_id = products.product_id
-where products.product_id is null
+where
+    products.product_id is null
+    and {{ in_window('sales.drop_date', 'coffee_chain_window') }}

@@ -5,6 +5,7 @@ which files there are and are known (drops.py), when anything runs (automation.p
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,7 @@ SCHEMA_CHECK = "schema_matches_contract"
 # What one Spark job takes: its memory goes with the bytes, its plan with the files.
 _MOST_BYTES_A_JOB = 96 * 1024**2
 _MOST_FILES_A_JOB = 32
+_JOBS_AT_ONCE = 2
 _SMALL_BYTES = 16 * 1024**2
 
 
@@ -306,8 +308,13 @@ def write_drops(
         )
     ledgers: dict[str, Ledger] = {}
     with lake.staging(run_id) as stage:
-        for batch in _batches(files):
-            ledgers |= _stage_batch(lake, spark, run_id, stage, large, batch)
+        # Two at once: one's scan and writing, a core each, go beside the other's group-by.
+        with ThreadPoolExecutor(_JOBS_AT_ONCE) as pool:
+            for found in pool.map(
+                lambda batch: _stage_batch(lake, spark, run_id, stage, large, batch),
+                _batches(files),
+            ):
+                ledgers |= found
         _publish(lake, stage, dataset, ledgers, empty=asked.difference(files, taken))
     kept = {key: Ledger.from_text(text) for key, text in taken.items() if key not in files}
     return kept | ledgers
