@@ -45,6 +45,7 @@ REJECTED = "__rejected__"
 WHOLE = "all"
 _BETWEEN = "\x1f"  # between values, and between a reason and a text: "unit separator"
 _NULL = "\x1e"
+_ID_DIGITS = 32
 
 # The year 0000 is one of Spark's, not of the warehouses'. The end is \z: before a last line end,
 # $ matches on the JVM and does not on the embedded engine.
@@ -73,7 +74,7 @@ def stage_sales(raw: "DataFrame", drop_date: str) -> "DataFrame":
         drop_date,
         raw_columns=SALES_COLUMNS,
         reason=reason,
-        part=F.year("_at").cast("string"),
+        part=F.year("date_time").cast("string"),
         values={
             "invoice_no": F.col("invoice_no"),
             "date_time": F.col("_at"),
@@ -156,7 +157,7 @@ def _collapse(
     Columns: ``_identity``, those of ``values``, and STAGED. A good row's identity is the first 32
     hex digits of SHA-256 over the drop's date and the raw text. A rejected row goes with the good
     ones, so that the input is read once: its part is REJECTED, and its identity is the reason and
-    the row's text (``split_rejected``), the index included.
+    the row's text (``split_rejected``), the index included. ``part`` is made of ``values``.
 
     A group by the identity, not ``distinct()``: the engines hash one text in place of all columns
     (a third of the time), and the copies come counted.
@@ -164,24 +165,27 @@ def _collapse(
     from pyspark.sql import functions as F  # noqa: N812
 
     named = [F.coalesce(F.col(name), F.lit(_NULL)) for name in raw_columns if name != "index"]
-    line_id = F.left(F.sha2(F.concat_ws(_BETWEEN, F.lit(drop_date), *named), 256), F.lit(32))
-    text = F.concat_ws(",", *(F.coalesce(F.col(name), F.lit("")) for name in raw_columns))
-    identified = typed.withColumns(
-        {
-            "_identity": F.when(
-                reason.isNotNull(), F.concat(reason, F.lit(_BETWEEN), text)
-            ).otherwise(line_id),
-            STAGED_PART: F.when(reason.isNotNull(), F.lit(REJECTED)).otherwise(part),
-        }
+    line_id = F.left(
+        F.sha2(F.concat_ws(_BETWEEN, F.lit(drop_date), *named), 256), F.lit(_ID_DIGITS)
     )
+    text = F.concat_ws(",", *(F.coalesce(F.col(name), F.lit("")) for name in raw_columns))
+    identity = F.when(reason.isNull(), line_id).otherwise(F.concat(reason, F.lit(_BETWEEN), text))
+    identified = typed.withColumn("_identity", identity)
     # All rows of a group are equal: max is the value, and the one aggregate that every engine
     # has a fast path for.
     grouped = identified.groupBy("_identity").agg(
         *(F.max(value).alias(name) for name, value in values.items()),
-        F.max(STAGED_PART).alias(STAGED_PART),
-        F.count(F.lit(1)).cast("string").alias(STAGED_COPIES),
+        F.count(F.lit(1)).alias(STAGED_COPIES),
     )
-    return grouped.withColumn(STAGED_DROP, F.lit(drop_date))
+    # Told by the length, once for each group: a reason is longer than an id.
+    is_good = F.length("_identity") == _ID_DIGITS
+    return grouped.withColumns(
+        {
+            STAGED_DROP: F.lit(drop_date),
+            STAGED_PART: F.when(is_good, part).otherwise(F.lit(REJECTED)),
+            STAGED_COPIES: F.col(STAGED_COPIES).cast("string"),
+        }
+    )
 
 
 def _try_cast(column: str, kind: str) -> "Column":
