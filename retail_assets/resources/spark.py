@@ -41,6 +41,9 @@ _MOST_TRIES = 6
 _LONGEST_WAIT_MS = 10_000
 # A JVM's default heap is a quarter of the machine, too little for a group-by of a large drop.
 _LOCAL_HEAP = "2g"
+# Sail's name of it, with DuckDB's own size; its default of a million rows leaves a reader one core.
+# The JVM cuts by bytes, and passes over the name.
+_ROW_GROUPS = {"max_row_group_size": "122880"}
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # A path that an engine would take for a pattern, or for a file to be left out.
 _NOT_BY_NAME = re.compile(r".*[*?\[\]{}].*|(.*/)?[._][^/]*", re.DOTALL)
@@ -197,7 +200,8 @@ class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         if isinstance(folder, Path) and folder.exists():
             raise FileExistsError(str(folder))
         path = str(folder.absolute()) if isinstance(folder, Path) else folder.uri
-        frame.write.partitionBy(*by).parquet(path, mode="append", compression="zstd")
+        writer = frame.write.partitionBy(*by).options(**_ROW_GROUPS)
+        writer.parquet(path, mode="append", compression="zstd")
         if not isinstance(folder, Path):
             folder = folder.fetch()
         written = []
