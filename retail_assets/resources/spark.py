@@ -41,6 +41,12 @@ _MOST_TRIES = 6
 _LONGEST_WAIT_MS = 10_000
 # A JVM's default heap is a quarter of the machine, too little for a group-by of a large drop.
 _LOCAL_HEAP = "2g"
+_PYSPARK_MODES = (
+    "SPARK_REMOTE",
+    "SPARK_LOCAL_REMOTE",
+    "SPARK_API_MODE",
+    "SPARK_CONNECT_MODE_ENABLED",
+)
 # Sail's name of it, with DuckDB's own size; its default of a million rows leaves a reader one core.
 # The JVM cuts by bytes, and passes over the name.
 _ROW_GROUPS = {"max_row_group_size": "122880"}
@@ -245,6 +251,10 @@ class _Engine:
     def _start(self) -> "SparkSession":
         from dagster_pyspark import LazyPySparkResource
 
+        # RETAIL_SPARK decides; and pyspark leaves such marks for its children, of another kind
+        # perhaps.
+        for name in _PYSPARK_MODES:
+            os.environ.pop(name, None)
         if self.master == EMBEDDED:
             # Its log is of no use to who runs a pipeline; RUST_LOG=info brings it back.
             os.environ.setdefault("RUST_LOG", "error")

@@ -7,6 +7,7 @@ values, in every way that a file comes to the engine: as it lies, copied, copied
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -185,6 +186,8 @@ def staged_by(master: str, lake: Path, folder: Path) -> Staged:
     done = subprocess.run(
         [sys.executable, "-m", "retail_assets_tests.integration.staging", master, lake, folder],
         cwd=PROJECT,
+        # As a process that used the embedded engine leaves it to its children.
+        env=os.environ | {"SPARK_CONNECT_MODE_ENABLED": "1"},
         capture_output=True,
         text=True,
         timeout=600,
