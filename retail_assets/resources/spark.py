@@ -251,10 +251,6 @@ class _Engine:
     def _start(self) -> "SparkSession":
         from dagster_pyspark import LazyPySparkResource
 
-        # RETAIL_SPARK decides; and pyspark leaves such marks for its children, of another kind
-        # perhaps.
-        for name in _PYSPARK_MODES:
-            os.environ.pop(name, None)
         if self.master == EMBEDDED:
             # Its log is of no use to who runs a pipeline; RUST_LOG=info brings it back.
             os.environ.setdefault("RUST_LOG", "error")
@@ -281,8 +277,16 @@ class _Engine:
                 "spark.sql.session.timeZone": "UTC",
                 "spark.log.level": "ERROR",
             }
-        session: SparkSession = LazyPySparkResource(spark_config=config).spark_session
-        if _uses_connect(self.master):
+        # pyspark leaves such marks to its children, which may be of another kind: RETAIL_SPARK
+        # decides.
+        is_jvm = not _uses_connect(self.master)
+        marks = {name: os.environ.pop(name, None) for name in _PYSPARK_MODES if is_jvm}
+        try:
+            session: SparkSession = LazyPySparkResource(spark_config=config).spark_session
+        except BaseException:
+            os.environ.update({name: mark for name, mark in marks.items() if mark is not None})
+            raise
+        if not is_jvm:
             from pyspark.sql.connect.client.retries import DefaultPolicy
 
             policy = DefaultPolicy(max_retries=_MOST_TRIES, max_backoff=_LONGEST_WAIT_MS)

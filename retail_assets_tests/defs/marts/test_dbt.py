@@ -53,8 +53,10 @@ class Build:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return load_settings(home=tmp_path_factory.mktemp("home"))
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    # Dagster resolves definitions by the instance that was entered last: let that be a live one.
+    with dg.DagsterInstance.ephemeral():
+        yield load_settings(home=tmp_path_factory.mktemp("home"))
 
 
 def models_of(settings: Settings) -> dg.AssetsDefinition:
