@@ -101,11 +101,13 @@ def test_dbt_is_handed_every_window_and_a_whole_build_is_recorded(
     monkeypatch.setattr(LeanDbtCliResource, "cli", lambda _, arguments, **x: build.cli(arguments))
     warehouse = DuckDBWarehouse(path=str(tmp_path / "warehouse.duckdb"))
 
-    result = dg.materialize(
-        [models_of(settings)],
-        selection=None if whole else [FACT],
-        resources={"warehouse": warehouse, "dbt": dbt_resource(settings)},
-    )
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(
+            [models_of(settings)],
+            selection=None if whole else [FACT],
+            resources={"warehouse": warehouse, "dbt": dbt_resource(settings)},
+            instance=instance,
+        )
 
     assert result.success
     assert build.arguments[0] == "build"
