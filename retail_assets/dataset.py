@@ -141,7 +141,8 @@ class SchemaDrift:
 class Dataset:
     """One table: where it belongs, its columns in order, how it is partitioned and clustered.
 
-    ``schema`` is the warehouse's; ``domain`` the folder in the lake, where it is another.
+    ``schema`` is the warehouse's; ``domain`` the folder in the lake, where it is another, and
+    ``zone`` the lake's zone that its files are in.
     ``ordered`` says that the rows of its files are in an order worth keeping.
     """
 
@@ -153,6 +154,7 @@ class Dataset:
     cluster_by: tuple[str, ...] = ()
     domain: str = ""
     ordered: bool = True
+    zone: str = "processed"
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.columns]

@@ -32,6 +32,7 @@ _SIZE = re.compile(r"[1-9]\d*(\.\d+)?\s*([KMGT]i?B)")
 _SPARK = re.compile(
     rf"embedded|local\[(\*|[1-9][0-9]*)\]|spark://{_ADDRESS}(,{_ADDRESS})*|sc://{_ADDRESS}"
 )
+_KAFKA = re.compile(rf"embedded|{_ADDRESS}(,{_ADDRESS})*")
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 
 
@@ -79,6 +80,12 @@ class Settings(BaseSettings):
     spark: str = Field(
         "embedded",
         description="embedded, local[CORES] or local[*] (JVM), spark://HOST:PORT or sc://HOST:PORT",
+    )
+    kafka: str = Field(
+        "embedded", description="embedded, or HOST:PORT of brokers, several separated by commas"
+    )
+    postgres: str = Field(
+        "embedded", description="embedded, or postgresql://USER@HOST:PORT/DATABASE"
     )
     java_home: str | None = Field(
         None, validation_alias="JAVA_HOME", description="Java for a JVM's Spark: a path"
@@ -147,6 +154,20 @@ class Settings(BaseSettings):
     def _known_spark(cls, value: str) -> str:
         if not _SPARK.fullmatch(value):
             raise ValueError("it names no Spark")
+        return value
+
+    @field_validator("kafka")
+    @classmethod
+    def _known_kafka(cls, value: str) -> str:
+        if not _KAFKA.fullmatch(value):
+            raise ValueError("it names no broker")
+        return value
+
+    @field_validator("postgres")
+    @classmethod
+    def _known_postgres(cls, value: str) -> str:
+        if value != "embedded" and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("it names no database")
         return value
 
     @field_validator("storage_emulator_host", "bigquery_emulator_host")

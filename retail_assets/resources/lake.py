@@ -149,7 +149,7 @@ class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
 
     @abstractmethod
     def partition_uris(self, dataset: Dataset, keys: Iterable[str]) -> list[str]:
-        """Parquet files of the processed partitions ``keys``, those that are not empty.
+        """Parquet files of the partitions ``keys`` in the dataset's zone, those not empty.
 
         A table without partitions is one partition, of the key "".
         """
@@ -338,12 +338,12 @@ class LocalLake(LakeResource):
         return self.path(f"{zone}/{dataset.folder}") / partition_folder(column, key)
 
     def partition_uris(self, dataset: Dataset, keys: Iterable[str]) -> list[str]:
-        """Parquet files of the processed partitions ``keys``, those that are not empty."""
+        """Parquet files of the partitions ``keys`` in the dataset's zone, those not empty."""
         column = dataset.partition_by or ""
         return [
             str(file)
             for key in keys
-            for file in _parquet_files(self.partition_path("processed", dataset, column, key))
+            for file in _parquet_files(self.partition_path(dataset.zone, dataset, column, key))
         ]
 
     def local_copies(self, uris: Sequence[str]) -> list[str]:

@@ -250,7 +250,7 @@ class GcsLake(LakeResource):
     def partition_uris(self, dataset: Dataset, keys: Iterable[str]) -> list[str]:
         """gs:// locations of the processed partitions ``keys``, as the manifest has them now."""
         column = dataset.partition_by or ""
-        manifest = self.read_manifest("processed", dataset)
+        manifest = self.read_manifest(dataset.zone, dataset)
         return [
             self.uri(file.name)
             for key in keys

@@ -1,0 +1,1 @@
+"""Tests of retail_assets.defs.coffee_chain."""
