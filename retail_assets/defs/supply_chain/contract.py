@@ -34,7 +34,7 @@ class SourceColumn:
 
 
 # The one column that never leaves the producer.
-SECRET_HEADER = "Customer Password"
+WITHHELD_HEADER = "Customer Password"
 KEY_HEADER = "Order Id"
 
 SOURCE_COLUMNS = (
@@ -91,10 +91,10 @@ SOURCE_COLUMNS = (
     SourceColumn("shipping date (DateOrders)", "shipping_date", "timestamp", True),
     SourceColumn("Shipping Mode", "shipping_mode"),
 )
-# The source's header, in order; a message has all of it but SECRET_HEADER.
+# The source's header, in order; a message has all of it but WITHHELD_HEADER.
 CSV_HEADER = (
     *(c.header for c in SOURCE_COLUMNS[:15]),
-    SECRET_HEADER,
+    WITHHELD_HEADER,
     *(c.header for c in SOURCE_COLUMNS[15:]),
 )
 
@@ -146,7 +146,9 @@ DEAD_LETTERS = Dataset(
     columns=(
         *MESSAGE_COLUMNS,
         Column("reason", "string", "What was expected and what was found."),
-        Column("text", "string", "The message as it came, but for the secret.", True, pii=True),
+        Column(
+            "text", "string", "The message as it came, but for what is withheld.", True, pii=True
+        ),
     ),
 )
 
