@@ -7,6 +7,8 @@ import atexit
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 
@@ -46,3 +48,21 @@ def spare_garbage_collection() -> None:
     The objects of the imports stay, and are looked through each time: a tenth of a run.
     """
     gc.set_threshold(100_000, 50, 100)
+
+
+@contextmanager
+def without_package(name: str) -> Iterator[None]:
+    """Within the block a package cannot be imported, as if it were not installed.
+
+    Around the import of what probes for it, and does without. Does nothing where the package was
+    imported before.
+    """
+    if name in sys.modules:
+        yield
+        return
+    # None is what the import system itself takes for "not to be found".
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]

@@ -21,9 +21,7 @@ from retail_assets.resources.warehouse import WarehouseResource
 from retail_assets.settings import DBT_PROJECT_DIR, Settings
 
 if TYPE_CHECKING:
-    from dagster_dbt import DbtProject
-
-    from retail_assets.resources.dbt_cli import LeanDbtCliResource
+    from retail_assets.resources.dbt_cli import DbtProject, LeanDbtCliResource
 
 # dbt variable -> inclusive [first, last] ranges of changed partitions; None rebuilds everything.
 Windows: TypeAlias = Mapping[str, list[list[str]] | None]
@@ -100,7 +98,7 @@ def _window_variables(windows: Windows) -> dict[str, str]:
 
 def dbt_project(settings: Settings) -> "DbtProject":
     """The project, with its parsed state under RETAIL_HOME."""
-    from dagster_dbt import DbtProject
+    from retail_assets.resources.dbt_cli import DbtProject
 
     return DbtProject(DBT_PROJECT_DIR, target_path=_parsed_dir(settings), target=_target(settings))
 

@@ -10,15 +10,33 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import dagster as dg
-from dagster_dbt import DagsterDbtTranslator, DbtCliInvocation, DbtCliResource
-from dagster_dbt.asset_utils import (
-    DBT_INDIRECT_SELECTION_ENV,
-    extract_runtime_selection_from_args,
-    get_updated_cli_invocation_params_for_context,
-)
-from dagster_dbt.dbt_manifest import DbtManifestParam, validate_manifest
 from packaging.version import Version
 from pydantic import Field
+
+from retail_assets.process import without_package
+
+# dagster-dbt works with a dbt that is not of Python, and then imports none of it. Ours is a
+# process of its own: a second and 60 MiB of imports would be for nothing in this one. Other
+# modules import dagster-dbt's names from here.
+with without_package("dbt"):
+    from dagster_dbt import (
+        DagsterDbtTranslator,
+        DbtCliInvocation,
+        DbtCliResource,
+        DbtProject,
+        dbt_assets,
+    )
+    from dagster_dbt.asset_utils import (
+        DBT_INDIRECT_SELECTION_ENV,
+        extract_runtime_selection_from_args,
+        get_updated_cli_invocation_params_for_context,
+    )
+    from dagster_dbt.dbt_manifest import DbtManifestParam, validate_manifest
+
+__all__ = ["DagsterDbtTranslator", "DbtProject", "LeanDbtCliResource", "dbt_assets"]
+
+# What dagster-dbt selects where an asset definition has every model of its manifest.
+_EVERYTHING = ["--select", "fqn:*"]
 
 
 class LeanDbtCliResource(DbtCliResource):
@@ -26,12 +44,11 @@ class LeanDbtCliResource(DbtCliResource):
 
     dagster-dbt loads dbt's adapter and parses its macros in Dagster's process as well, for
     ``fetch_row_counts`` and ``fetch_column_metadata`` of the events. They take a second, 100 MiB
-    and, at the process's end, a semaphore; nothing here calls them. Set ``with_adapter`` to.
+    and, at the process's end, a semaphore; nothing here calls them.
 
     ``environment`` is added to that of each command.
     """
 
-    with_adapter: bool = False
     environment: dict[str, str] = Field(default_factory=dict)
 
     def cli(
@@ -44,8 +61,12 @@ class LeanDbtCliResource(DbtCliResource):
         context: dg.OpExecutionContext | dg.AssetExecutionContext | None = None,
         target_path: Path | None = None,
     ) -> DbtCliInvocation:
-        """Start a dbt command; arguments and result are those of ``DbtCliResource.cli``."""
-        if self.with_adapter or target_path is None or not target_path.is_absolute():
+        """Start a dbt command; arguments and result are those of ``DbtCliResource.cli``.
+
+        A ``--select`` of ``args`` stands in place of "all that is in the manifest", which may be
+        a part of the project's.
+        """
+        if target_path is None or not target_path.is_absolute():
             return super().cli(
                 args,
                 raise_on_error=raise_on_error,
@@ -62,6 +83,9 @@ class LeanDbtCliResource(DbtCliResource):
             runtime_selects=selects,
             runtime_excludes=excludes,
         )
+        selection = list(params.selection_args)
+        if selects and selection[-2:] == _EVERYTHING:
+            del selection[-2:]
         project = params.dbt_project
         project_dir = Path(project.project_dir if project else self.project_dir)
         options = {"--profile": self.profile, "--target": self.target}
@@ -71,7 +95,7 @@ class LeanDbtCliResource(DbtCliResource):
                 *self.global_config_flags,
                 *own_args,
                 *(part for pair in options.items() if pair[1] for part in pair if part),
-                *params.selection_args,
+                *selection,
             ],
             env=self._environment(project_dir, target_path, params.indirect_selection),
             manifest=params.manifest,

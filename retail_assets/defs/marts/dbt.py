@@ -6,11 +6,9 @@ landed tables (each domain's assets.py), how a domain finds its windows (its dom
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster_dbt import DagsterDbtTranslator, DbtProject, dbt_assets
 
 from retail_assets.domain import MARTS_STAGE, Domain
 from retail_assets.errors import failures_by_kind
@@ -20,7 +18,12 @@ from retail_assets.resources.dbt import (
     dbt_variables,
     prepare_project,
 )
-from retail_assets.resources.dbt_cli import LeanDbtCliResource
+from retail_assets.resources.dbt_cli import (
+    DagsterDbtTranslator,
+    DbtProject,
+    LeanDbtCliResource,
+    dbt_assets,
+)
 from retail_assets.resources.warehouse import WarehouseResource
 from retail_assets.settings import Settings
 
@@ -39,16 +42,42 @@ class RetailTranslator(DagsterDbtTranslator):
 
 def build_defs(settings: Settings, domains: Iterable[Domain]) -> dg.Definitions:
     """The models of each of ``domains``, one asset definition a domain."""
-    manifest = prepare_project(settings)
+    manifest = json.loads(prepare_project(settings).read_bytes())
     return dg.Definitions(assets=[_models(settings, manifest, domain) for domain in domains])
 
 
-def _models(settings: Settings, manifest: Path, domain: Domain) -> dg.AssetsDefinition:
+def models_of(manifest: Mapping[str, Any], domain: str) -> dict[str, Any]:
+    """The manifest with the models of ``domain`` alone, and the tests of any of them.
+
+    To select by dbt's own syntax, dagster-dbt would need dbt in this process.
+    """
+    nodes = manifest["nodes"]
+    models = {
+        name
+        for name, node in nodes.items()
+        if node["resource_type"] == "model" and node["fqn"][1] == domain
+    }
+    tests = {
+        name
+        for name, node in nodes.items()
+        if node["resource_type"] == "test" and not models.isdisjoint(node["depends_on"]["nodes"])
+    }
+    kept = models | tests
+    others = nodes.keys() - kept
+    reduced = {**manifest, "nodes": {name: nodes[name] for name in nodes if name in kept}}
+    for graph in ("child_map", "parent_map"):
+        reduced[graph] = {
+            name: [other for other in related if other not in others]
+            for name, related in manifest[graph].items()
+            if name not in others
+        }
+    return reduced
+
+
+def _models(settings: Settings, manifest: Mapping[str, Any], domain: Domain) -> dg.AssetsDefinition:
     @dbt_assets(
-        manifest=manifest,
+        manifest=models_of(manifest, domain.name),
         project=dbt_project(settings),
-        select=f"path:models/{domain.name}",
-        exclude="resource_type:unit_test",
         name=f"{domain.name}_dbt_models",  # a job has the name <domain>_marts
         dagster_dbt_translator=RetailTranslator(),
     )
@@ -59,6 +88,9 @@ def _models(settings: Settings, manifest: Path, domain: Domain) -> dg.AssetsDefi
             plan = domain.plan_marts(warehouse)
         context.log.info(f"windows of changed partitions: {dict(plan.windows)}")
         arguments = ["build", "--vars", json.dumps(dbt_variables(settings))]
+        if not context.is_subset:
+            arguments += ["--select", f"path:models/{domain.name}"]
+        arguments += ["--exclude", "resource_type:unit_test"]
         with warehouse.exclusive(), dbt_build(settings, plan.windows) as target:
             yield from dbt.cli(arguments, context=context, target_path=target).stream()
         # A subset may leave a fact behind: then the window stays open for the next whole run.

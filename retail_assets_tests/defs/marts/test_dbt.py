@@ -111,6 +111,7 @@ def test_dbt_is_handed_every_window_and_a_whole_build_is_recorded(
 
     assert result.success
     assert build.arguments[0] == "build"
+    assert ("path:models/online_retail" in build.arguments) == whole
     assert build.windows == {
         "DBT_ONLINE_RETAIL_WINDOW": [["2010-12-01", "2010-12-02"]],
         "DBT_CUSTOMER_WINDOW": None,
