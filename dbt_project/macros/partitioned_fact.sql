@@ -115,8 +115,9 @@
 
 {#-
     The strategy replace_window: delete what incremental_predicates name and, with a unique_key,
-    the rows that the model selected besides; insert what it selected. All statements run in the
-    materialization's one transaction.
+    the rows that the model selects besides; insert what it selects. All statements run in the
+    materialization's one transaction. The model is asked after the deletion, for temp_relation is
+    a view (below): it must not select from its own table.
 -#}
 {% macro get_incremental_replace_window_sql(arg_dict) -%}
     {%- set predicates = window_predicates(arg_dict['incremental_predicates']) -%}
@@ -136,6 +137,25 @@
 
     insert into {{ arg_dict['target_relation'] }} ({{ columns }})
     select {{ columns }} from {{ arg_dict['temp_relation'] }}
+{%- endmacro %}
+
+
+{#-
+    dbt's own, but that a fact of the strategy replace_window is not copied to a temporary table
+    first: that took as long as the insert itself.
+-#}
+{% macro duckdb__create_table_as(
+    temporary, relation, compiled_code, language='sql', partitioned_by=none, sorted_by=none
+) -%}
+    {%- if not temporary or config.get('incremental_strategy') != 'replace_window' -%}
+        {{ return(dbt.duckdb__create_table_as(
+            temporary, relation, compiled_code, language, partitioned_by, sorted_by
+        )) }}
+    {%- endif -%}
+    {{ get_assert_columns_equivalent(compiled_code) }}
+    create or replace temporary view {{ relation.include(database=false, schema=false) }} as (
+        {{ compiled_code }}
+    )
 {%- endmacro %}
 
 

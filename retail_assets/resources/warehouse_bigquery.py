@@ -220,7 +220,7 @@ class BigQueryWarehouse(WarehouseResource):
             return work.jobs.rows(work.jobs.query("query", sql, _parameters(parameters)))
 
     def row_counts(self, timeout_s: float | None = None) -> dict[str, int]:
-        """Rows of each table and view in our datasets, and in dbt's beside them.
+        """Rows of each table in our datasets, and in dbt's beside them.
 
         Ours are those of the record's tables; dbt's are named after the ``domain`` that is their
         label, or that of a table in them, as ``<domain>_core``.
@@ -257,11 +257,13 @@ class BigQueryWarehouse(WarehouseResource):
             return dict(work.jobs.rows(work.jobs.query("count", counts)))
 
     def _list_tables(self, work: _Work, schema: str) -> dict[str, dict[str, str]]:
-        """Labels of each table and view of a dataset, by its name."""
+        """Labels of each table of a dataset that is no view, by its name."""
         listed = work.client.list_tables(
             f"{self.project}.{schema}", retry=work.jobs.retry, timeout=self.request_s
         )
-        return {table.table_id: dict(table.labels) for table in listed}
+        return {
+            table.table_id: dict(table.labels) for table in listed if table.table_type != "VIEW"
+        }
 
     @contextmanager
     def _work(

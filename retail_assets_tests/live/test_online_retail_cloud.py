@@ -170,14 +170,15 @@ def before(cloud: World) -> dict[str, str]:
 def unchanged(cloud: World, before: dict[str, str]) -> None:
     """Every table of the cloud is as after the first run."""
     counts = cloud.warehouse.row_counts()
-    assert {t: counts[t] for t in before} == {t: counts[copy] for t, copy in before.items()}
+    rows = {t: counts[t] for t in before if t != STAGING}  # a view's are not counted
+    assert rows == {t: counts[before[t]] for t in rows}
     assert {t: differing(cloud, t, copy) for t, copy in before.items()} == dict.fromkeys(before, 0)
 
 
 def test_tables_are_the_same(cloud: World, embedded: World) -> None:
     counts = {name: w.warehouse.row_counts() for name, w in (("c", cloud), ("e", embedded))}
     assert counts["c"] == counts["e"]
-    assert counts["c"].keys() == set(TABLES)
+    assert counts["c"].keys() == {*TABLES} - {STAGING}
     for table in TABLES:
         assert columns(cloud, table) == columns(embedded, table)
 
