@@ -110,7 +110,9 @@ def start_ahead(settings: Settings, domain: Domain, running: ExitStack) -> None:
         pass  # its storages' imports, a third of a second
     # Last, for it is needed last: until here it would take a core from the source.
     with suppress(PermanentError):  # the definitions will meet it again, and tell it
-        running.enter_context(dbt_ahead(settings, domain.window_variables))
+        running.enter_context(
+            dbt_ahead(settings, domain.window_variables, put_off=domain.lake_takes_all_cores)
+        )
 
 
 def _execute(

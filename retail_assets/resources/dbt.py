@@ -10,8 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Windows: TypeAlias = Mapping[str, list[list[str]] | None]
 
 _PARTIAL_PARSE = "partial_parse.msgpack"
+_put_off: "list[Callable[[], None]]" = []
 
 
 class DbtParseError(PermanentError):
@@ -127,11 +128,13 @@ def build_target_dir(settings: Settings) -> Path:
 
 
 @contextmanager
-def dbt_ahead(settings: Settings, windows: Sequence[str]) -> Iterator[None]:
+def dbt_ahead(
+    settings: Settings, windows: Sequence[str], *, put_off: bool = False
+) -> Iterator[None]:
     """Have dbt start now for the build that comes later in the block; see dbt_worker.py.
 
     It parses the models that read the vars ``windows`` as the build will, so that the code for
-    that is warm by then.
+    that is warm by then. With ``put_off`` it starts at ``start_dbt_ahead``.
 
     Raises:
         DbtParseError: dbt cannot parse its project.
@@ -144,8 +147,25 @@ def dbt_ahead(settings: Settings, windows: Sequence[str]) -> Iterator[None]:
     shutil.copy(_parsed_dir(settings) / _PARTIAL_PARSE, target / _PARTIAL_PARSE)
     warm_up = _command(settings, ["parse", "--log-level-file", "none"])
     environment = _environment(settings, target) | _window_variables({name: [] for name in windows})
-    with waiting_dbt(warm_up[0], warm_up[1:], environment):
-        yield
+    with ExitStack() as running:
+
+        def start() -> None:
+            running.enter_context(waiting_dbt(warm_up[0], warm_up[1:], environment))
+
+        if put_off:
+            _put_off.append(start)
+        else:
+            start()
+        try:
+            yield
+        finally:
+            _put_off.clear()
+
+
+def start_dbt_ahead() -> None:
+    """Have dbt start now, where a run put it off: from here on cores are free for it."""
+    while _put_off:
+        _put_off.pop()()
 
 
 def run_dbt(settings: Settings, arguments: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from retail_assets.resources.dbt import dbt_ahead
+from retail_assets.resources.dbt import dbt_ahead, start_dbt_ahead
 from retail_assets.resources.dbt_worker import ADDRESS_VARIABLE, WAIT_OPTION
 from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
 
@@ -169,3 +169,20 @@ def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings
     while not has_ended(worker):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_start_that_was_put_off_comes_once_when_asked_for(settings: Settings) -> None:
+    start_dbt_ahead()  # nothing was put off
+    assert not workers(os.getpid())
+
+    with dbt_ahead(settings, [], put_off=True):
+        assert not workers(os.getpid())
+        start_dbt_ahead()
+        start_dbt_ahead()
+        (started,) = workers(os.getpid())
+    assert has_ended(started)
+
+    with dbt_ahead(settings, [], put_off=True):
+        pass
+    start_dbt_ahead()  # its block has ended
+    assert not workers(os.getpid())

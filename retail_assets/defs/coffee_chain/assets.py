@@ -34,6 +34,7 @@ from retail_assets.defs.coffee_chain.transforms import (
     split_rejected,
 )
 from retail_assets.errors import failures_by_kind
+from retail_assets.resources.dbt import start_dbt_ahead
 from retail_assets.resources.lake import LakeObject, LakeResource, Stage
 from retail_assets.resources.spark import SparkResource, WrittenFile
 from retail_assets.resources.tabular import ScannedCsv, scan_csv
@@ -212,6 +213,7 @@ def _landed(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, lake: LakeResource, warehouse: WarehouseResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         keys = context.partition_keys if is_partitioned else [WHOLE_TABLE]
+        start_dbt_ahead()
         with failures_by_kind(context.retry_number):
             loaded = warehouse.replace_partitions(
                 dataset,
