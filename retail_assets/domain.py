@@ -142,12 +142,26 @@ class Domain(ABC):
         """Rows of its assets in the lake, by ``schema.name`` of the asset; without those absent."""
 
     @abstractmethod
+    def lake_versions(self, lake: "LakeResource", dataset: Dataset) -> dict[str, str]:
+        """Fingerprint of every partition that the lake has of one of ``datasets``."""
+
     def rebuild(self, settings: Settings, dataset: Dataset) -> int:
         """Create one of ``datasets`` in the warehouse anew from the lake; returns its rows.
 
         Raises:
             PlanError: the lake has nothing processed for it.
         """
+        from retail_assets import landing
+        from retail_assets.resources.lake import LakeResource
+        from retail_assets.resources.warehouse import WarehouseResource
+
+        lake = LakeResource.of(settings)
+        versions = self.lake_versions(lake, dataset)
+        if not versions:
+            raise PlanError(
+                f"{lake.root} holds nothing processed. Run: retail-assets run {self.name}"
+            )
+        return landing.rebuild(lake, WarehouseResource.of(settings), dataset, versions)
 
     def questions(self, settings: Settings) -> "Iterable[Question]":
         """What ``doctor`` asks of its own outside systems."""

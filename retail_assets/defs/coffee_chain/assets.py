@@ -34,11 +34,10 @@ from retail_assets.defs.coffee_chain.transforms import (
     split_rejected,
 )
 from retail_assets.errors import failures_by_kind
-from retail_assets.resources.dbt import start_dbt_ahead
+from retail_assets.landing import landed_asset
 from retail_assets.resources.lake import LakeObject, LakeResource, Stage
 from retail_assets.resources.spark import SparkResource, WrittenFile
 from retail_assets.resources.tabular import ScannedCsv, scan_csv
-from retail_assets.resources.warehouse import Origin, WarehouseResource
 from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -192,50 +191,17 @@ def _processed_drops(settings: Settings, large: DroppedFiles) -> dg.AssetsDefini
 
 
 def _landed(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
-    is_partitioned = dataset.partition_by is not None
+    def versions_of(lake: LakeResource, dates: Sequence[str] | None) -> dict[str, str]:
+        return processed_versions(lake, dataset, [WHOLE_TABLE] if dates is None else dates)
 
-    @dg.asset(
+    return landed_asset(
+        settings,
+        dataset,
         key=landed_key(dataset),
         deps=[processed_key(dataset)],
-        group_name=DOMAIN,
-        partitions_def=DROPS if is_partitioned else None,
-        backfill_policy=dg.BackfillPolicy.single_run() if is_partitioned else None,
-        kinds={"bigquery" if settings.bigquery else "duckdb", "table"},
-        code_version="1",
-        tags={"zone": "warehouse"},
-        description=dataset.description,
-        metadata={
-            "dagster/column_schema": dataset.table_schema(),
-            "dagster/table_name": dataset.table,
-        },
+        versions_of=versions_of,
+        partitions=None if dataset.partition_by is None else DROPS,
     )
-    def landed(
-        context: dg.AssetExecutionContext, lake: LakeResource, warehouse: WarehouseResource
-    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        keys = context.partition_keys if is_partitioned else [WHOLE_TABLE]
-        start_dbt_ahead()
-        with failures_by_kind(context.retry_number):
-            loaded = warehouse.replace_partitions(
-                dataset,
-                loadable_uris(lake, warehouse, dataset, keys),
-                processed_versions(lake, dataset, keys),
-                Origin(context.run.run_id, landed_key(dataset).to_user_string()),
-            )
-        if not is_partitioned:
-            return dg.MaterializeResult(
-                metadata={"dagster/row_count": loaded.total, **loaded.metadata}
-            )
-        for key, rows in loaded.rows.items():
-            context.add_asset_metadata({"dagster/partition_row_count": rows}, partition_key=key)
-        return dg.MaterializeResult(
-            metadata={
-                "rows_in_run": loaded.total,
-                "partitions_in_run": len(loaded.rows),
-                **loaded.metadata,
-            }
-        )
-
-    return landed
 
 
 def write_small(lake: LakeResource, run_id: str, small: SmallFile) -> Ledger:
@@ -548,14 +514,6 @@ def check_processed(
             },
         ),
     ]
-
-
-def loadable_uris(
-    lake: LakeResource, warehouse: WarehouseResource, dataset: Dataset, keys: Iterable[str]
-) -> list[str]:
-    """Files of the processed partitions, where the warehouse can read them."""
-    uris = lake.partition_uris(dataset, keys)
-    return uris if warehouse.reads_buckets else lake.local_copies(uris)
 
 
 def processed_versions(lake: LakeResource, dataset: Dataset, keys: Sequence[str]) -> dict[str, str]:

@@ -132,19 +132,11 @@ class CoffeeChain(Domain):
             if (ledgers := known.ledgers(dataset))
         }
 
-    def rebuild(self, settings: Settings, dataset: Dataset) -> int:
-        """Load every processed partition into a new table."""
-        from retail_assets.defs.coffee_chain.assets import loadable_uris
+    def lake_versions(self, lake: "LakeResource", dataset: Dataset) -> dict[str, str]:
+        """Fingerprints of the processed partitions."""
         from retail_assets.defs.coffee_chain.drops import read_known
-        from retail_assets.resources.lake import LakeResource
-        from retail_assets.resources.warehouse import WarehouseResource
 
-        lake, warehouse = LakeResource.of(settings), WarehouseResource.of(settings)
-        versions = read_known(lake).fingerprints(dataset)
-        if not versions:
-            raise PlanError(f"{lake.root} holds nothing processed. Run: retail-assets run {DOMAIN}")
-        uris = loadable_uris(lake, warehouse, dataset, versions)
-        return warehouse.replace_table(dataset, uris, versions).total
+        return read_known(lake).fingerprints(dataset)
 
     def questions(self, settings: Settings) -> "Iterator[Question]":
         """Whether Spark starts and computes."""

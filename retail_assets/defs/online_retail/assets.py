@@ -4,7 +4,7 @@ An asset reads, calls a transform, writes and reports. Not here: how rows change
 what the source is (source.py), when anything runs (automation.py), dbt's models (marts/dbt.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import dagster as dg
 
@@ -25,8 +25,8 @@ from retail_assets.defs.online_retail.transforms import (
     quarantined_rows,
 )
 from retail_assets.errors import failures_by_kind
+from retail_assets.landing import landed_asset
 from retail_assets.resources.lake import LakeResource, split_by_partition
-from retail_assets.resources.warehouse import Origin, WarehouseResource
 from retail_assets.settings import Settings
 
 RAW = dg.AssetKey([DOMAIN, "raw_online_retail"])
@@ -55,7 +55,6 @@ def day_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     """The domain's assets, over the configured days."""
     days = day_partitions(settings)
-    warehouse_kind = "bigquery" if settings.bigquery else "duckdb"
 
     @dg.asset(
         key=RAW,
@@ -117,42 +116,14 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
             }
         )
 
-    @dg.asset(
+    online_retail_data = landed_asset(
+        settings,
+        ONLINE_RETAIL_DATA,
         key=LANDED,
         deps=[PROCESSED],
-        group_name=DOMAIN,
-        partitions_def=days,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        kinds={warehouse_kind, "table"},
-        code_version="1",
-        tags={"zone": "warehouse"},
-        description=ONLINE_RETAIL_DATA.description,
-        metadata={
-            "dagster/column_schema": ONLINE_RETAIL_DATA.table_schema(),
-            "dagster/table_name": ONLINE_RETAIL_DATA.table,
-        },
+        versions_of=processed_versions,
+        partitions=days,
     )
-    def online_retail_data(
-        context: dg.AssetExecutionContext, lake: LakeResource, warehouse: WarehouseResource
-    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        with failures_by_kind(context.retry_number):
-            versions = processed_versions(lake, context.partition_keys)
-            loaded = warehouse.replace_partitions(
-                ONLINE_RETAIL_DATA,
-                loadable_uris(lake, warehouse, context.partition_keys),
-                versions,
-                Origin(context.run.run_id, LANDED.to_user_string()),
-            )
-        for day, rows in loaded.rows.items():
-            context.add_asset_metadata({"dagster/partition_row_count": rows}, partition_key=day)
-        return dg.MaterializeResult(
-            metadata={
-                "rows_in_run": loaded.total,
-                "partitions_in_run": len(loaded.rows),
-                **loaded.metadata,
-            }
-        )
-
     return [raw_online_retail, processed_online_retail_data, online_retail_data]
 
 
@@ -224,21 +195,15 @@ def ledger_metadata(ledger: DayLedger) -> dict[str, int]:
     }
 
 
-def loadable_uris(
-    lake: LakeResource, warehouse: WarehouseResource, days: Iterable[str]
-) -> list[str]:
-    """Files of the processed ``days``, where the warehouse can read them."""
-    uris = lake.partition_uris(ONLINE_RETAIL_DATA, days)
-    return uris if warehouse.reads_buckets else lake.local_copies(uris)
-
-
-def processed_versions(lake: LakeResource, days: Sequence[str]) -> dict[str, str]:
-    """Fingerprint of each processed day.
+def processed_versions(lake: LakeResource, days: Sequence[str] | None = None) -> dict[str, str]:
+    """Fingerprint of each processed day, or of ``days``.
 
     Raises:
         SourceError: a day was never processed.
     """
     processed = read_processed(lake)
+    if days is None:
+        days = list(processed)
     missing = [day for day in days if day not in processed]
     if missing:
         raise SourceError(

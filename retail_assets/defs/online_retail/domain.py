@@ -105,19 +105,11 @@ class OnlineRetail(Domain):
             rows[f"{DOMAIN}.processed_online_retail_data"] = sum(counted.values())
         return rows
 
-    def rebuild(self, settings: Settings, dataset: Dataset) -> int:
-        """Load every processed day into a new table."""
-        from retail_assets.defs.online_retail.assets import loadable_uris
-        from retail_assets.defs.online_retail.source import read_processed
-        from retail_assets.resources.lake import LakeResource
-        from retail_assets.resources.warehouse import WarehouseResource
+    def lake_versions(self, lake: "LakeResource", dataset: Dataset) -> dict[str, str]:
+        """Fingerprints of the processed days."""
+        from retail_assets.defs.online_retail.assets import processed_versions
 
-        lake, warehouse = LakeResource.of(settings), WarehouseResource.of(settings)
-        versions = {day: ledger.fingerprint for day, ledger in read_processed(lake).items()}
-        if not versions:
-            raise PlanError(f"{lake.root} holds nothing processed. Run: retail-assets run {DOMAIN}")
-        uris = loadable_uris(lake, warehouse, versions)
-        return warehouse.replace_table(dataset, uris, versions).total
+        return processed_versions(lake)
 
     def questions(self, settings: Settings) -> "Iterator[Question]":
         """Whether the source answers."""

@@ -19,7 +19,6 @@ from retail_assets.defs.coffee_chain.assets import (
     SCHEMA_CHECK,
     check_processed,
     ledger_metadata,
-    loadable_uris,
     no_drop_was_deleted,
     processed_versions,
     write_drops,
@@ -49,6 +48,7 @@ from retail_assets.defs.coffee_chain.drops import (
     read_known,
     record_drops,
 )
+from retail_assets.landing import loadable_uris
 from retail_assets.resources.lake import LakeObject, LocalLake
 from retail_assets.resources.spark import SparkResource
 from retail_assets.resources.tabular import UnreadableFileError

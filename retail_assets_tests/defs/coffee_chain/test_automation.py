@@ -23,7 +23,6 @@ from retail_assets.defs.coffee_chain import automation
 from retail_assets.defs.coffee_chain.assets import (
     DROPS_NAME,
     RAW_DROPS,
-    loadable_uris,
     processed_versions,
     write_drops,
     write_small,
@@ -56,6 +55,7 @@ from retail_assets.defs.coffee_chain.drops import (
 )
 from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
 from retail_assets.errors import PermanentError
+from retail_assets.landing import loadable_uris
 from retail_assets.requests import REQUEST_TAG
 from retail_assets.resources.lake import LakeObject
 from retail_assets.resources.spark import SparkResource

@@ -1,0 +1,108 @@
+"""A lake's partitions in the warehouse, alike for every domain.
+
+Here: the asset that loads a table, and its rebuilding. Not here: which partitions there are and
+what their fingerprints say (each domain's state), what a load is (resources/warehouse.py).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import dagster as dg
+
+from retail_assets.dataset import Dataset
+from retail_assets.errors import failures_by_kind
+from retail_assets.resources.dbt import start_dbt_ahead
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.warehouse import LoadResult, Origin, WarehouseResource
+from retail_assets.settings import Settings
+
+
+def landed_asset(
+    settings: Settings,
+    dataset: Dataset,
+    *,
+    key: dg.AssetKey,
+    deps: Sequence[dg.AssetKey],
+    versions_of: Callable[[LakeResource, Sequence[str] | None], Mapping[str, str]],
+    partitions: "dg.PartitionsDefinition[str] | None" = None,
+    only_changed: bool = False,
+) -> dg.AssetsDefinition:
+    """The table of ``dataset``: partitions of the lake, each replaced as a whole.
+
+    ``versions_of`` gives the fingerprint of each partition that it is asked for, and of every one
+    for None: that is asked where Dagster knows no ``partitions``. With ``only_changed`` those that
+    are loaded already are left out.
+    """
+
+    @dg.asset(
+        key=key,
+        deps=deps,
+        group_name=dataset.domain or dataset.schema,
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run() if partitions else None,
+        kinds={"bigquery" if settings.bigquery else "duckdb", "table"},
+        code_version="1",
+        tags={"zone": "warehouse"},
+        description=dataset.description,
+        metadata={
+            "dagster/column_schema": dataset.table_schema(),
+            "dagster/table_name": dataset.table,
+        },
+    )
+    def landed(
+        context: dg.AssetExecutionContext, lake: LakeResource, warehouse: WarehouseResource
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        start_dbt_ahead()
+        with failures_by_kind(context.retry_number):
+            versions = versions_of(lake, context.partition_keys if partitions else None)
+            if only_changed:
+                versions = changed_versions(warehouse, dataset, versions)
+            loaded = LoadResult({})
+            if versions:
+                origin = Origin(context.run.run_id, key.to_user_string())
+                uris = loadable_uris(lake, warehouse, dataset, versions)
+                loaded = warehouse.replace_partitions(dataset, uris, versions, origin)
+        if dataset.partition_by is None and not only_changed:
+            return dg.MaterializeResult(
+                metadata={"dagster/row_count": loaded.total, **loaded.metadata}
+            )
+        if partitions:
+            for name, rows in loaded.rows.items():
+                context.add_asset_metadata(
+                    {"dagster/partition_row_count": rows}, partition_key=name
+                )
+        return dg.MaterializeResult(
+            metadata={
+                "rows_in_run": loaded.total,
+                "partitions_in_run": len(loaded.rows),
+                **loaded.metadata,
+            }
+        )
+
+    return landed
+
+
+def changed_versions(
+    warehouse: WarehouseResource, dataset: Dataset, versions: Mapping[str, str]
+) -> dict[str, str]:
+    """Those of ``versions`` that are not what the warehouse has loaded."""
+    loaded = warehouse.loaded_versions(dataset)
+    return {key: version for key, version in versions.items() if loaded.get(key) != version}
+
+
+def rebuild(
+    lake: LakeResource,
+    warehouse: WarehouseResource,
+    dataset: Dataset,
+    versions: Mapping[str, str],
+) -> int:
+    """Create the table anew from the lake's partitions ``versions``; returns its rows."""
+    uris = loadable_uris(lake, warehouse, dataset, versions)
+    return warehouse.replace_table(dataset, uris, versions).total
+
+
+def loadable_uris(
+    lake: LakeResource, warehouse: WarehouseResource, dataset: Dataset, keys: Iterable[str]
+) -> list[str]:
+    """Files of the partitions ``keys``, where the warehouse can read them."""
+    uris = lake.partition_uris(dataset, keys)
+    return uris if warehouse.reads_buckets else lake.local_copies(uris)
