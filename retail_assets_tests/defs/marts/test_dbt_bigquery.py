@@ -24,6 +24,7 @@ from sqlglot.schema import MappingSchema
 from retail_assets.defs.coffee_chain.contract import LANDED
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.domain import WINDOW
+from retail_assets.defs.supply_chain.contract import LANDED as SUPPLY_CHAIN
 from retail_assets.resources.dbt import dbt_build, run_dbt
 from retail_assets.settings import Settings, load_settings
 
@@ -57,8 +58,8 @@ RESERVED = words(
 )
 TYPES = words("BOOLEAN DATE DATETIME BIGINT INT TEXT DECIMAL TIMESTAMP")
 FUNCTIONS = words(
-    """cast coalesce count current_timestamp date_diff date_trunc datetime_trunc div extract max min
-    ntile nullif round row_number sum timestamp_add"""
+    """cast coalesce concat count current_timestamp date_diff date_trunc datetime_trunc div extract
+    generate_date_array lag max min ntile nullif round row_number substr sum timestamp_add unnest"""
 )
 # What is written like a function's call, and is none.
 SYNTAX = words("and as by decimal from in insert not options or over table using values when where")
@@ -275,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[TypingServer]:
     with TypingServer() as server:
         types = {"string": "STRING", "bool": "BOOL", "date": "DATE", "timestamp": "DATETIME"}
-        for dataset in (ONLINE_RETAIL_DATA, *LANDED):
+        for dataset in (ONLINE_RETAIL_DATA, *LANDED, *SUPPLY_CHAIN):
             server.tables[(dataset.schema, dataset.name)] = {
                 c.name: types.get(c.type, "NUMERIC" if c.type.startswith("decimal") else "INT64")
                 for c in dataset.columns
@@ -325,8 +326,10 @@ def sent(server: TypingServer, settings: Settings) -> dict[str, list[str]]:
     builds = {}
     for name, windows in BUILDS.items():
         server.statements.clear()
+        # The supply chain has no window: what it sends is the same in every build.
+        exclude = ["resource_type:unit_test"] + ["path:models/supply_chain"] * (name != "first")
         with dbt_build(settings, windows):
-            code = run_dbt(settings, ["build", "--exclude", "resource_type:unit_test"])
+            code = run_dbt(settings, ["build", "--exclude", *exclude])
         assert code == 0, f"{name}: dbt failed"
         builds[name] = list(server.statements)
     return builds
@@ -351,8 +354,8 @@ def created(statements: list[str], table: str, schema: str = "online_retail_core
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_bigquery_would_take_every_statement(sent: dict[str, list[str]], build: str) -> None:
-    # 20 models, each with two looks at its contract, and 57 tests.
-    assert len(sent[build]) > 110
+    # 20 models, each with two looks at its contract, and 57 tests; 13 and 47 of the supply chain.
+    assert len(sent[build]) > (190 if build == "first" else 110)
     assert {sql: found for sql in sent[build] if (found := refusals(sql))} == {}
 
 
@@ -553,3 +556,29 @@ def test_columns_are_those_of_the_contract(
     assert columns["net_revenue"] == "numeric(18, 3)"
     assert columns["order_count"] == "int64"
     assert server.tables[("online_retail_core", FACT)]["invoice_datetime"] == "DATETIME"
+
+
+def test_the_supply_chains_months_are_an_array_of_dates(sent: dict[str, list[str]]) -> None:
+    sql = created(sent["first"], "customer_retention_rate", "supply_chain_core")
+    (series,) = sqlglot.parse_one(sql, dialect="bigquery").find_all(exp.GenerateDateArray)
+    assert text(series) == "generate_date_array(first_month, last_month, interval '1' month)"
+
+
+def test_reserved_columns_of_the_supply_chain_are_quoted(sent: dict[str, list[str]]) -> None:
+    sql = one(sent["first"], "create or replace view", "stg_dim_metadata")
+    for column in ("key", "offset", "partition", "time"):
+        assert f"`{column}`" in sql
+
+
+def test_money_and_ratios_of_the_supply_chain_are_numeric(
+    sent: dict[str, list[str]], server: TypingServer
+) -> None:
+    sql = created(sent["first"], "overall_performance", "supply_chain_core")
+    statement = sqlglot.parse_one(sql, dialect="bigquery")
+    columns = {c.name: text(c.kind) for c in statement.find_all(exp.ColumnDef) if c.kind}
+    assert columns["profit"] == "numeric(28, 2)"
+    assert columns["margin"] == "numeric(38, 9)"
+    assert columns["late_delivery_rate"] == "numeric(12, 9)"
+    for table, found in server.tables.items():
+        if table[0].startswith("supply_chain"):
+            assert not [c for c, kind in found.items() if kind.startswith("FLOAT")], table
