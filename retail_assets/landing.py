@@ -52,7 +52,7 @@ def landed_asset(
         context: dg.AssetExecutionContext, lake: LakeResource, warehouse: WarehouseResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         start_dbt_ahead()
-        with failures_by_kind(context.retry_number):
+        with failures_by_kind(context.retry_number), warehouse.kept_open():
             versions = versions_of(lake, context.partition_keys if partitions else None)
             if only_changed:
                 versions = changed_versions(warehouse, dataset, versions)

@@ -6,6 +6,7 @@ was loaded from. Not here: BigQuery (warehouse_bigquery.py), dbt's models (defs/
 partition should hold (defs/).
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +29,10 @@ _FILES = "read_parquet(?, hive_partitioning = false, union_by_name = true)"
 
 class WarehouseSchemaError(PermanentError):
     """A table or a file differs from its declaration; nothing was written."""
+
+
+# Connections that a thread keeps open, by path.
+_kept = threading.local()
 
 
 class WarehouseBusyError(TransientError):
@@ -125,6 +130,11 @@ class WarehouseResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
             WarehouseBusyError: it was not free in time.
         """
 
+    @contextmanager
+    def kept_open(self, timeout_s: float | None = None) -> Iterator[None]:
+        """Around several calls of one thread, where each would open the warehouse for itself."""
+        yield
+
     @abstractmethod
     def query(
         self, sql: str, parameters: Sequence[Any] = (), timeout_s: float | None = None
@@ -177,12 +187,33 @@ class DuckDBWarehouse(WarehouseResource):
             raise self._busy(wait) from error
 
     @contextmanager
+    def kept_open(self, timeout_s: float | None = None) -> Iterator[None]:
+        """Hold one connection for the calls within: to open a file of 1 GB takes 30 ms.
+
+        Where the file is not there, each call opens it for itself, or finds nothing.
+        """
+        if not Path(self.path).exists():
+            yield
+            return
+        with self.connect(timeout_s=timeout_s) as connection:
+            before = getattr(_kept, "connections", {})
+            _kept.connections = {**before, self.path: connection}
+            try:
+                yield
+            finally:
+                _kept.connections = before
+
+    @contextmanager
     def connect(self, *, timeout_s: float | None = None) -> Iterator["duckdb.DuckDBPyConnection"]:
-        """A connection that has the file to itself.
+        """A connection that has the file to itself; within ``kept_open`` the one that is held.
 
         Raises:
             WarehouseBusyError: another process (a notebook, the DuckDB shell) kept it open.
         """
+        kept = getattr(_kept, "connections", {}).get(self.path)
+        if kept is not None:
+            yield kept
+            return
         import duckdb
         from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
@@ -277,18 +308,18 @@ class DuckDBWarehouse(WarehouseResource):
         """Rows of each table; {} where the file is not there."""
         if not Path(self.path).exists():
             return {}
-        names = self.query(
-            "select table_catalog, table_schema, table_name from information_schema.tables"
-            " where table_schema <> 'retail_operations' and table_type = 'BASE TABLE'",
-            timeout_s=timeout_s,
-        )
-        if not names:
-            return {}
-        counts = " union all ".join(
-            f'select \'{schema}.{name}\', count(*) from "{catalog}"."{schema}"."{name}"'
-            for catalog, schema, name in names
-        )
-        return dict(self.query(counts, timeout_s=timeout_s))
+        with self.kept_open(timeout_s):
+            names = self.query(
+                "select table_catalog, table_schema, table_name from information_schema.tables"
+                " where table_schema <> 'retail_operations' and table_type = 'BASE TABLE'"
+            )
+            if not names:
+                return {}
+            counts = " union all ".join(
+                f'select \'{schema}.{name}\', count(*) from "{catalog}"."{schema}"."{name}"'
+                for catalog, schema, name in names
+            )
+            return dict(self.query(counts))
 
 
 @contextmanager

@@ -496,3 +496,42 @@ def test_a_file_that_is_no_database_is_not_taken_for_a_busy_one(
 
     with pytest.raises(duckdb.IOException, match="not a valid DuckDB"):
         DuckDBWarehouse(path=str(path), timeout_s=0.3).query("select 1")
+
+
+def test_calls_within_share_the_connection_that_is_kept_open(
+    warehouse: DuckDBWarehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse.replace_partitions(SHOPS, [], {"": "v1"})
+    opened: list[object] = []
+    connect = duckdb.connect
+    monkeypatch.setattr(duckdb, "connect", lambda *a, **k: opened.append(a) or connect(*a, **k))
+
+    with warehouse.kept_open():
+        assert warehouse.loaded_versions(SHOPS) == {"": "v1"}
+        warehouse.record_versions(SHOPS, "marts", {"": "v1"})
+        with warehouse.kept_open():
+            assert warehouse.loaded_versions(SHOPS, "marts") == {"": "v1"}
+        assert warehouse.row_counts() == {SHOPS.table: 0}
+    assert len(opened) == 1
+
+    assert warehouse.loaded_versions(SHOPS) == {"": "v1"}
+    assert len(opened) == 2
+
+
+def test_a_failure_within_leaves_the_file_closed(warehouse: DuckDBWarehouse) -> None:
+    warehouse.replace_partitions(SHOPS, [], {"": "v1"})
+
+    with pytest.raises(ValueError, match="keys"), warehouse.kept_open():
+        warehouse.replace_partitions(SHOPS, [], {"day": "v2"})
+
+    with duckdb.connect(warehouse.path) as other:  # nobody holds it
+        assert other.execute("select 1").fetchall() == [(1,)]
+
+
+def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    warehouse = DuckDBWarehouse(path=str(tmp_path / "none.duckdb"))
+
+    with warehouse.kept_open():
+        assert warehouse.loaded_versions(SHOPS) == {}
+
+    assert not Path(warehouse.path).exists()

@@ -221,13 +221,11 @@ def ask(
     state: dict[str, str] = {}
     marts = None
     try:
-        landed, built = (
-            {
-                dataset: warehouse.loaded_versions(dataset, stage, timeout_s=_WAREHOUSE_WAIT_S)
-                for dataset in LANDED
-            }
-            for stage in ("landed", MARTS_STAGE)
-        )
+        with warehouse.kept_open(_WAREHOUSE_WAIT_S):
+            landed, built = (
+                {dataset: warehouse.loaded_versions(dataset, stage) for dataset in LANDED}
+                for stage in ("landed", MARTS_STAGE)
+            )
         unloaded, unloaded_small = pending_landed(known, landed)
         state = dict.fromkeys(unloaded - dates, "not landed")
         dates |= unloaded  # of a deleted file too: its rows stay

@@ -84,7 +84,7 @@ def _models(settings: Settings, manifest: Mapping[str, Any], domain: Domain) -> 
     def dbt_models(
         context: dg.AssetExecutionContext, dbt: LeanDbtCliResource, warehouse: WarehouseResource
     ) -> Iterator[Any]:
-        with failures_by_kind(context.retry_number):
+        with failures_by_kind(context.retry_number), warehouse.kept_open():
             plan = domain.plan_marts(warehouse)
         context.log.info(f"windows of changed partitions: {dict(plan.windows)}")
         arguments = ["build", "--vars", json.dumps(dbt_variables(settings))]
@@ -95,7 +95,8 @@ def _models(settings: Settings, manifest: Mapping[str, Any], domain: Domain) -> 
             yield from dbt.cli(arguments, context=context, target_path=target).stream()
         # A subset may leave a fact behind: then the window stays open for the next whole run.
         if not context.is_subset:
-            for dataset, versions in plan.versions.items():
-                warehouse.record_versions(dataset, MARTS_STAGE, versions)
+            with warehouse.kept_open():
+                for dataset, versions in plan.versions.items():
+                    warehouse.record_versions(dataset, MARTS_STAGE, versions)
 
     return dbt_models
