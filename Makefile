@@ -4,7 +4,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DOMAINS := online_retail coffee_chain
+DOMAINS := online_retail coffee_chain supply_chain
+# What a domain's run takes besides its name: a file to stream to its topic.
+RUN_supply_chain := --stream sample
 # Bytecode is written once, at installation: without it every start pays seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -16,10 +18,9 @@ DEVELOPMENT := $(VENV)/.development-installed
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(RUNTIME) ## Install, generate samples, run both domains, print what landed where
-	@for domain in $(DOMAINS); do \
-	  $(BIN)/retail-assets sample $$domain && $(BIN)/retail-assets run $$domain || exit 1; \
-	done
+demo: $(RUNTIME) ## Install, generate samples, run every domain, print what landed where
+	@$(foreach domain,$(DOMAINS),$(BIN)/retail-assets sample $(domain) \
+	  && $(BIN)/retail-assets run $(domain) $(RUN_$(domain)) &&) true
 
 test: $(DEVELOPMENT) ## Run the whole test suite, but for what needs a server
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not live" $(PYTEST_ARGS)

@@ -95,6 +95,28 @@ def sample_coffee_chain(
     )
 
 
+@samples.command("supply_chain")
+def sample_supply_chain(
+    orders: Annotated[int, typer.Option(min=1, help="orders, of 1 to 5 items")] = 2_000,
+    seed: Seed = 7,
+    to: Annotated[Path | None, typer.Option(help="file; default: where the demo reads it")] = None,
+) -> None:
+    """Write a file of order lines, to be streamed."""
+    from retail_assets.commands.tables import progress_bar
+    from retail_assets.defs.supply_chain.sample import write_sample
+
+    path = to or _settings().sample_orders_path
+    try:
+        with progress_bar("orders", orders) as advance:
+            made = write_sample(path, orders=orders, seed=seed, progress=advance)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    typer.echo(
+        f"{path}: {made.lines:,} lines of {made.items:,} order items ({made.replayed:,} replayed,"
+        f" {made.corrected:,} corrected), {made.customers:,} customers"
+    )
+
+
 def _lake_folder(settings: Settings) -> Path:
     if settings.lake.startswith("gs://"):
         raise SystemExit(
@@ -113,6 +135,10 @@ def run(
     allow_emptying: Annotated[
         bool, typer.Option(help="let a source empty more than a tenth of the filled days")
     ] = False,
+    stream: Annotated[
+        Path | None,
+        typer.Option(help="a file of order lines to produce to the topic meanwhile, or: sample"),
+    ] = None,
 ) -> None:
     """Materialize every asset of a domain in one recorded run in this process."""
     from retail_assets.commands.run import RunFailed, run_domain
@@ -124,12 +150,32 @@ def run(
         raise SystemExit(f"error: {error}") from None
     started = time.perf_counter()
     try:
-        outcomes = run_domain(settings, chosen, partitions, allow_emptying=allow_emptying)
+        outcomes = run_domain(
+            settings,
+            chosen,
+            partitions,
+            allow_emptying=allow_emptying,
+            stream=settings.orders_path(stream) if stream else None,
+        )
     except RunFailed as failure:
         raise SystemExit(f"error: {failure}") from None
     from retail_assets.commands.tables import print_outcomes
 
     print_outcomes(outcomes, time.perf_counter() - started)
+
+
+@app.command()
+def stream(
+    file: Annotated[Path, typer.Argument(help="a CSV file of order lines, or: sample")],
+) -> None:
+    """Produce a file's lines to the supply chain's topic; Ctrl-C stops, the same goes on."""
+    from retail_assets.commands.stream import stream_with_progress
+
+    settings = _settings()
+    streamed = stream_with_progress(settings, settings.orders_path(file))
+    typer.echo(streamed.summary)
+    if not streamed.finished:
+        raise SystemExit(130)
 
 
 @app.command()

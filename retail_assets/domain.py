@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from retail_assets.dataset import Dataset
@@ -132,6 +133,14 @@ class Domain(ABC):
         Raises:
             PlanError: there is nothing to run.
         """
+
+    def plan_stream(self, settings: Settings, file: Path) -> list[Execution]:
+        """What a whole run executes that produces ``file`` to the domain's topic meanwhile.
+
+        Raises:
+            PlanError: it has no topic.
+        """
+        raise PlanError(f"--stream is {file}; {self.name} has no topic to stream to. Leave it out.")
 
     @abstractmethod
     def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:

@@ -54,10 +54,11 @@ def landed_asset(
         start_dbt_ahead()
         with failures_by_kind(context.retry_number), warehouse.kept_open():
             versions = versions_of(lake, context.partition_keys if partitions else None)
-            if only_changed:
-                versions = changed_versions(warehouse, dataset, versions)
+            there = warehouse.loaded_versions(dataset) if only_changed else {}
+            versions = {key: v for key, v in versions.items() if there.get(key) != v}
             loaded = LoadResult({})
-            if versions:
+            # Of nothing, the table is made: what reads it must find one.
+            if versions or not there:
                 origin = Origin(context.run.run_id, key.to_user_string())
                 uris = loadable_uris(lake, warehouse, dataset, versions)
                 loaded = warehouse.replace_partitions(dataset, uris, versions, origin)
@@ -79,14 +80,6 @@ def landed_asset(
         )
 
     return landed
-
-
-def changed_versions(
-    warehouse: WarehouseResource, dataset: Dataset, versions: Mapping[str, str]
-) -> dict[str, str]:
-    """Those of ``versions`` that are not what the warehouse has loaded."""
-    loaded = warehouse.loaded_versions(dataset)
-    return {key: version for key, version in versions.items() if loaded.get(key) != version}
 
 
 def rebuild(

@@ -5,10 +5,11 @@ Here: what became of a wish's runs, and whether to ask again. Not here: what a d
 """
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from typing import Any
 
 import dagster as dg
 
@@ -51,6 +52,7 @@ class Wish:
     asset_selection: tuple[dg.AssetKey, ...]
     tags: tuple[tuple[str, str], ...] = ()
     once: bool = False
+    run_config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def next_request(wish: Wish, history: History) -> dg.RunRequest | str:
         run_key=f"{wish.identity}:{history.count + 1}",
         job_name=wish.job_name,
         asset_selection=list(wish.asset_selection) or None,
+        run_config=dict(wish.run_config),
         tags=dict(wish.tags) | {REQUEST_TAG: wish.identity},
     )
 
@@ -100,14 +103,20 @@ def has_failed_for_good(instance: dg.DagsterInstance, identity: str) -> bool:
     return latest[:_MOST_ATTEMPTS] == (RunState.FAILED,) * _MOST_ATTEMPTS
 
 
-def runs_underway(instance: dg.DagsterInstance, job_name: str) -> list[dg.DagsterRun]:
-    """Runs of a job that were asked for under any identity, today, and have not ended."""
+def runs_underway(
+    instance: dg.DagsterInstance, job_name: str, *, requested: bool = True
+) -> list[dg.DagsterRun]:
+    """Runs of a job that were asked for under any identity, today, and have not ended.
+
+    Without ``requested`` also those that nobody wished for here: a schedule's, a person's.
+    """
     filters = dg.RunsFilter(
         job_name=job_name,
         statuses=list(_UNDERWAY),
         created_after=datetime.now(UTC) - _LONGEST_RUN,
     )
-    return [run for run in instance.get_runs(filters) if REQUEST_TAG in run.tags]
+    found = instance.get_runs(filters)
+    return [run for run in found if REQUEST_TAG in run.tags or not requested]
 
 
 def _state(run: dg.DagsterRun) -> RunState:

@@ -4,6 +4,7 @@ Here: what `dagster dev` needs before it starts. Not here: definitions.
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +21,8 @@ def serve(settings: Settings, port: int) -> NoReturn:
     prepare_project(settings)
     for domain in domains():
         domain.prepare(settings)
+    if settings.kafka == "embedded":
+        _keep_broker(settings)
     environment = os.environ | {
         "DAGSTER_HOME": str(settings.instance_dir),
         "RETAIL_HOME": str(settings.home),
@@ -31,3 +34,12 @@ def serve(settings: Settings, port: int) -> NoReturn:
         [dagster, "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
         environment,
     )
+
+
+def _keep_broker(settings: Settings) -> None:
+    """Have a process own the embedded broker as long as this one, which becomes Dagster's, lives.
+
+    The UI's runs, the sensor and commands in other terminals then share it.
+    """
+    keeper = [sys.executable, "-m", "retail_assets.resources.broker_keeper"]
+    subprocess.Popen([*keeper, "--home", str(settings.home), "--parent", str(os.getpid())])

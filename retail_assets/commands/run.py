@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +54,16 @@ class RunOutcome:
 
 
 def run_domain(
-    settings: Settings, domain: Domain, partitions: str | None, *, allow_emptying: bool = False
+    settings: Settings,
+    domain: Domain,
+    partitions: str | None,
+    *,
+    allow_emptying: bool = False,
+    stream: Path | None = None,
 ) -> list[RunOutcome]:
     """Materialize every asset of ``domain``: the partitions asked for, or all that there are.
+
+    ``stream`` is a file to produce to the domain's topic meanwhile.
 
     Returns:
         One outcome for each execution that the domain plans, in order.
@@ -82,8 +90,10 @@ def run_domain(
             return running.enter_context(open_instance(settings))
 
         try:
-            executions = domain.plan(
-                settings, asked, allow_emptying=allow_emptying, instance=instance
+            executions = (
+                domain.plan_stream(settings, stream)
+                if stream
+                else domain.plan(settings, asked, allow_emptying=allow_emptying, instance=instance)
             )
         except Exception:
             ahead.join()  # or what it starts would not be stopped at the end of this block
@@ -191,7 +201,12 @@ def _outcome(
     for key, found in by_key.items():
         days = [m for m in found if m.partition is not None]
         rows = [
-            _number(dict(m.metadata), "dagster/partition_row_count", "dagster/row_count")
+            _number(
+                dict(m.metadata),
+                "dagster/partition_row_count",
+                "dagster/row_count",
+                "rows_landed",
+            )
             for m in found
         ]
         counted = [r for r in rows if r is not None]

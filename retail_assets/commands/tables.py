@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
+from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task
 from rich.table import Table
+from rich.text import Text
 
 from retail_assets.settings import Settings
 
@@ -56,9 +57,19 @@ def print_outcomes(outcomes: "Sequence[RunOutcome]", seconds: float) -> None:
     console.print(f"{ranges}{passed} checks passed{warned}, {seconds:.1f} s", highlight=False)
 
 
+class _Speed(ProgressColumn):
+    """How many are done a second, lately."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} a second")
+
+
 @contextmanager
-def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(label: str, total: int, *, speed: bool = False) -> Iterator[Callable[[int], None]]:
     """A bar on standard error, which is to be told how much was done since it was told last.
+
+    With ``speed`` it says how many are done a second.
 
     Nothing is shown where that is no terminal.
     """
@@ -66,6 +77,7 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(
         *Progress.get_default_columns(),
         MofNCompleteColumn(),
+        *([_Speed()] if speed else []),
         console=console,
         transient=True,
         disable=not console.is_terminal,

@@ -6,9 +6,10 @@ the command line asks here for the names).
 
 from retail_assets.defs.coffee_chain.domain import CoffeeChain
 from retail_assets.defs.online_retail.domain import OnlineRetail
+from retail_assets.defs.supply_chain.domain import SupplyChain
 from retail_assets.domain import Domain
 
-_DOMAINS: tuple[Domain, ...] = (OnlineRetail(), CoffeeChain())
+_DOMAINS: tuple[Domain, ...] = (OnlineRetail(), CoffeeChain(), SupplyChain())
 
 
 class UnknownDomainError(LookupError):

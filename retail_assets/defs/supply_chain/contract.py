@@ -306,3 +306,12 @@ LANDED = (
     DIM_METADATA,
     FACT_ORDER,
 )
+
+# What the whole text of a typed column must match, in every engine's regular expressions, before
+# its value is looked at: an int32, int64; a decimal, which may have more digits than are kept,
+# each rounded half up once; a time, month/day/year, whose year of two digits is one of 20YY and
+# whose year of four lies from OLDEST_YEAR to NEWEST_YEAR.
+WHOLE_NUMBER = r"-?[0-9]{1,19}"
+NUMBER = r"-?[0-9]{1,18}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,2})?"
+DATE_TIME = r"[0-9]{1,2}/[0-9]{1,2}/([0-9]{4}|[0-9]{2}) [0-9]{1,2}:[0-9]{2}"
+OLDEST_YEAR, NEWEST_YEAR = 1900, 2199
