@@ -25,6 +25,7 @@ from urllib.parse import unquote
 
 import dagster as dg
 
+from retail_assets.dataset import Dataset
 from retail_assets.errors import PermanentError, TransientError
 from retail_assets.resources.lake import Exchange, LakeResource, RemoteFolder
 from retail_assets.settings import Settings
@@ -50,6 +51,8 @@ _PYSPARK_MODES = (
 # Sail's name of it, with DuckDB's own size; its default of a million rows leaves a reader one core.
 # The JVM cuts by bytes, and passes over the name.
 _ROW_GROUPS = {"max_row_group_size": "122880"}
+# Names of types as Spark's DDL has them, where they are not ours.
+_SPARK_TYPES = {"int32": "int", "int64": "bigint", "bool": "boolean", "timestamp": "timestamp_ntz"}
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # A path that an engine would take for a pattern, or for a file to be left out.
 _NOT_BY_NAME = re.compile(r".*[*?\[\]{}].*|(.*/)?[._][^/]*", re.DOTALL)
@@ -174,22 +177,32 @@ class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """
         from pyspark.sql.types import StringType, StructField, StructType
 
-        if isinstance(file, Path):
-            if not file.is_file():
-                raise FileNotFoundError(str(file))
-            file = file.absolute()
-        path = str(file)
-        if _NOT_BY_NAME.fullmatch(path):
-            raise UnreadablePathError(
-                f"{file}: expected a path without any of * ? [ ] {{ }}, and a file whose name does"
-                " not begin with . or _: Spark would find no rows there. Move it."
-            )
+        path = _by_name(file)
         schema = StructType([StructField(name, StringType()) for name in columns])
         # Quotes may stand around values of any file; the JVM's default escape is a backslash.
         options = {"header": "true", "mode": "FAILFAST", "quote": '"', "escape": '"'}
         if quoted:
             options["multiLine"] = "true"
         return self.session.read.schema(schema).options(**options).csv(path)
+
+    def read_parquet(self, files: Sequence[Path | str], dataset: Dataset) -> "DataFrame":
+        """Rows of Parquet files that have the columns of ``dataset``, all of them as nullable.
+
+        ``files`` are paths, or URIs of objects that are there (``Exchange.place``), each by its
+        name; what a folder's name says of them is no column.
+
+        Raises:
+            ValueError: there is no file.
+            FileNotFoundError: an engine would read a missing file as one without rows.
+            UnreadablePathError: so would it read a file of this name.
+        """
+        if not files:
+            raise ValueError(f"no file of {dataset.table} to read")
+        # Not by the engine's own look at them: a file of other types would have its say.
+        schema = ", ".join(
+            f"`{c.name}` {_SPARK_TYPES.get(c.type, c.type)}" for c in dataset.columns
+        )
+        return self.session.read.schema(schema).parquet(*(_by_name(file) for file in files))
 
     def write(
         self, frame: "DataFrame", folder: Path | RemoteFolder, by: Sequence[str]
@@ -303,6 +316,21 @@ class _Engine:
         if self._server is not None:
             with suppress(Exception):
                 self._server.stop()
+
+
+def _by_name(file: Path | str) -> str:
+    """The path by which an engine finds exactly this file, which is there."""
+    if isinstance(file, Path):
+        if not file.is_file():
+            raise FileNotFoundError(str(file))
+        file = file.absolute()
+    path = str(file)
+    if _NOT_BY_NAME.fullmatch(path):
+        raise UnreadablePathError(
+            f"{file}: expected a path without any of * ? [ ] {{ }}, and a file whose name does"
+            " not begin with . or _: Spark would find no rows there. Move it."
+        )
+    return path
 
 
 def _uses_connect(master: str) -> bool:

@@ -24,8 +24,11 @@ from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain.contract import CUSTOMER, RAW_CUSTOMER, RAW_SALES, SALES
 from retail_assets.defs.coffee_chain.sample import write_sample
 from retail_assets.defs.coffee_chain.transforms import REJECTED, STAGED_PART
+from retail_assets.defs.supply_chain.contract import LANDED
 from retail_assets_tests.conftest import PROJECT
+from retail_assets_tests.defs.supply_chain.star_messages import expected_star, land
 from retail_assets_tests.integration.staging import KINDS
+from retail_assets_tests.integration.star_staging import DAYS, odd_messages
 
 DATE_TIMES = [
     *("2018-02-30 10:00:00", "2018-02-29 10:00:00", "2020-02-29 10:00:00", "1900-02-29 10:00:00"),
@@ -273,3 +276,49 @@ def test_every_row_read_is_staged(embedded: Staged, jvm: Staged, kind: str) -> N
             drop, _, copies = (name.partition("=")[2] for name in names[1:])
             staged[drop] += engine.rows(*names).total() * int(copies)
         assert staged == expected
+
+
+# ---- the supply chain
+
+
+def star_by(master: str, lake: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The star's tables as one engine stages them of a lake's messages, in order of their keys."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "retail_assets_tests.integration.star_staging"),
+            *(master, lake, folder),
+        ],
+        cwd=PROJECT,
+        env=os.environ | {"SPARK_CONNECT_MODE_ENABLED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return {
+        dataset.name: [
+            {name: row[name] for name in dataset.column_names}
+            for row in pq.ParquetFile(folder / f"{dataset.name}.parquet")
+            .read()
+            .sort_by(dataset.column_names[0])
+            .to_pylist()
+        ]
+        for dataset in LANDED
+    }
+
+
+def test_both_engines_make_the_same_star(java: int, tmp_path: Path) -> None:
+    lake = tmp_path / "a lake"
+    messages = odd_messages()
+    for day, found in messages.items():
+        land(lake, day, found)
+    (tmp_path / "embedded").mkdir()
+    (tmp_path / "jvm").mkdir()
+
+    embedded = star_by("embedded", lake, tmp_path / "embedded")
+    jvm = star_by("local[*]", lake, tmp_path / "jvm")
+
+    expected = expected_star((day, m) for day in DAYS for m in messages[day])
+    for dataset in LANDED:
+        assert embedded[dataset.name] == jvm[dataset.name] == expected[dataset.name], dataset.name

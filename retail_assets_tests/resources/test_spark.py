@@ -10,15 +10,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pyspark
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retail_assets.dataset import Column, Dataset
 from retail_assets.resources import spark
 from retail_assets.resources.spark import (
     EMBEDDED,
@@ -511,3 +515,56 @@ def test_a_standalone_cluster_serves(tmp_path: Path) -> None:
             client_of(master, tmp_path, SPARK_LOCAL_IP=LOOPBACK),
         ):
             pass
+
+
+# ---- reading Parquet
+
+
+TYPED = Dataset(
+    "shop",
+    "typed",
+    "One column of each type.",
+    tuple(
+        Column(f"a {kind}", kind, kind)
+        for kind in ("string", "int32", "int64", "bool", "date", "timestamp", "decimal(18,2)")
+    ),
+)
+
+
+def write_typed(folder: Path, text: str) -> tuple[Path, dict[str, Any]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    row = dict(
+        zip(
+            TYPED.column_names,
+            (text, 1, 2**40, True, date(2026, 1, 2), datetime(2026, 1, 2, 3, 4, 5, 6), "1.20"),
+            strict=True,
+        )
+    )
+    row["a decimal(18,2)"] = Decimal("1.20")
+    file = folder / "t.parquet"
+    pq.write_table(pa.Table.from_pylist([row], TYPED.arrow_schema), file)
+    return file, row
+
+
+def test_parquet_is_read_by_name_as_the_types_of_a_dataset(tmp_path: Path) -> None:
+    first, row = write_typed(tmp_path / "a string=other", "first")
+    second, other = write_typed(tmp_path / "b c", "second")
+    write_typed(tmp_path / "left out", "third")
+
+    found = SPARK.read_parquet([first, str(second)], TYPED).toArrow()
+
+    assert sorted(found.to_pylist(), key=repr) == sorted([row, other], key=repr)
+    kinds = [str(f.type).replace("string_view", "string") for f in found.schema]
+    assert kinds == [str(column.arrow_type) for column in TYPED.columns]
+
+
+def test_missing_or_hidden_parquet_is_an_error(tmp_path: Path) -> None:
+    hidden, _ = write_typed(tmp_path, "x")
+    hidden = hidden.rename(tmp_path / "_t.parquet")
+
+    with pytest.raises(FileNotFoundError, match="absent"):
+        SPARK.read_parquet([tmp_path / "absent.parquet"], TYPED)
+    with pytest.raises(UnreadablePathError, match=r"_t\.parquet"):
+        SPARK.read_parquet([hidden], TYPED)
+    with pytest.raises(ValueError, match=r"no file of shop\.typed"):
+        SPARK.read_parquet([], TYPED)

@@ -1,0 +1,94 @@
+"""Stage a lake's messages of the supply chain by one Spark: ``python -m ... MASTER LAKE FOLDER``.
+
+Here: what test_spark_parity.py runs once for each engine, as a process takes one Spark, and the
+messages. Not here: the comparison.
+"""
+
+import random
+import sys
+from datetime import datetime
+from functools import reduce
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from retail_assets.defs.supply_chain.contract import DIM_METADATA, FACT_ORDER, MESSAGES
+from retail_assets.defs.supply_chain.transforms import (
+    EXPONENT_COLUMNS,
+    INGEST_DATE,
+    STAGED_DIMENSIONS,
+    stage_orders,
+    write_out_exponents,
+)
+from retail_assets.resources.spark import SparkResource
+from retail_assets_tests.defs.supply_chain.star_messages import Message, random_messages
+
+DAYS = ("2026-01-05", "2026-01-06")
+MONEY = [
+    *("0.005", "-0.005", "0.00499999999999999999", "2.675", "-2.675", "299.980011", "-0", "0"),
+    *("1.5E-05", "5e-3", "-5E-3", "4.999E-03", "1E+5", "0e99", "7e-99", "0012.5", "1e0", "12e-1"),
+    *("123456789012345678e-3", "0.00000000000000000001e15", "9999999999999999.99"),
+    *("-9999999999999999.994", "0.00000000000000000001"),
+]
+TIMES = [
+    *("1/31/18 22:56", "01/31/2018 22:56", "12/1/2199 0:00", "2/29/00 1:02", "1/1/1900 23:59"),
+    *("10/10/1918 0:00", "3/25/2018 02:30", "12/31/69 9:09"),
+]
+TEXTS = [
+    "Bogot\u00e1",
+    "e\u0301",
+    "\u65e5\u672c",
+    " a ",
+    "\x1e",
+    "a\x1fb",
+    "\\",
+    "'",
+    '"',
+    "\n",
+    "null",
+]
+
+
+def odd_messages() -> dict[str, list[Message]]:
+    """Messages by day: random ones, and each odd value in the columns where it may be."""
+    first = random_messages(random.Random(7), 200)
+    odd = [
+        *({"sales": text, "order_item_discount": text, "product_price": text} for text in MONEY),
+        *(
+            {"latitude": text, "order_item_discount_rate": text}
+            for text in ("5e-10", "1e-9", "999")
+        ),
+        *({"order_date": text, "shipping_date": text} for text in TIMES),
+        *({"order_city": text, "customer_fname": text, "shipping_mode": text} for text in TEXTS),
+    ]
+    second = [
+        Message(0, n, incarnation="second", started_at=datetime(2026, 1, 6)).with_values(
+            **values, order_item_id=str(1000 + n), customer_id=str(n), product_card_id=str(n)
+        )
+        for n, values in enumerate(odd)
+    ]
+    return {DAYS[0]: first, DAYS[1]: second}
+
+
+def stage(master: str, lake: Path, folder: Path) -> None:
+    """Stage all messages of a lake, each table as one file of its name in ``folder``."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    spark = SparkResource(master=master)
+    frames = [
+        spark.read_parquet(
+            sorted(lake.glob(f"raw_streaming/*/ingest_date={day}/*.parquet")), MESSAGES
+        ).withColumn(INGEST_DATE, F.lit(day))
+        for day in DAYS
+    ]
+    messages = write_out_exponents(reduce(lambda a, b: a.unionAll(b), frames), EXPONENT_COLUMNS)
+    orders = stage_orders(messages).toArrow()
+    for dataset in (FACT_ORDER, DIM_METADATA):
+        table = orders.select(dataset.column_names)
+        pq.write_table(table, folder / f"{dataset.name}.parquet")
+    for dataset, stage_rows in STAGED_DIMENSIONS.items():
+        pq.write_table(stage_rows(messages).toArrow(), folder / f"{dataset.name}.parquet")
+
+
+if __name__ == "__main__":
+    stage(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
