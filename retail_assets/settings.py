@@ -6,6 +6,7 @@ variable, the value and the valid forms.
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,9 +14,16 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +41,14 @@ _SPARK = re.compile(
     rf"embedded|local\[(\*|[1-9][0-9]*)\]|spark://{_ADDRESS}(,{_ADDRESS})*|sc://{_ADDRESS}"
 )
 _KAFKA = re.compile(rf"embedded|{_ADDRESS}(,{_ADDRESS})*")
+# As libpq reads it: the user goes to the first @, unless a / is before it.
+_POSTGRES_HOST = r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:@/?#\[\],]*)(?::[0-9]{1,5})?"
+_POSTGRES = re.compile(
+    r"(?P<scheme>postgres(?:ql)?://)"
+    r"(?:(?P<user>[^\s:@/]*)(?P<password>:[^\s@/]*)?@)?"
+    rf"(?P<place>{_POSTGRES_HOST}(?:,{_POSTGRES_HOST})*(?:/[^\s?#]*)?)(?:\?(?P<query>[^\s#]*))?"
+)
+_HIDDEN = "***"
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 
 
@@ -84,8 +100,16 @@ class Settings(BaseSettings):
     kafka: str = Field(
         "embedded", description="embedded, or HOST:PORT of brokers, several separated by commas"
     )
+    kafka_options: SecretStr = Field(
+        SecretStr(""),
+        description="a JSON object of texts: librdkafka's settings for a login, such as"
+        ' {"security.protocol": "SASL_SSL", ...}; empty: none',
+    )
     postgres: str = Field(
-        "embedded", description="embedded, or postgresql://USER@HOST:PORT/DATABASE"
+        "embedded",
+        repr=False,
+        description="embedded, or postgresql://USER:PASSWORD@HOST:PORT/DATABASE, where the"
+        " password's special characters are written as % and two digits",
     )
     java_home: str | None = Field(
         None, validation_alias="JAVA_HOME", description="Java for a JVM's Spark: a path"
@@ -112,6 +136,12 @@ class Settings(BaseSettings):
     )
     online_retail_end: date | None = Field(
         date(2011, 12, 31), description="last day of the partitions: YYYY-MM-DD, empty for open"
+    )
+    supply_chain_most_lag: int = Field(
+        100_000, gt=0, description="messages that may wait in the topic before a check warns"
+    )
+    supply_chain_most_age_s: float = Field(
+        3600.0, gt=0, description="seconds that a message may wait before a check warns"
     )
     http_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="seconds without a byte before a download is retried"
@@ -163,10 +193,26 @@ class Settings(BaseSettings):
             raise ValueError("it names no broker")
         return value
 
+    @field_validator("kafka_options")
+    @classmethod
+    def _object_of_texts(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value().strip():
+            try:
+                options = json.loads(value.get_secret_value())
+            except ValueError:
+                raise ValueError("it is no JSON") from None
+            if not isinstance(options, dict):
+                raise ValueError("it is no JSON object")
+            for name, text in options.items():
+                if not isinstance(text, str):
+                    raise ValueError(f"the value of {name!r} is no text")
+            return value
+        return SecretStr("")
+
     @field_validator("postgres")
     @classmethod
     def _known_postgres(cls, value: str) -> str:
-        if value != "embedded" and not value.startswith(("postgresql://", "postgres://")):
+        if value != "embedded" and not _POSTGRES.fullmatch(value):
             raise ValueError("it names no database")
         return value
 
@@ -240,6 +286,15 @@ class Settings(BaseSettings):
         return self.home / "samples" / "online_retail.xlsx"
 
     @property
+    def sample_orders_path(self) -> Path:
+        """Where the generated sample of the supply chain stands."""
+        return self.home / "samples" / "supply_chain.csv"
+
+    def orders_path(self, named: Path) -> Path:
+        """A file of order lines as a person names it: ``sample`` is the generated one."""
+        return self.sample_orders_path if str(named) == SAMPLE_SOURCE else named
+
+    @property
     def online_retail_locations(self) -> tuple[str, ...]:
         """The sources of online retail as paths and URLs, the sample resolved."""
         return tuple(
@@ -276,6 +331,42 @@ def _resolved_warehouse(warehouse: str) -> str:
     return f"duckdb:{Path(path).expanduser().absolute()}"
 
 
+def redacted(url: str) -> str:
+    """The URL of a database, valid or not, with ``***`` where a password may stand.
+
+    Of what is not valid, more is hidden than need be: nobody knows where its password ends.
+    """
+    valid = _POSTGRES.fullmatch(url)
+    if valid is None:
+        # A password may hold any of the characters that part the URL.
+        scheme, parted, rest = url.partition("://")
+        scheme, rest = (f"{scheme}://", rest) if parted else ("", url)
+        user, at, after = rest.rpartition("@")
+        if not at:
+            user, after = rest, ""
+        name, colon, secret = user.partition(":")
+        if colon and (at or (scheme and not re.match(r"[0-9]{1,5}(/|$)", secret))):
+            user = f"{name}:{_HIDDEN}"
+        return _without_passwords(f"{scheme}{user}{at}{after}")
+    user = valid["user"]
+    if valid["password"]:
+        user = f"{user}:{_HIDDEN}"
+    parts = (valid["query"] or "").split("&")
+    for position, part in enumerate(parts):
+        key, equals, _ = part.partition("=")
+        if equals and "password" in unquote(key).lower():
+            parts[position] = f"{key}={_HIDDEN}"
+    return (
+        f"{valid['scheme']}{'' if user is None else f'{user}@'}{valid['place']}"
+        f"{'' if valid['query'] is None else '?'}{'&'.join(parts)}"
+    )
+
+
+def _without_passwords(text: str) -> str:
+    """As of ``password=... host=...``, which is libpq's other form."""
+    return re.sub(r"(?i)(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", rf"\1{_HIDDEN}", text)
+
+
 def variable_name(field: str) -> str:
     """The environment variable behind a field of Settings."""
     alias = Settings.model_fields[field].validation_alias
@@ -298,8 +389,11 @@ def load_settings(**overrides: object) -> Settings:
         info = Settings.model_fields.get(field)
         variable = variable_name(field)
         found = overrides.get(field, os.environ.get(variable))
+        if field == "postgres":
+            found = redacted(str(found))
+        shown = "set" if info is not None and info.annotation is SecretStr else repr(found)
         raise SettingsError(
-            f"{variable} is {found!r}, which is not valid: {message}."
+            f"{variable} is {shown}, which is not valid: {message}."
             + (f" Valid: {info.description}." if info else "")
         ) from None
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retail_assets.commands.status import shown_settings
 from retail_assets.settings import (
@@ -13,6 +15,7 @@ from retail_assets.settings import (
     Settings,
     SettingsError,
     load_settings,
+    redacted,
     unknown_variables,
     variable_name,
 )
@@ -75,6 +78,16 @@ VALID: list[tuple[str, str, str, Any]] = [
     ("RETAIL_SPARK", "spark://spark.shop.test:7077", "spark", "spark://spark.shop.test:7077"),
     ("RETAIL_SPARK", "spark://a:7077,b:7078", "spark", "spark://a:7077,b:7078"),
     ("RETAIL_SPARK", "sc://10.0.0.7:15002", "spark", "sc://10.0.0.7:15002"),
+    ("RETAIL_POSTGRES", "embedded", "postgres", "embedded"),
+    *(
+        ("RETAIL_POSTGRES", value, "postgres", value)
+        for value in (
+            *("postgresql://db.shop.test/retail", "postgres://loader@db:5432/retail"),
+            *("postgresql://loader:a:b%40c?d#e@10.0.0.7/retail", "postgresql://"),
+            *("postgresql://[::1]:5432/retail?sslmode=require&application_name=a@b",),
+            *("postgresql://a:5432,b:5433/retail", "postgresql:///retail?host=/run/postgresql"),
+        )
+    ),
     ("JAVA_HOME", "/srv/jdk", "java_home", "/srv/jdk"),
     ("JAVA_HOME", "", "java_home", None),
     ("RETAIL_BIGQUERY_MAX_BYTES_BILLED", "1", "bigquery_max_bytes_billed", 1),
@@ -268,6 +281,57 @@ def test_a_password_in_a_url_is_never_shown() -> None:
     assert "secret" not in str(shown_settings(found))
 
 
+OPTIONS = '{"security.protocol": "SASL_SSL", "sasl.password": "hidden-word"}'
+
+
+def test_kafka_options_are_read_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().kafka_options.get_secret_value() == ""
+    monkeypatch.setenv("RETAIL_KAFKA_OPTIONS", OPTIONS)
+    found = load_settings()
+
+    assert found.kafka_options.get_secret_value() == OPTIONS
+    assert "hidden-word" not in f"{found} {found!r} {found.model_dump()}"
+    assert "hidden-word" not in str(shown_settings(found))
+
+
+@pytest.mark.parametrize("empty", ["", "  ", "{}"])
+def test_empty_kafka_options_are_none(monkeypatch: pytest.MonkeyPatch, empty: str) -> None:
+    monkeypatch.setenv("RETAIL_KAFKA_OPTIONS", empty)
+
+    assert load_settings().kafka_options.get_secret_value() in ("", "{}")
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("hidden-word", "no JSON."),
+        ('{"sasl.password": "hidden-word"', "no JSON."),
+        ('["hidden-word"]', "no JSON object"),
+        ('"hidden-word"', "no JSON object"),
+        ('{"sasl.password": {"a": "hidden-word"}}', "value of 'sasl.password' is no text"),
+        ('{"linger.ms": 20, "sasl.password": "hidden-word"}', "value of 'linger.ms' is no text"),
+    ],
+)
+@pytest.mark.parametrize("is_override", [False, True])
+def test_invalid_kafka_options_are_refused_without_a_word_of_them(
+    monkeypatch: pytest.MonkeyPatch, value: str, found: str, is_override: bool
+) -> None:
+    overrides = {"kafka_options": value} if is_override else {}
+    if not is_override:
+        monkeypatch.setenv("RETAIL_KAFKA_OPTIONS", value)
+
+    with pytest.raises(SettingsError) as error:
+        load_settings(**overrides)
+
+    message = str(error.value)
+    assert message.startswith("RETAIL_KAFKA_OPTIONS is set, which is not valid: it is ") or (
+        message.startswith("RETAIL_KAFKA_OPTIONS is set, which is not valid: the value of ")
+    )
+    assert found in message and "hidden-word" not in message
+    assert "JSON object" in message.partition("Valid: ")[2]
+    assert error.value.__cause__ is None and error.value.__suppress_context__
+
+
 def test_a_start_after_the_default_end_names_the_variable_that_was_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -359,3 +423,70 @@ def test_unknown_variables_are_those_of_the_process(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RETAIL_HOMES", "/x")
 
     assert unknown_variables() == {"RETAIL_HOMES": "RETAIL_HOME"}
+
+
+PASSWORD = "hidden-word"
+INVALID_DATABASES = [
+    ("", ""),
+    ("Embedded", "Embedded"),
+    ("localhost:5432", "localhost:5432"),
+    ("mysql://localhost:3306/retail", "mysql://localhost:3306/retail"),
+    ("postgresql://db:port/retail", "postgresql://db:***"),
+    (f"postgresql+psycopg2://u:{PASSWORD}@h/d", "postgresql+psycopg2://u:***@h/d"),
+    (f"u:{PASSWORD}@h/d", "u:***@h/d"),
+    (f"postgresql://u:{PASSWORD}", "postgresql://u:***"),
+    (f"postgresql://u:a/{PASSWORD}@h/d", "postgresql://u:***@h/d"),
+    (f"postgresql://u:a@{PASSWORD}@h/d", "postgresql://u:***@h/d"),
+    (f"postgresql://u:a {PASSWORD}@h/d", "postgresql://u:***@h/d"),
+    (f"postgresql://u:{PASSWORD}@h:port/d", "postgresql://u:***@h:port/d"),
+    (f"postgresql://h /d?password={PASSWORD}&x=1", "postgresql://h /d?password=***&x=1"),
+    (f"host=h password={PASSWORD} user=u", "host=h password=*** user=u"),
+    (f"host=h password = 'a \\' {PASSWORD}' user=u", "host=h password = *** user=u"),
+]
+
+
+@pytest.mark.parametrize(("value", "shown"), INVALID_DATABASES)
+@pytest.mark.parametrize("is_override", [False, True])
+def test_an_invalid_database_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, value: str, shown: str, is_override: bool
+) -> None:
+    if not is_override:
+        monkeypatch.setenv("RETAIL_POSTGRES", value)
+    with pytest.raises(SettingsError) as error:
+        load_settings(**({"postgres": value} if is_override else {}))
+
+    message = str(error.value)
+    assert message.startswith(f"RETAIL_POSTGRES is {shown!r}, which is not valid: ")
+    assert "postgresql://USER:PASSWORD@HOST:PORT/DATABASE" in message.partition("Valid: ")[2]
+    assert PASSWORD not in message
+    assert error.value.__cause__ is None and error.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (f"postgresql://u:{PASSWORD}@h:5432/d?a=b", "postgresql://u:***@h:5432/d?a=b"),
+        (f"postgresql://u:a:{PASSWORD}?#@h/d", "postgresql://u:***@h/d"),
+        (f"postgresql://:{PASSWORD}@h", "postgresql://:***@h"),
+        (f"postgresql:///d?Pass%57ord={PASSWORD}&x=1", "postgresql:///d?Pass%57ord=***&x=1"),
+        (f"postgresql:///d?sslpassword={PASSWORD}", "postgresql:///d?sslpassword=***"),
+        ("postgresql://u@[::1]:5432/d?", "postgresql://u@[::1]:5432/d?"),
+        ("embedded", "embedded"),
+    ],
+)
+def test_a_password_of_the_database_is_redacted(url: str, shown: str) -> None:
+    assert redacted(url) == shown
+    assert redacted(shown) == shown
+    assert PASSWORD not in repr(load_settings(postgres=url))
+
+
+@given(
+    password=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1),
+    place=st.sampled_from(["h", "h:5432/d", "[::1]/d?a=b", "h:port", "h/d?application_name=a@b"]),
+    scheme=st.sampled_from(["postgresql://", "postgres://", "postgresql+psycopg://", ""]),
+)
+def test_no_password_before_an_at_is_ever_shown(password: str, place: str, scheme: str) -> None:
+    marked = f"<{password}>"
+
+    assert marked not in redacted(f"{scheme}user:{marked}@{place}")
+    assert redacted(f"{scheme}user:{marked}@{place}").startswith(f"{scheme}user:***@")
