@@ -80,6 +80,26 @@ def test_the_sample_of_the_coffee_chain_is_written_to_the_lake_or_a_folder(
     assert made[home / "lake"] == made[tmp_path / "own"]
 
 
+def test_the_sample_of_the_supply_chain_is_written_where_it_is_wanted(
+    home: Path, tmp_path: Path
+) -> None:
+    options = ("--orders", "200", "--seed", "11")
+    to = tmp_path / "own" / "name.csv"
+
+    default, other = (
+        retail_assets("sample", "supply_chain", *options, *where)
+        for where in ((), ("--to", str(to)))
+    )
+
+    assert (default.exit_code, other.exit_code) == (0, 0), default.output + other.output
+    path = home / "samples" / "supply_chain.csv"
+    lines = len(path.read_bytes().splitlines()) - 1
+    assert default.output.startswith(f"{path}: {lines:,} lines of ")
+    assert other.output == default.output.replace(str(path), str(to))
+    assert path.read_bytes() == to.read_bytes()
+    assert retail_assets("sample", "supply_chain", "--orders", "0").exit_code == 2
+
+
 def test_a_bucket_takes_no_sample(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETAIL_LAKE", "gs://shop-lake/retail")
 

@@ -60,9 +60,31 @@ UPSTREAM = {
     "state_revenue": {"fact_sales"},
     "age_group_purchase": {"fact_sales"},
 }
-# Files that others deliver: nothing here makes them.
+STAR = ("customer", "product", "location", "shipping", "department", "metadata")
+STAR_TABLES = (*(f"dim_{name}" for name in STAR), "fact_order")
+# By their whole keys: a table of the star has one name in the lake and in the warehouse.
+SUPPLY_CHAIN = {
+    "raw_streaming/supply_chain_data": {"supply_chain/topic"},
+    "operational_db/supply_chain_messages": {"supply_chain/topic"},
+    **{f"transformed_data/{name}": {"raw_streaming/supply_chain_data"} for name in STAR_TABLES},
+    **{f"supply_chain/{name}": {f"transformed_data/{name}"} for name in STAR_TABLES},
+    **{f"supply_chain_staging/stg_{name}": {f"supply_chain/{name}"} for name in STAR_TABLES},
+    **{
+        f"supply_chain_core/{mart}": {f"supply_chain_staging/stg_{name}" for name in sources}
+        for mart, sources in {
+            "inventory_levels": ("fact_order", "dim_product"),
+            "customer_retention_rate": ("fact_order",),
+            "financial_commitments": ("fact_order",),
+            "fraud_detection": ("fact_order",),
+            "overall_performance": ("fact_order", "dim_shipping"),
+            "shipping_delays": ("fact_order", "dim_shipping"),
+        }.items()
+    },
+}
+# Files that others deliver, and the topic that others send to: nothing here makes them.
 EXTERNAL = {
-    dg.AssetKey(["coffee_chain", name]) for name in ("raw_drops", "raw_outlet", "raw_product")
+    *(dg.AssetKey(["coffee_chain", name]) for name in ("raw_drops", "raw_outlet", "raw_product")),
+    dg.AssetKey(["supply_chain", "topic"]),
 }
 
 
@@ -94,8 +116,15 @@ def test_lineage_is_unbroken_from_source_to_marts(defs: dg.Definitions) -> None:
     found = {
         key.path[-1]: {parent.path[-1] for parent in graph.get(key).parent_keys}
         for key in graph.materializable_asset_keys
+        if graph.get(key).group_name != "supply_chain"
     }
     assert found == UPSTREAM
+    found = {
+        key.to_user_string(): {parent.to_user_string() for parent in graph.get(key).parent_keys}
+        for key in graph.materializable_asset_keys
+        if graph.get(key).group_name == "supply_chain"
+    }
+    assert found == SUPPLY_CHAIN
     # Nothing from nowhere.
     assert graph.get_all_asset_keys() == graph.materializable_asset_keys | EXTERNAL
     assert graph.external_asset_keys == EXTERNAL
@@ -137,6 +166,12 @@ def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) ->
         "coffee_chain_large_files",
         "coffee_chain_marts",
         "coffee_chain_nightly",
+        "supply_chain",
+        "supply_chain_messages",
+        "olap_transformation_pipeline",
+        "gcs_to_bigquery_pipeline",
+        "batch_pipeline",
+        "supply_chain_marts",
     }
     assert {x.name for x in repository.schedule_defs} == {
         "online_retail_source_to_lake_daily",
@@ -144,10 +179,12 @@ def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) ->
         "online_retail_marts_every_12_hours",
         "coffee_chain_drops_nightly",
         "coffee_chain_nightly",
+        "batch_pipeline_hourly",
     }
     assert {x.name for x in repository.sensor_defs} == {
         "online_retail_source_sensor",
         "coffee_chain_drops_sensor",
+        "supply_chain_messages_sensor",
     }
 
 
@@ -170,6 +207,29 @@ def test_the_jobs_of_the_coffee_chain_share_its_work_without_rest(defs: dg.Defin
         assert any(name.endswith("no_drop_was_deleted") for name in steps), job
 
 
+def test_the_jobs_of_the_supply_chain_share_its_work_without_rest(defs: dg.Definitions) -> None:
+    def selected(job: str) -> set[str]:
+        keys = defs.resolve_job_def(job).asset_layer.selected_asset_keys
+        return {key.to_user_string() for key in keys}
+
+    messages, star, load, marts = (
+        selected(job)
+        for job in (
+            "supply_chain_messages",
+            "olap_transformation_pipeline",
+            "gcs_to_bigquery_pipeline",
+            "supply_chain_marts",
+        )
+    )
+
+    assert messages == {"raw_streaming/supply_chain_data", "operational_db/supply_chain_messages"}
+    assert star == {f"transformed_data/{name}" for name in STAR_TABLES}
+    assert load == {f"supply_chain/{name}" for name in STAR_TABLES}
+    assert selected("batch_pipeline") == star | load
+    assert selected("supply_chain") == messages | star | load | marts == set(SUPPLY_CHAIN)
+    assert not marts & (messages | star | load)
+
+
 def test_every_dbt_test_is_a_check_of_its_model(defs: dg.Definitions) -> None:
     checks = {key.name for key in defs.resolve_asset_graph().asset_check_keys}
     folders = [PROJECT / "dbt_project" / "tests" / domain.name for domain in domains()]
@@ -189,10 +249,20 @@ def test_checks_of_the_lake_block_what_is_downstream(defs: dg.Definitions) -> No
     assert len(processed) == 5
     for name in processed:
         assert {(name, "ledger_balances"), (name, "schema_matches_contract")} <= blocking
+    star = {
+        key.asset_key.to_user_string()
+        for key in graph.asset_check_keys
+        if key.name == "star_matches_contract" and graph.get(key).blocking
+    }
+    assert star == {f"transformed_data/{name}" for name in STAR_TABLES}
 
 
 def test_personal_columns_are_tagged_in_the_ui(defs: dg.Definitions) -> None:
-    specs = {spec.key.path[-1]: spec for spec in defs.resolve_all_asset_specs()}
+    specs = {
+        spec.key.path[-1]: spec
+        for spec in defs.resolve_all_asset_specs()
+        if spec.group_name != "supply_chain"  # whose names are others' too
+    }
     schema = specs["online_retail_data"].metadata["dagster/column_schema"]
     columns = {column.name: column.tags for column in schema.columns}
     assert columns["customer_id"] == {"pii": "true"}
@@ -223,6 +293,7 @@ print(json.dumps(sorted(sys.modules)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     heavy = {"pyspark", "pysail", "pandas", "duckdb", "pyarrow", "fastexcel", "xlsxwriter"}
+    heavy |= {"confluent_kafka", "psycopg"}
     assert not loaded & heavy
     assert not loaded & {"dbt.cli", "dbt.adapters.duckdb"}
     # google.protobuf comes with dagster-dbt's own imports; the empty packages above it are names.

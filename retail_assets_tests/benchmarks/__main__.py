@@ -1,7 +1,7 @@
 """The benchmark's command line: ``python -m retail_assets_tests.benchmarks``, or ``make bench``.
 
-Here: options, scratch, exit code. Not here: what is measured (online_retail.py, coffee_chain.py)
-or printed (report.py, coffee_report.py).
+Here: options, scratch, exit code. Not here: what is measured (online_retail.py, coffee_chain.py,
+supply_chain.py) or printed (report.py, coffee_report.py, supply_report.py).
 """
 
 import json
@@ -14,15 +14,22 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from retail_assets_tests.benchmarks import coffee_chain, coffee_report, online_retail, report
+from retail_assets_tests.benchmarks import (
+    coffee_chain,
+    coffee_report,
+    online_retail,
+    report,
+    supply_chain,
+    supply_report,
+)
 from retail_assets_tests.benchmarks.inputs import NoInputError, Source, find_source
 from retail_assets_tests.benchmarks.measure import CommandFailed, run
 from retail_assets_tests.benchmarks.profiling import profile_command, read_profile
 from retail_assets_tests.benchmarks.tables import TablesDiffer
 
-_ALL = (*online_retail.SCENARIOS, *coffee_chain.SCENARIOS)
+_ALL = (*online_retail.SCENARIOS, *coffee_chain.SCENARIOS, *supply_chain.SCENARIOS)
 Scenario = Enum("Scenario", {name: name for name in _ALL})  # type: ignore[misc]
-AnyBench = online_retail.Bench | coffee_chain.Bench
+AnyBench = online_retail.Bench | coffee_chain.Bench | supply_chain.Bench
 
 
 def main(
@@ -40,6 +47,12 @@ def main(
     coffee_files: Annotated[
         int, typer.Option(min=1, help="drops in the lake of the sensor's tick")
     ] = coffee_chain.TICK_FILES,
+    supply_repeat: Annotated[
+        int, typer.Option(min=1, help="runs of each contestant of the supply chain")
+    ] = 3,
+    supply_orders: Annotated[
+        int, typer.Option(min=100, help="orders of the supply chain")
+    ] = supply_chain.ORDERS,
     quick: Annotated[bool, typer.Option("--quick", help="one run each, no tenfold")] = False,
     scenario: Annotated[
         list[Scenario] | None, typer.Option(help="which to run; may be given several times")
@@ -51,16 +64,17 @@ def main(
         Path | None, typer.Option("--json", help="write every figure to this file")
     ] = None,
 ) -> None:
-    """Measure `retail-assets run` against bare DuckDB and the JVM's Spark, domain by domain."""
+    """Measure `retail-assets run` against bare scripts and the JVM's Spark, domain by domain."""
     chosen = [item.value for item in scenario] if scenario else list(_ALL)
     if quick:
-        repeat = coffee_repeat = 1
-        chosen = [name for name in chosen if name != "tenfold" or scenario]
+        repeat = coffee_repeat = supply_repeat = 1
+        chosen = [name for name in chosen if "tenfold" not in name or scenario]
     # Wide enough for the tables where the output is no terminal.
     console = Console(width=None if Console().is_terminal else 150)
     progress = Console(stderr=True, highlight=False)
     retail = [name for name in chosen if name in online_retail.SCENARIOS]
     coffee = [name for name in chosen if name in coffee_chain.SCENARIOS]
+    supply = [name for name in chosen if name in supply_chain.SCENARIOS]
     told: dict[str, Any] = {}
     failures = []
     with tempfile.TemporaryDirectory(prefix="retail-assets-bench-") as folder:
@@ -88,6 +102,17 @@ def main(
                 if profile and {"coffee", "coffee_drop"} & set(coffee):
                     _profile(coffee_bench, "coffee_chain", scratch, console)
                 told["coffee_chain"] = _coffee_figures(coffee_bench, coffee_repeat)
+            if supply:
+                if supply_orders != supply_chain.ORDERS:
+                    console.print("the supply chain's limits are meant for its whole size")
+                supply_bench = supply_chain.Bench(
+                    scratch, supply, progress.print, orders=supply_orders
+                )
+                failures.append(_measure(supply_bench, supply_repeat))
+                supply_report.print_report(console, supply_bench.results, supply_repeat)
+                if profile and "supply" in supply:
+                    supply_report.print_parts(console, supply_bench.profile())
+                told["supply_chain"] = _supply_figures(supply_bench, supply_repeat)
             report.print_machine(console)
         except (NoInputError, CommandFailed) as error:
             raise SystemExit(f"error: {error}") from None
@@ -136,6 +161,21 @@ def _coffee_figures(bench: coffee_chain.Bench, repeat: int) -> dict[str, Any]:
         "differences": results.differences,
         "sample": asdict(results.sample) if results.sample else None,
         "stages": results.stages,
+        "measurements": _measurements(bench),
+    }
+
+
+def _supply_figures(bench: supply_chain.Bench, repeat: int) -> dict[str, Any]:
+    results = bench.results
+    return {
+        "repeat": repeat,
+        "broker": supply_report.broker_name(),
+        "figures": supply_report.figures(results),
+        "differences": results.differences,
+        "samples": {times: asdict(sample) for times, sample in results.samples.items()},
+        "told": results.told,
+        "steps": results.steps,
+        "skipped": results.servers.reason,
         "measurements": _measurements(bench),
     }
 

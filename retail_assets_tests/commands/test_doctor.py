@@ -18,6 +18,7 @@ from retail_assets.resources.cloud_checks import (
     CloudChecks,
     may_load,
 )
+from retail_assets.resources.operational_db import OperationalDbResource
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.google_server import ACCOUNT, Google, running
 
@@ -28,6 +29,9 @@ DATASETS = (
     "malaysian_coffee_chain",
     "coffee_chain_staging",
     "coffee_chain_core",
+    "supply_chain",
+    "supply_chain_staging",
+    "supply_chain_core",
     "retail_operations",
 )
 
@@ -75,6 +79,7 @@ def without_local_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_dbt", "_dagster"):
         monkeypatch.setattr(doctor, name, lambda _: "left out")
     monkeypatch.setattr(coffee_chain, "_probe_spark", lambda _: "left out")
+    monkeypatch.setattr(OperationalDbResource, "probe", lambda _: "left out")
 
 
 def test_all_is_well_in_an_empty_project(google: Google, tmp_path: Path) -> None:
@@ -115,7 +120,7 @@ def test_the_datasets_of_every_domain_are_asked_for(google: Google, tmp_path: Pa
 
     prefix = "warehouse dataset "
     assert [x.removeprefix(prefix) for x in asked if x.startswith(prefix)] == list(DATASETS)
-    assert {"spark", "online_retail source"} <= set(asked)
+    assert {"spark", "online_retail source", "kafka", "postgres"} <= set(asked)
 
 
 def test_nothing_runs_and_nothing_is_written(google: Google, tmp_path: Path) -> None:

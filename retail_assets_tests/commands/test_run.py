@@ -13,6 +13,7 @@ from retail_assets.commands.run import RunFailed, rebuild_table, run_domain
 from retail_assets.dataset import Dataset
 from retail_assets.defs.registry import domains
 from retail_assets.domain import DefsModule, Domain, Execution, MartsPlan, PlanError
+from retail_assets.errors import PermanentError
 from retail_assets.settings import Settings, load_settings
 
 DROPS = dg.DynamicPartitionsDefinition(name="drops")
@@ -148,6 +149,15 @@ def test_a_plan_that_fails_ends_what_was_started(settings: Settings, started: li
     assert started == ["shop", "ended"]
 
 
+def test_a_domain_without_a_topic_takes_no_stream(
+    settings: Settings, started: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match=r"--stream is .*orders\.csv; shop has no topic"):
+        run_domain(settings, Shop(("1", "1")), None, stream=tmp_path / "orders.csv")
+
+    assert started == ["shop", "ended"]
+
+
 @pytest.mark.parametrize("asked", ["2017-12-31", "yesterday"])
 def test_partitions_that_cannot_be_are_refused_before_anything_starts(
     settings: Settings, started: list[str], asked: str
@@ -173,7 +183,7 @@ def test_only_a_table_of_a_domain_can_be_rebuilt(settings: Settings) -> None:
     "table", [dataset.table for domain in domains() for dataset in domain.datasets]
 )
 def test_nothing_processed_is_nothing_to_rebuild(settings: Settings, table: str) -> None:
-    with pytest.raises(PlanError, match="holds nothing processed"):
+    with pytest.raises(PermanentError, match=r"holds nothing processed|was never built"):
         rebuild_table(settings, table)
 
     assert not settings.warehouse_path.exists()

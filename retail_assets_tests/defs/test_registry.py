@@ -69,3 +69,4 @@ def test_the_command_line_starts_without_what_is_heavy() -> None:
     loaded = set(json.loads(done.stdout))
     assert "retail_assets.defs.registry" in loaded
     assert not loaded & {"dagster", "pandas", "numpy", "pyarrow", "duckdb", "pyspark", "dbt"}
+    assert not loaded & {"confluent_kafka", "psycopg"}

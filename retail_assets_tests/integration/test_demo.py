@@ -25,6 +25,14 @@ def home(retail_assets: Command, tmp_path_factory: pytest.TempPathFactory) -> Pa
         assert done.returncode == 0, done.stderr
         assert last_table in done.stdout
         assert "checks passed" in done.stdout.splitlines()[-1]
+    done = retail_assets("sample", "supply_chain", "--orders", "200", home=home)
+    assert done.returncode == 0, done.stderr
+    sample = home / "samples" / "supply_chain.csv"
+    done = retail_assets("run", "supply_chain", "--stream", str(sample), home=home)
+    assert done.returncode == 0, done.stderr
+    for table in ("operational_db/supply_chain_messages", "supply_chain_core/shipping_delays"):
+        assert table in done.stdout
+    assert "checks passed" in done.stdout.splitlines()[-1]
     return home
 
 
@@ -32,7 +40,9 @@ def test_doctor_finds_nothing_wrong(home: Path, retail_assets: Command) -> None:
     done = retail_assets("doctor", home=home)
     assert done.returncode == 0, done.stdout
     lines = done.stdout.strip().splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 9
+    assert re.search(r"ok +postgres: .* \(embedded\), PostgreSQL 1", done.stdout)
+    assert re.search(r"ok +kafka: embedded, not running", done.stdout)
     assert all(line.startswith("ok") for line in lines)
 
 
@@ -56,15 +66,23 @@ def test_status_shows_settings_and_tables(home: Path, retail_assets: Command) ->
     (row,) = [x for x in done.stdout.splitlines() if "malaysian_coffee_chain/sales" in x]
     assert " 2 " in row
     assert "coffee_chain_core/state_revenue" in done.stdout
+    assert "transformed_data/fact_order" in done.stdout
+    assert "supply_chain_core/inventory_levels" in done.stdout
     assert "never" not in done.stdout
 
 
 def test_status_redacts_credentials(tmp_path: Path, retail_assets: Command) -> None:
     done = retail_assets(
-        "status", home=tmp_path, online_retail_source="https://me:s3cr3t@example.org/r.zip?k=t0ken"
+        "status",
+        home=tmp_path,
+        online_retail_source="https://me:s3cr3t@source.example.org/r.zip?k=t0ken",
+        postgres="postgresql://clerk:s3cr3t@db.example.org/shop",
+        kafka="broker.example.org:9092",
+        kafka_options='{"sasl.password": "t0ken"}',
     )
     assert done.returncode == 0, done.stderr
-    assert "example.org" in done.stdout
+    assert "source.example.org" in done.stdout
+    assert "postgresql://clerk:***@db.example.org/shop" in done.stdout
     assert "s3cr3t" not in done.stdout
     assert "t0ken" not in done.stdout
 
@@ -82,7 +100,10 @@ def test_an_invalid_variable_is_one_clear_line(retail_assets: Command, tmp_path:
     assert "duckdb:PATH" in done.stderr
 
 
-@pytest.mark.parametrize(("domain", "fewest"), [("online_retail", 5), ("coffee_chain", 10)])
+@pytest.mark.parametrize(
+    ("domain", "fewest"),
+    [("online_retail", 5), ("coffee_chain", 10), ("supply_chain", 6)],
+)
 def test_dbt_unit_tests_pass(home: Path, retail_assets: Command, domain: str, fewest: int) -> None:
     """By domain: dbt looks at what models read, which is there once the domain ran."""
     select = f"test_type:unit,path:models/{domain}"

@@ -111,7 +111,7 @@ def test_everything_is_loaded(ask: Ask) -> None:
         "online_retail_lake_to_warehouse",
         "online_retail_marts",
     }
-    assert len(names["schedules"]) == 5
+    assert len(names["schedules"]) == 6
     assert names["sensors"] >= {SENSOR}
 
 

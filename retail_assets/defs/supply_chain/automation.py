@@ -70,7 +70,7 @@ def marts_wish(landed: Versions, built: Versions) -> Wish | None:
         return None  # without a landed table dbt could not build
     text = "\n".join(
         f"{dataset.name} {key} {version}"
-        for dataset, found in landed.items()
+        for dataset, found in sorted(landed.items(), key=lambda item: item[0].name)
         for key, version in sorted(found.items())
     )
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]

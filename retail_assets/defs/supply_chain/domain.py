@@ -92,9 +92,9 @@ class SupplyChain(Domain):
 
     def lake_versions(self, lake: "LakeResource", dataset: Dataset) -> dict[str, str]:
         """Fingerprints of the star's partitions."""
-        from retail_assets.defs.supply_chain.star import star_versions
+        from retail_assets.defs.supply_chain.star import star_rows, star_versions
 
-        return star_versions(lake, dataset)
+        return star_versions(lake, dataset) if star_rows(lake) else {}
 
     def questions(self, settings: Settings) -> "Iterator[Question]":
         """Whether broker and database answer."""

@@ -1,0 +1,386 @@
+"""Tests of retail_assets.defs.supply_chain.automation: what the sensor asks for, and that it runs.
+
+Over a real Dagster instance, embedded broker and PostgreSQL; the runs are done here in place of the
+daemon's.
+"""
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from retail_assets.defs.supply_chain import automation
+from retail_assets.defs.supply_chain.assets import (
+    MESSAGES_KEY,
+    OPERATIONAL_KEY,
+    TOPIC_KEY,
+    MicroBatchConfig,
+    landed_key,
+    transformed_key,
+)
+from retail_assets.defs.supply_chain.automation import (
+    BATCH_JOB,
+    LOAD_JOB,
+    MARTS_JOB,
+    MESSAGES_JOB,
+    STAR_JOB,
+    Versions,
+    ask,
+    marts_wish,
+    messages_wish,
+)
+from retail_assets.defs.supply_chain.contract import DIM_CUSTOMER, DOMAIN, LANDED, TOPIC
+from retail_assets.domain import MARTS_STAGE
+from retail_assets.requests import REQUEST_TAG
+from retail_assets.resources import broker_embedded
+from retail_assets.resources.broker import LostMessagesError
+from retail_assets.resources.operational_db import OperationalDbResource
+from retail_assets_tests.defs.supply_chain.shop import (
+    Shop,
+    opened_database,
+    opened_shop,
+    order_line,
+)
+
+YESTERDAY = "2026-01-02"
+STARTED, SUCCESS = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.SUCCESS
+FAILURE = dg.DagsterRunStatus.FAILURE
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperationalDbResource]:
+    with opened_database(tmp_path_factory.mktemp("database")) as found:
+        yield found
+
+
+@pytest.fixture
+def shop(tmp_path: Path, database: OperationalDbResource) -> Iterator[Shop]:
+    with opened_shop(tmp_path / "home", database) as found:
+        yield found
+
+
+def tick(shop: Shop, today: str = YESTERDAY) -> tuple[list[dg.RunRequest], str]:
+    """What the sensor asks for, or why it asks for nothing."""
+    found = ask(shop.instance, shop.lake, shop.broker, shop.warehouse, today)
+    if isinstance(found, dg.SkipReason):
+        return [], found.skip_message or ""
+    return list(found.run_requests or ()), ""
+
+
+def record(
+    shop: Shop, job: str, status: dg.DagsterRunStatus, tags: Mapping[str, str] | None = None
+) -> str:
+    """A run, as the daemon would have launched it; its id."""
+    run_id = str(uuid.uuid4())
+    tags = {REQUEST_TAG: "any"} if tags is None else dict(tags)
+    shop.instance.add_run(dg.DagsterRun(job_name=job, run_id=run_id, tags=tags, status=status))
+    return run_id
+
+
+# ---- the topic
+
+
+def test_exactly_what_has_not_landed_is_asked_for_and_lands(shop: Shop) -> None:
+    shop.send(map(order_line, range(5)), 0)
+    shop.send(map(order_line, range(3)), 2)
+    incarnation = shop.broker.incarnation(TOPIC).id
+
+    (request,), _ = tick(shop)
+
+    assert request.job_name == MESSAGES_JOB
+    assert request.run_key == f"{MESSAGES_JOB}:{incarnation}:0:0-5,2:0-3:1"
+    assert request.run_config == {
+        "ops": {
+            "supply_chain_micro_batch": {
+                "config": {
+                    "incarnation": incarnation,
+                    "ingest_date": YESTERDAY,
+                    "ranges": {"0": [0, 5], "2": [0, 3]},
+                }
+            }
+        }
+    }
+
+    # More comes before the run begins: it is not of the request.
+    shop.send(map(order_line, range(4)), 0)
+    shop.send(map(order_line, range(2)), 1)
+    assert shop.execute(MESSAGES_JOB, request.run_config, request.tags).success
+
+    asked = {*((0, n) for n in range(5)), *((2, n) for n in range(3))}
+    # On the request's day, though the run is of another.
+    assert f"{datetime.now(UTC):%Y-%m-%d}" != YESTERDAY
+    assert shop.landed() == shop.in_database() == dict.fromkeys(asked, YESTERDAY)
+
+    (second,), _ = tick(shop, "2026-01-03")
+    config = second.run_config["ops"]["supply_chain_micro_batch"]["config"]
+    assert config["ranges"] == {"0": [5, 9], "1": [0, 2]}
+    assert second.run_key != request.run_key
+    assert shop.execute(MESSAGES_JOB, second.run_config, second.tags).success
+    assert tick(shop) == ([], "every message has landed")
+    landed = shop.landed()
+    assert landed == shop.in_database()
+    assert {place for place, day in landed.items() if day == YESTERDAY} == asked
+    assert len(landed) == 14
+
+
+def test_a_request_executed_twice_lands_once(shop: Shop) -> None:
+    shop.send(map(order_line, range(5)), 0)
+    (request,), _ = tick(shop)
+
+    for _ in range(2):
+        assert shop.execute(MESSAGES_JOB, request.run_config, request.tags).success
+
+    assert shop.landed() == shop.in_database() == {(0, n): YESTERDAY for n in range(5)}
+
+
+def test_nothing_is_asked_for_of_a_topic_that_is_not_there(shop: Shop) -> None:
+    assert shop.broker.address
+    assert tick(shop) == ([], "every message has landed")
+
+
+def test_no_broker_is_a_reason_that_says_what_to_do(shop: Shop) -> None:
+    requests, reason = tick(shop)
+
+    assert requests == []
+    assert "no embedded broker is running" in reason
+    assert "retail-assets dev" in reason
+    assert f"retail-assets run {DOMAIN} --stream FILE" in reason
+    assert not shop.broker.running  # none was started to ask
+
+
+def test_a_broker_that_begins_anew_has_everything_to_land(shop: Shop) -> None:
+    shop.send(map(order_line, range(5)), 0)
+    (request,), _ = tick(shop)
+    assert shop.execute(MESSAGES_JOB, request.run_config, request.tags).success
+    broker_embedded.let_go(Path(shop.broker.home))
+    assert "no embedded broker" in tick(shop)[1]
+    shop.send(map(order_line, range(2)), 0)
+
+    (second,), _ = tick(shop)
+
+    config = second.run_config["ops"]["supply_chain_micro_batch"]["config"]
+    assert config["ranges"] == {"0": [0, 2]}
+    assert config["incarnation"] == shop.broker.incarnation(TOPIC).id
+    assert config["incarnation"] not in request.run_key
+
+
+@pytest.mark.parametrize("status", [STARTED, dg.DagsterRunStatus.NOT_STARTED])
+def test_one_batch_at_a_time(shop: Shop, status: dg.DagsterRunStatus) -> None:
+    shop.send([order_line(1)], 0)
+    record(shop, MESSAGES_JOB, status)
+
+    assert tick(shop) == ([], f"{MESSAGES_JOB} is underway")
+
+    record(shop, MESSAGES_JOB, SUCCESS)
+    assert tick(shop) == ([], f"{MESSAGES_JOB} is underway")
+
+
+def test_a_batch_that_failed_is_asked_for_again_and_not_for_ever(shop: Shop) -> None:
+    shop.send([order_line(1)], 0)
+    keys = []
+    for _ in range(3):
+        (request,), _ = tick(shop)
+        keys.append(request.run_key)
+        record(shop, MESSAGES_JOB, FAILURE, request.tags)
+
+    assert len(set(keys)) == 3
+    requests, reason = tick(shop)
+    assert requests == []
+    assert "failed 3 times: mend its cause and run it by hand" in reason
+    shop.send([order_line(2)], 0)  # another range is another batch
+    (request,), _ = tick(shop)
+    assert "0:0-2" in (request.run_key or "")
+
+
+def test_lost_messages_are_an_error_of_the_tick(shop: Shop) -> None:
+    """The embedded broker drops what is more than 5 MiB of a partition."""
+    big = order_line(1, product_description=uuid.uuid4().hex * 5_000)
+    shop.send([big] * 60, 0)
+    assert shop.broker.watermarks(TOPIC)[0].low > 0
+
+    with pytest.raises(LostMessagesError, match="offsets 0 to"):
+        tick(shop)
+
+
+RANGES = st.dictionaries(
+    st.integers(0, 9),
+    st.tuples(st.integers(0, 99), st.integers(1, 99)).map(lambda t: (t[0], t[0] + t[1])),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(RANGES, RANGES, st.sampled_from("ab"), st.sampled_from("ab"))
+def test_a_batch_is_identified_by_its_incarnation_and_ranges(
+    one: dict[int, tuple[int, int]], other: dict[int, tuple[int, int]], a: str, b: str
+) -> None:
+    wish, second = messages_wish(a, one, YESTERDAY), messages_wish(b, other, "2026-01-03")
+
+    assert (wish.identity == second.identity) is ((a, one) == (b, other))
+    config = MicroBatchConfig(**wish.run_config["ops"]["supply_chain_micro_batch"]["config"])
+    assert {int(p): tuple(span) for p, span in config.ranges.items()} == one
+    assert (config.incarnation, config.ingest_date, config.file) == (a, YESTERDAY, None)
+
+
+# ---- the marts
+
+
+def load(shop: Shop, version: str, stage: str = "landed") -> None:
+    """Have every table, and note it as loaded, of this version."""
+    shop.warehouse.query(f"create schema if not exists {DOMAIN}")
+    for dataset in LANDED:
+        columns = dataset.duckdb_ddl()
+        shop.warehouse.query(f"create table if not exists {dataset.table} ({columns})")
+        shop.warehouse.record_versions(dataset, stage, {"": version})
+
+
+def test_marts_are_asked_for_where_landed_tables_changed(shop: Shop) -> None:
+    assert shop.broker.address
+    assert tick(shop)[0] == []
+    load(shop, "v1")
+
+    (request,), _ = tick(shop)
+    assert request.job_name == MARTS_JOB
+    assert request.run_config == {}
+    record(shop, MARTS_JOB, SUCCESS, request.tags)
+    load(shop, "v1", MARTS_STAGE)
+    assert tick(shop) == ([], "every message has landed")
+
+    shop.warehouse.record_versions(DIM_CUSTOMER, "landed", {"": "v2"})
+    (second,), _ = tick(shop)
+    assert second.job_name == MARTS_JOB and second.run_key != request.run_key
+
+
+def test_marts_are_asked_for_without_a_broker_and_beside_messages(shop: Shop) -> None:
+    load(shop, "v1")
+    (request,), _ = tick(shop)
+    assert request.job_name == MARTS_JOB
+
+    shop.send([order_line(1)], 0)
+    requests, _ = tick(shop)
+    assert [each.job_name for each in requests] == [MESSAGES_JOB, MARTS_JOB]
+
+
+@pytest.mark.parametrize("job", [BATCH_JOB, LOAD_JOB, DOMAIN])
+def test_marts_wait_for_the_load_that_is_underway(shop: Shop, job: str) -> None:
+    """Whoever started it: the schedule, or a person."""
+    load(shop, "v1")
+    record(shop, job, STARTED, {})
+
+    requests, reason = tick(shop)
+
+    assert requests == []
+    assert reason.endswith("; tables are being loaded")
+
+
+def test_marts_wait_until_every_table_is_landed(shop: Shop) -> None:
+    load(shop, "v1")
+    shop.warehouse.query(
+        "delete from retail_operations.loaded_partitions where table_name = ?",
+        [DIM_CUSTOMER.table],
+    )
+    assert not shop.warehouse.loaded_versions(DIM_CUSTOMER)
+
+    assert tick(shop)[0] == []
+
+
+def test_a_warehouse_that_is_in_use_is_a_reason(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(automation, "_WAREHOUSE_WAIT_S", 0.5)
+    load(shop, "v1")
+    code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(1, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(shop.settings.warehouse_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "1\n"
+        requests, reason = tick(shop)
+        other.communicate("\n")
+
+    assert requests == []
+    assert "no embedded broker" in reason and str(shop.settings.warehouse_path) in reason
+    assert [each.job_name for each in tick(shop)[0]] == [MARTS_JOB]
+
+
+VERSION = st.dictionaries(st.sampled_from(["", "a"]), st.sampled_from("xy"), max_size=2)
+VERSIONS = st.tuples(VERSION, VERSION).map(lambda t: dict(zip(LANDED[:2], t, strict=True)))
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(VERSIONS, VERSIONS, VERSIONS)
+def test_marts_are_wished_for_once_a_state_of_the_landed_tables(
+    landed: Versions, built: Versions, other: Versions
+) -> None:
+    wish, second = marts_wish(landed, built), marts_wish(other, built)
+
+    assert (wish is not None) is (all(landed.values()) and landed != built)
+    if wish and second:
+        assert (wish.identity == second.identity) is (landed == other)
+
+
+# ---- what Dagster is given
+
+
+def test_the_sensor_gives_dagster_what_it_asks_for(shop: Shop) -> None:
+    shop.send(map(order_line, range(5)), 3)
+    sensor = shop.definitions.resolve_sensor_def(f"{DOMAIN}_messages_sensor")
+    assert {target.job_name for target in sensor.targets} == {MESSAGES_JOB, MARTS_JOB}
+
+    with dg.build_sensor_context(
+        instance=shop.instance,
+        repository_def=shop.definitions.get_repository_def(),
+        resources={"lake": shop.lake, "broker": shop.broker, "warehouse": shop.warehouse},
+    ) as context:
+        data = sensor.evaluate_tick(context)
+
+    assert data.cursor is None
+    (request,) = data.run_requests or ()
+    config = request.run_config["ops"]["supply_chain_micro_batch"]["config"]
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert config["ingest_date"] == today
+    assert config["ranges"] == {"3": [0, 5]}
+    dg.validate_run_config(shop.definitions.resolve_job_def(MESSAGES_JOB), request.run_config)
+    # The topic as the sensor saw it.
+    (event,) = data.asset_events
+    assert isinstance(event, dg.AssetObservation) and event.asset_key == TOPIC_KEY
+    assert event.metadata["messages"].value == 5
+
+
+def test_jobs_share_the_work_in_order(shop: Shop) -> None:
+    def selected(job: str) -> set[dg.AssetKey]:
+        return set(shop.definitions.resolve_job_def(job).asset_layer.selected_asset_keys)
+
+    messages, star, landed = (selected(job) for job in (MESSAGES_JOB, STAR_JOB, LOAD_JOB))
+    assert (STAR_JOB, LOAD_JOB, BATCH_JOB) == (
+        "olap_transformation_pipeline",
+        "gcs_to_bigquery_pipeline",
+        "batch_pipeline",
+    )
+    assert messages == {MESSAGES_KEY, OPERATIONAL_KEY}
+    assert star == set(map(transformed_key, LANDED))
+    assert landed == set(map(landed_key, LANDED))
+    assert selected(BATCH_JOB) == star | landed
+    assert selected(DOMAIN) == messages | star | landed  # dbt's models are left out here
+
+
+def test_the_batch_is_made_every_hour(shop: Shop) -> None:
+    (schedule,) = shop.definitions.get_repository_def().schedule_defs
+
+    assert schedule.job_name == BATCH_JOB
+    assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 * * * *", "UTC")
+    tick = schedule.evaluate_tick(
+        dg.build_schedule_context(shop.instance, scheduled_execution_time=datetime.now(UTC))
+    )
+    (request,) = tick.run_requests or ()
+    dg.validate_run_config(shop.definitions.resolve_job_def(BATCH_JOB), request.run_config)

@@ -1,0 +1,166 @@
+"""Tests of retail_assets.defs.supply_chain.domain: plans, and what doctor and status are told."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from retail_assets.commands.status import shown_settings
+from retail_assets.defs.supply_chain.automation import messages_config
+from retail_assets.defs.supply_chain.contract import DOMAIN, FACT_ORDER, LANDED, TOPIC
+from retail_assets.defs.supply_chain.domain import SupplyChain
+from retail_assets.domain import Domain, Execution, PlanError
+from retail_assets.errors import PermanentError, TransientError
+from retail_assets.resources import broker_embedded
+from retail_assets.resources.broker import BrokerResource
+from retail_assets.resources.cloud_checks import Question
+from retail_assets.resources.embedded_postgres import EmbeddedPostgres
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.operational_db import OperationalDbResource
+from retail_assets.resources.warehouse import WarehouseResource
+from retail_assets.settings import Settings, load_settings
+
+SUPPLY_CHAIN = SupplyChain()
+PASSWORD = "hunter2"
+# Nobody listens on port 1.
+REMOTE = f"postgresql://clerk:{PASSWORD}@127.0.0.1:1/shop"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    yield load_settings(home=tmp_path / "home")
+    broker_embedded.let_go(tmp_path / "home")
+    EmbeddedPostgres.leave(tmp_path / "home")
+
+
+def no_instance() -> dg.DagsterInstance:
+    raise AssertionError("a topic needs no instance")
+
+
+def today() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+def test_a_run_takes_what_is_in_the_topic_and_fixes_its_date(settings: Settings) -> None:
+    before = today()
+
+    plan = SUPPLY_CHAIN.plan(settings, None, allow_emptying=False, instance=no_instance)
+
+    assert plan in (
+        [Execution(DOMAIN, run_config=messages_config(ingest_date=day))]
+        for day in (before, today())
+    )
+    assert not settings.home.exists()
+
+
+def test_a_stream_is_a_run_that_produces_a_file(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    (execution,) = SUPPLY_CHAIN.plan_stream(settings, Path("orders.csv"))
+
+    assert (execution.job_name, execution.partitions, execution.tags) == (DOMAIN, None, {})
+    config = execution.run_config["ops"]["supply_chain_micro_batch"]["config"]
+    assert config["file"] == str(tmp_path / "orders.csv")  # wherever the run is
+    assert set(config) == {"file", "ingest_date"}
+
+
+def test_partitions_are_refused_with_what_to_do(settings: Settings) -> None:
+    with pytest.raises(PlanError) as error:
+        SUPPLY_CHAIN.check_partitions(settings, "2026-01-01", "2026-01-02")
+
+    assert "--partitions is 2026-01-01...2026-01-02" in str(error.value)
+    assert "supply_chain has none" in str(error.value) and "Leave it out" in str(error.value)
+
+
+def test_what_is_offered_is_a_domain(settings: Settings) -> None:
+    assert isinstance(SUPPLY_CHAIN, Domain)
+    assert SUPPLY_CHAIN.datasets == LANDED
+    assert set(SUPPLY_CHAIN.resources(settings)) == {"broker", "operational_db", "spark"}
+    SUPPLY_CHAIN.prepare(settings)
+    assert not settings.home.exists()
+
+
+def test_before_the_first_message_there_is_nothing(settings: Settings) -> None:
+    lake, warehouse = LakeResource.of(settings), WarehouseResource.of(settings)
+
+    assert SUPPLY_CHAIN.count_rows(lake) == {}
+    plan = SUPPLY_CHAIN.plan_marts(warehouse)
+    assert plan.windows == {}
+    assert plan.versions == {dataset: {} for dataset in LANDED}
+    with pytest.raises(PermanentError, match="never built"):
+        SUPPLY_CHAIN.rebuild(settings, FACT_ORDER)
+
+
+# ---- doctor and status
+
+
+def questions(settings: Settings) -> dict[str, Question]:
+    return {question.system: question for question in SUPPLY_CHAIN.questions(settings)}
+
+
+def test_doctor_asks_broker_and_database(settings: Settings) -> None:
+    asked = questions(settings)
+
+    assert list(asked) == ["kafka", "postgres"]
+    assert "RETAIL_KAFKA" in asked["kafka"].fix
+    assert "RETAIL_POSTGRES" in asked["postgres"].fix
+
+
+def test_doctor_starts_no_broker(settings: Settings) -> None:
+    assert questions(settings)["kafka"].ask().startswith("embedded, not running")
+
+    assert not (settings.home / "broker.json").exists()
+
+
+def test_doctor_finds_the_broker_that_runs(settings: Settings) -> None:
+    from confluent_kafka import Producer
+
+    address = BrokerResource.of(settings).address
+    producer = Producer({"bootstrap.servers": address})
+    producer.produce(TOPIC, b"{}")
+    assert producer.flush(30) == 0
+
+    assert questions(settings)["kafka"].ask() == f"{address}, {TOPIC} has 4 partitions"
+
+
+def test_doctor_finds_the_embedded_database(settings: Settings) -> None:
+    assert "(embedded), PostgreSQL 1" in questions(settings)["postgres"].ask()
+
+
+def test_doctor_tells_no_password(tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path, postgres=REMOTE, kafka="127.0.0.1:1")
+
+    with pytest.raises(TransientError) as error:
+        questions(settings)["postgres"].ask()
+
+    assert "postgresql://clerk:***@127.0.0.1:1/shop" in str(error.value)
+    cause: BaseException | None = error.value
+    while cause is not None:
+        assert PASSWORD not in str(cause)
+        cause = cause.__cause__ or cause.__context__
+
+
+def test_status_shows_no_password(tmp_path: Path) -> None:
+    options = '{"sasl.password": "hunter2"}'
+    settings = load_settings(
+        home=tmp_path, postgres=REMOTE, kafka="broker-1:9092", kafka_options=options
+    )
+
+    shown = dict(shown_settings(settings))
+
+    assert shown["RETAIL_POSTGRES"] == "postgresql://clerk:***@127.0.0.1:1/shop"
+    assert shown["RETAIL_KAFKA"] == "broker-1:9092"
+    assert not [value for value in shown.values() if PASSWORD in value]
+    assert not [value for value in (repr(settings), str(settings)) if PASSWORD in value]
+
+
+def test_resources_show_no_password(tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path, postgres=REMOTE)
+    database = SUPPLY_CHAIN.resources(settings)["operational_db"]
+
+    assert isinstance(database, OperationalDbResource)
+    assert PASSWORD not in f"{database!r} {database.where} {database.model_dump()}"
