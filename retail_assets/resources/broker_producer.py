@@ -32,7 +32,10 @@ PARTITIONS = 4
 STALLED_AFTER_S = 600.0
 # The embedded broker keeps 5 MiB a partition. Room for what is on its way, and for a second
 # producer.
-_MOST_UNCOMMITTED_BYTES = 2 * 1024**2
+_MOST_UNCOMMITTED_BYTES = 3 * 1024**2 // 2
+# Bytes are counted before they are compressed and after, not at one moment: the ratio seen may be
+# too good.
+_DOUBT = 1.5
 _STATISTICS_MS = 50
 _CONNECT_PAUSE_S = 0.03
 _LOOK_S = 0.03
@@ -122,7 +125,7 @@ class Room:
         before, after = self._sample
         self._sample = before / 2 + sum(new), after / 2 + compressed
         if self._sample[0] >= _LEAST_SAMPLE_BYTES:
-            self._ratio = min(1.0, self._sample[1] / self._sample[0])
+            self._ratio = min(1.0, _DOUBT * self._sample[1] / self._sample[0])
         self._counted, self._compressed = counted, sent
 
     def release(self, committed: Mapping[int, int]) -> bool:

@@ -14,6 +14,7 @@ from retail_assets.dataset import Dataset
 from retail_assets.defs.registry import domains
 from retail_assets.domain import DefsModule, Domain, Execution, MartsPlan, PlanError
 from retail_assets.errors import PermanentError
+from retail_assets.resources.lake import LakeResource
 from retail_assets.settings import Settings, load_settings
 
 DROPS = dg.DynamicPartitionsDefinition(name="drops")
@@ -74,8 +75,8 @@ class Shop(Domain):
     def count_rows(self, lake: object) -> dict[str, int]:
         return {}
 
-    def rebuild(self, settings: Settings, dataset: Dataset) -> int:
-        raise NotImplementedError
+    def lake_versions(self, lake: LakeResource, dataset: Dataset) -> dict[str, str]:
+        return {}
 
 
 @pytest.fixture

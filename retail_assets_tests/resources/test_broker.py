@@ -567,7 +567,7 @@ def test_whoever_waits_may_be_stopped(broker: BrokerResource) -> None:
 
 
 def test_what_an_earlier_producer_left_takes_room(broker: BrokerResource) -> None:
-    values = incompressible(75)  # 1.5 MB, to one partition
+    values = incompressible(50)  # 1 MB, to one partition
     with broker.producer(TOPIC, GROUP) as producer:
         send_all(producer, values, key=b"1")
 

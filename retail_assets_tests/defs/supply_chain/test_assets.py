@@ -106,10 +106,10 @@ def test_messages_land_in_both_sinks_and_the_malformed_ones_in_quarantine(shop: 
         "inserted": 5,
         "files": 2,
     }
-    assert (found["dagster/row_count"], found["batches"], found["lag"]) == (2, 1, 0)
+    assert (found["rows_landed"], found["batches"], found["lag"]) == (2, 1, 0)
     assert found["lag_by_partition"]["1"] == 0
     assert 0 <= found["oldest_message_waited_s"] < 600
-    assert metadata_of(result, OPERATIONAL_KEY)["dagster/row_count"] == 2
+    assert metadata_of(result, OPERATIONAL_KEY)["rows_landed"] == 2
     assert check_of(result, LAG_CHECK).passed
 
 

@@ -91,7 +91,7 @@ def test_before_the_first_message_there_is_nothing(settings: Settings) -> None:
     plan = SUPPLY_CHAIN.plan_marts(warehouse)
     assert plan.windows == {}
     assert plan.versions == {dataset: {} for dataset in LANDED}
-    with pytest.raises(PermanentError, match="never built"):
+    with pytest.raises(PermanentError, match="holds nothing processed"):
         SUPPLY_CHAIN.rebuild(settings, FACT_ORDER)
 
 
