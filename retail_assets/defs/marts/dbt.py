@@ -47,7 +47,7 @@ def build_defs(settings: Settings, domains: Iterable[Domain]) -> dg.Definitions:
 
 
 def models_of(manifest: Mapping[str, Any], domain: str) -> dict[str, Any]:
-    """The manifest with the models of ``domain`` alone, and the tests of any of them.
+    """The manifest with the models of ``domain`` alone, and the tests of these and their sources.
 
     To select by dbt's own syntax, dagster-dbt would need dbt in this process.
     """
@@ -60,7 +60,8 @@ def models_of(manifest: Mapping[str, Any], domain: str) -> dict[str, Any]:
     tests = {
         name
         for name, node in nodes.items()
-        if node["resource_type"] == "test" and not models.isdisjoint(node["depends_on"]["nodes"])
+        if node["resource_type"] == "test"
+        and (node["fqn"][1] == domain or not models.isdisjoint(node["depends_on"]["nodes"]))
     }
     kept = models | tests
     others = nodes.keys() - kept

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ import dagster as dg
 import pytest
 
 from retail_assets.defs.marts.dbt import build_defs
+from retail_assets.defs.marts.dbt import models_of as reduced
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.domain import OnlineRetail
 from retail_assets.domain import MartsPlan
-from retail_assets.resources.dbt import dbt_resource
+from retail_assets.resources.dbt import dbt_resource, prepare_project
 from retail_assets.resources.dbt_cli import LeanDbtCliResource
 from retail_assets.resources.warehouse import DuckDBWarehouse, WarehouseResource
 from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
@@ -118,3 +121,32 @@ def test_dbt_is_handed_every_window_and_a_whole_build_is_recorded(
     }
     assert recorded(warehouse) == ({"marts": VERSIONS} if whole else {})
     assert not [name for name in os.environ if name.endswith("_WINDOW")]
+
+
+@pytest.mark.parametrize("domain", ["online_retail", "coffee_chain", "supply_chain"])
+def test_what_dbt_selects_by_the_domains_path_is_in_its_part_of_the_manifest(
+    settings: Settings, domain: str
+) -> None:
+    manifest = json.loads(prepare_project(settings).read_bytes())
+    listed = run_dbt_list(settings, domain)
+
+    part = reduced(manifest, domain)["nodes"]
+
+    assert listed == {name for name in part if not name.startswith("unit_test.")}
+
+
+def run_dbt_list(settings: Settings, domain: str) -> set[str]:
+    """What dbt itself selects of a domain."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "retail_assets.cli", "dbt", "--quiet", "list"),
+            *("--select", f"path:models/{domain}"),
+            *("--resource-types", "model", "--resource-types", "test"),
+            *("--output", "json", "--output-keys", "unique_id"),
+        ],
+        env=os.environ | {"RETAIL_HOME": str(settings.home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {json.loads(line)["unique_id"] for line in done.stdout.splitlines() if line[:1] == "{"}
