@@ -230,9 +230,12 @@ class OwnKafka:
             "listeners": f"PLAINTEXT://127.0.0.1:{plain},LOGIN://127.0.0.1:{login},"
             f"CONTROLLER://127.0.0.1:{controller}",
             "log.dirs": str(folder / "kafka"),
+            # So long a killed node counts as there, and its successor is refused.
+            "broker.session.timeout.ms": "6000",
         }.items():
             settings = re.sub(rf"(?m)^{re.escape(name)}=.*$", f"{name}={value}", settings)
         settings += (
+            "initial.broker.registration.timeout.ms=120000\n"
             "listener.security.protocol.map="
             "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,LOGIN:SASL_PLAINTEXT\n"
             "sasl.enabled.mechanisms=PLAIN\n"
@@ -339,9 +342,10 @@ def test_a_restart_in_mid_stream_loses_and_doubles_nothing(
             with broker.producer(topic, GROUP) as producer:
                 for n in range(1, count):
                     producer.send(b"%d" % n, b"value %d" % n)
-                    sent[0] = producer.delivered
-                    if n % 100 == 0:
-                        time.sleep(0.01)  # some seconds in all, over both restarts
+                    if n % 500 == 0:  # else all would be on its way before the first restart
+                        producer.flush()
+                        sent[0] = producer.delivered
+                        time.sleep(0.1)
         except BaseException as error:
             problems.append(error)
         finally:

@@ -75,10 +75,17 @@ def restart_postgres(servers: Servers) -> None:
 
 def join_and_leave(address: str, seconds: float) -> None:
     """A stranger's consumer that is a member of our group for a while."""
-    stranger = Consumer({"bootstrap.servers": address, "group.id": GROUP})
+    stranger = Consumer(
+        {"bootstrap.servers": address, "group.id": GROUP, "enable.auto.commit": False}
+    )
     stranger.subscribe([TOPIC])
+
+    def has_joined() -> bool:
+        stranger.poll(0.1)
+        return bool(stranger.assignment())
+
     try:
-        wait_until(lambda: stranger.poll(0.1) is None and bool(stranger.assignment()), 60)
+        wait_until(has_joined, 60)
         time.sleep(seconds)
     finally:
         stranger.close()
@@ -125,7 +132,7 @@ def test_restarts_and_rebalances_in_mid_stream_lose_and_double_nothing(
                 for number, (key, value) in enumerate(sent):
                     producer.send(key, value)
                     if number % 50 == 0:
-                        time.sleep(0.05)
+                        time.sleep(0.1)
         except BaseException as error:
             problems.append(error)
         finally:
