@@ -5,6 +5,7 @@ stages and verdicts. Not here: the whole benchmark, which compares everything it
 """
 
 import hashlib
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ def test_figures_hold_each_limit_against_the_right_run() -> None:
 
 
 def test_the_report_names_brokers_verdicts_and_differences() -> None:
-    console = Console(record=True, width=200, quiet=True)
+    console = Console(record=True, width=200, file=io.StringIO())
     print_report(console, measured_results(), 1)
     print_parts(console, {"batch: parse": [2.0, 1.0, 0.5, 0.75]})
     text = console.export_text()

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain.contract import CUSTOMER, OUTLET, PRODUCT, SALES
+from retail_assets.identity import BETWEEN, ID_DIGITS, identity_of
 
 if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import Column, DataFrame
 
 # To be raised when the same bytes would become other rows: every drop then is new work.
-TYPING_VERSION = "1"
+TYPING_VERSION = "2"
 
 CUSTOMER_COLUMNS = (
     "index",
@@ -43,9 +44,6 @@ STAGED_DROP, STAGED_PART, STAGED_COPIES = "_drop", "_part", "_copies"
 STAGED = (STAGED_DROP, STAGED_PART, STAGED_COPIES)
 REJECTED = "__rejected__"
 WHOLE = "all"
-_BETWEEN = "\x1f"  # between values, and between a reason and a text: "unit separator"
-_NULL = "\x1e"
-_ID_DIGITS = 32
 
 # The year 0000 is one of Spark's, not of the warehouses'. The end is \z: before a last line end,
 # $ matches on the JVM and does not on the embedded engine.
@@ -164,12 +162,11 @@ def _collapse(
     """
     from pyspark.sql import functions as F  # noqa: N812
 
-    named = [F.coalesce(F.col(name), F.lit(_NULL)) for name in raw_columns if name != "index"]
-    line_id = F.left(
-        F.sha2(F.concat_ws(_BETWEEN, F.lit(drop_date), *named), 256), F.lit(_ID_DIGITS)
+    line_id = identity_of(
+        [F.lit(drop_date), *(F.col(name) for name in raw_columns if name != "index")]
     )
     text = F.concat_ws(",", *(F.coalesce(F.col(name), F.lit("")) for name in raw_columns))
-    identity = F.when(reason.isNull(), line_id).otherwise(F.concat(reason, F.lit(_BETWEEN), text))
+    identity = F.when(reason.isNull(), line_id).otherwise(F.concat(reason, F.lit(BETWEEN), text))
     identified = typed.withColumn("_identity", identity)
     # All rows of a group are equal: max is the value, and the one aggregate that every engine
     # has a fast path for.
@@ -178,7 +175,7 @@ def _collapse(
         F.count(F.lit(1)).alias(STAGED_COPIES),
     )
     # Told by the length, once for each group: a reason is longer than an id.
-    is_good = F.length("_identity") == _ID_DIGITS
+    is_good = F.length("_identity") == ID_DIGITS
     return grouped.withColumns(
         {
             STAGED_DROP: F.lit(drop_date),
@@ -198,14 +195,14 @@ def _expected(column: str, expected: str) -> "Column":
     """The reason of a rejected row: the column, what was expected and what was found."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    value = F.translate(F.col(column), _BETWEEN, " ")  # a reason ends at the first of these
+    value = F.translate(F.col(column), BETWEEN, " ")  # a reason ends at the first of these
     found = F.coalesce(F.concat(F.lit("'"), value, F.lit("'")), F.lit("none"))
     return F.concat(F.lit(f"{column}: expected {expected}, found "), found)
 
 
 def split_rejected(identity: str) -> tuple[str, str]:
     """Reason and text of a rejected row, of the identity that it was staged under."""
-    reason, _, text = identity.partition(_BETWEEN)
+    reason, _, text = identity.partition(BETWEEN)
     return reason, text
 
 

@@ -3,12 +3,11 @@
 Here: what the tests of transforms and star share. Not here: tests.
 """
 
-import hashlib
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from retail_assets.defs.supply_chain.contract import (
     MESSAGES,
     SOURCE_COLUMNS,
 )
+from retail_assets_tests.identities import expected_identity
 
 Row = dict[str, Any]
 
@@ -193,7 +193,8 @@ def moment_of(text: str) -> datetime:
 
 
 def decimal_of(text: str, digits: int) -> Decimal:
-    return Decimal(text).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    with localcontext(prec=200):  # of any number that has an exponent of two digits
+        return Decimal(text).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
 
 
 def typed_of(kind: str, text: str | None) -> Any:
@@ -210,12 +211,8 @@ def typed_of(kind: str, text: str | None) -> Any:
 
 def digest_of(*values: Any) -> str:
     """Of typed values; a ratio in billionths, a time as text."""
-    texts = []
-    for value in values:
-        if isinstance(value, Decimal):
-            value = int(value.scaleb(9))
-        texts.append("\x1e" if value is None else str(value))
-    return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:32]
+    units = [int(v.scaleb(9)) if isinstance(v, Decimal) else v for v in values]
+    return expected_identity([None if value is None else str(value) for value in units])
 
 
 def row_of(dataset: Dataset, message: Message, day: str) -> Row:

@@ -290,7 +290,7 @@ def test_only_the_asked_dates_are_built(zone: Zone) -> None:
     zone.is_right()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 2, 3])
 def test_any_order_of_builds_ends_as_one_build_of_all(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     messages = random_messages(chance, 60)
@@ -315,7 +315,7 @@ def test_any_order_of_builds_ends_as_one_build_of_all(tmp_path: Path, seed: int)
             removed, by_later = removed + built.removed, by_later + built.superseded_by_later
     zone.build()
     zone.is_right()
-    assert removed + by_later
+    assert removed and by_later
 
     whole = Zone(tmp_path / "at once")
     for day, message in zone.landed:
@@ -323,6 +323,7 @@ def test_any_order_of_builds_ends_as_one_build_of_all(tmp_path: Path, seed: int)
     whole.build()
 
     assert whole.rows == zone.rows
+    assert whole.versions() == zone.versions()
 
 
 def test_small_jobs_make_the_same_star(zone: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
