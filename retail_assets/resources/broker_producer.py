@@ -30,19 +30,13 @@ if TYPE_CHECKING:
 
 PARTITIONS = 4
 STALLED_AFTER_S = 600.0
-# The embedded broker keeps 5 MiB a partition. Room for what is on its way, and for a second
-# producer.
-_MOST_UNCOMMITTED_BYTES = 3 * 1024**2 // 2
-# Bytes are counted before they are compressed and after, not at one moment: the ratio seen may be
-# too good.
-_DOUBT = 1.5
-_STATISTICS_MS = 50
+# The embedded broker keeps 5 MiB a partition: room for two producers, each of which counts its own.
+_MOST_UNCOMMITTED_BYTES = 5 * 1024**2 // 2
+_STATISTICS_MS = 25
 _CONNECT_PAUSE_S = 0.03
 _LOOK_S = 0.03
 _WARN_AFTER_S = 5.0
 _ABANDON_S = 5.0
-# Statistics of fewer bytes say little of how well messages compress.
-_LEAST_SAMPLE_BYTES = 64 * 1024
 _POLL_EVERY = 0xFF
 _log = logging.getLogger(__name__)
 
@@ -60,11 +54,11 @@ class StalledConsumerError(PermanentError):
 
 
 class Room:
-    """Compressed bytes in each partition that the consumer has not committed yet, reckoned.
+    """Bytes in each partition that the consumer has not committed yet; never fewer than there are.
 
     The client counts compressed bytes for all partitions together: those of a while are shared
-    out by what each partition was sent uncompressed. What it has not counted yet, or what has not
-    arrived, counts as it compressed last; at first as if it did not.
+    out by what each partition was sent uncompressed. What it may not have counted yet is taken
+    as if it did not compress.
     """
 
     def __init__(
@@ -73,13 +67,13 @@ class Room:
         partitions = len(next_offsets)
         self._topic = topic
         self._most = most
-        self._ratio = 1.0
-        self._sample = (0.0, 0.0)
         self._shares = [0.0] * partitions
         self._compressed = 0
         self._sent = [0] * partitions
         self._arrived = [0] * partitions
+        self._arrived_before = [0] * partitions
         self._counted = [0] * partitions
+        self._known = [0] * partitions
         self._held = [0.0] * partitions
         self._entries: list[deque[tuple[int, float]]] = [deque() for _ in range(partitions)]
         self._unacknowledged = [0] * partitions
@@ -87,10 +81,12 @@ class Room:
 
     def is_full(self, partition: int, size: int) -> bool:
         """Whether a message of ``size`` bytes has to wait; never where the partition is empty."""
-        # What is sent twice, after a lost answer, is counted twice.
-        known = min(self._arrived[partition], self._counted[partition])
-        held, coming = self._held[partition], self._sent[partition] - known
-        return held + (coming + size) * self._ratio > self._most and bool(held or coming)
+        taken = self.taken(partition)
+        return taken > 0 and taken + size > self._most
+
+    def taken(self, partition: int) -> float:
+        """Bytes that are there or on their way; what is sent twice, after a lost answer, twice."""
+        return self._held[partition] + self._sent[partition] - self._known[partition]
 
     def send(self, partition: int, size: int) -> None:
         """A message is on its way."""
@@ -122,11 +118,12 @@ class Room:
             if share * compressed > 0:
                 until = self._next[partition] + self._unacknowledged[partition]
                 self.hold(partition, until, share * compressed)
-        before, after = self._sample
-        self._sample = before / 2 + sum(new), after / 2 + compressed
-        if self._sample[0] >= _LEAST_SAMPLE_BYTES:
-            self._ratio = min(1.0, _DOUBT * self._sample[1] / self._sample[0])
         self._counted, self._compressed = counted, sent
+        # A message is counted for its partition before its bytes are, when they are written; and
+        # an answer may come while the statistics are made. What had arrived by the ones before was
+        # written when these were made.
+        self._known = list(map(min, self._arrived_before, counted))
+        self._arrived_before = list(self._arrived)
 
     def release(self, committed: Mapping[int, int]) -> bool:
         """Forget what was consumed; whether there was any."""

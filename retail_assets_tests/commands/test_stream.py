@@ -199,7 +199,7 @@ def test_a_stream_stopped_by_ctrl_c_goes_on_where_it_was(
             return seen[-1] == seen[-2] > 0
 
         wait_for("the broker filling up", is_full)
-        assert first.poll() is None  # it waits
+        assert first.poll() is None, first.communicate()  # it waits
         first.send_signal(signal.SIGINT)
         told, errors = first.communicate(timeout=120)
 
