@@ -20,7 +20,7 @@ from retail_assets.defs.supply_chain.contract import DOMAIN, LANDED, STREAMING, 
 from retail_assets.defs.supply_chain.sample import SampleCounts, write_sample
 from retail_assets.resources.embedded_postgres import EmbeddedPostgres
 from retail_assets.settings import PROJECT_ROOT
-from retail_assets_tests.benchmarks.measure import Measurement, child_environment, run, tail_of
+from retail_assets_tests.benchmarks.measure import Measurement, child_environment, run
 from retail_assets_tests.benchmarks.supply_content import describe_contents
 from retail_assets_tests.benchmarks.supply_until_star import BOTH, SINKS, STAR
 from retail_assets_tests.benchmarks.tables import (
@@ -376,5 +376,5 @@ def _make_database(home: Path) -> None:
 
 
 def _last_line(log: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(tail_of(log).strip().splitlines()[-1])
+    found: dict[str, Any] = json.loads(log.read_text(errors="replace").strip().splitlines()[-1])
     return found
