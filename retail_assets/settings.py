@@ -90,7 +90,7 @@ class Settings(BaseSettings):
         " default duckdb:$RETAIL_HOME/warehouse.duckdb",
     )
     duckdb_memory_limit: str = Field(
-        "1500MB",
+        "1300MB",
         description="most memory that a DuckDB warehouse takes before it spills, such as 1500MB",
     )
     spark: str = Field(
