@@ -65,8 +65,8 @@ WHOLE_TABLE = ""
 # The version of a partition of which every row was superseded.
 EMPTY = "empty"
 
-# What one Spark job takes: its memory goes with the bytes (4 MiB are some 65,000 messages), its plan
-# with the dates and the files.
+# What one Spark job takes: its memory goes with the bytes, 4 MiB being some 65,000 messages, its
+# plan with the dates and the files.
 _MOST_BYTES_A_JOB = 4 * 1024**2
 _MOST_FILES_A_JOB = 1_000
 _MOST_DATES_A_JOB = 32
