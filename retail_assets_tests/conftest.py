@@ -6,11 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
@@ -50,6 +55,16 @@ def java() -> int:
     if version < OLDEST_JAVA:
         pytest.skip(f"Java {OLDEST_JAVA} or newer is not here: {command} is Java {version}")
     return version
+
+
+@contextmanager
+def instance_of(home: Path) -> "Iterator[dg.DagsterInstance]":
+    """The instance that the commands of a home have; the environment stays as it was."""
+    import dagster as dg
+
+    variables = {"DAGSTER_HOME": str(home / "dagster")}
+    with patch.dict(os.environ, variables), dg.DagsterInstance.get() as instance:
+        yield instance
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

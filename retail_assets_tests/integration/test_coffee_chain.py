@@ -35,7 +35,7 @@ from retail_assets.defs.coffee_chain.drops import read_known
 from retail_assets.defs.coffee_chain.sample import DropCounts, SampleCounts, write_sample
 from retail_assets.resources.lake import LakeResource
 from retail_assets.settings import load_settings
-from retail_assets_tests.conftest import PROJECT, Command
+from retail_assets_tests.conftest import PROJECT, Command, instance_of
 from retail_assets_tests.integration.reckoning import Expected
 
 CORE = "coffee_chain_core"
@@ -385,8 +385,7 @@ def test_running_again_changes_nothing(home: Home, sample: tuple[Path, SampleCou
 
 def registered(home: Home) -> list[str]:
     """The drops that Dagster knows, in its order."""
-    os.environ["DAGSTER_HOME"] = str(load_settings(home=home.path).instance_dir)
-    with dg.DagsterInstance.get() as instance:
+    with instance_of(home.path) as instance:
         return list(instance.get_dynamic_partitions(DROPS_NAME))
 
 
@@ -396,9 +395,10 @@ def test_a_backfill_of_drops_is_one_run(home: Home) -> None:
     first, last = registered(home)[3:5]
     for day in (first, last):
         shutil.rmtree(home.lake / f"processed/{DOMAIN}/sales/drop_date={day}")
-    with dg.DagsterInstance.get() as instance:
+    with instance_of(home.path) as instance:
         runs = instance.get_runs_count()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RETAIL_")}
+    environment |= {"RETAIL_HOME": str(home.path), "DAGSTER_HOME": str(home.path / "dagster")}
     done = subprocess.run(
         [
             str(Path(sys.executable).with_name("dagster")),
@@ -407,14 +407,14 @@ def test_a_backfill_of_drops_is_one_run(home: Home) -> None:
             *("--partition-range", f"{first}...{last}"),
         ],
         cwd=PROJECT,
-        env=environment | {"RETAIL_HOME": str(home.path)},
+        env=environment,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    with dg.DagsterInstance.get() as instance:
+    with instance_of(home.path) as instance:
         assert instance.get_runs_count() == runs + 1
         (run,) = instance.get_runs(limit=1)
         assert run.status is dg.DagsterRunStatus.SUCCESS
@@ -545,9 +545,8 @@ def test_after_all_deliveries_a_fresh_build_is_the_same(
 
 def deleted_check(home: Home) -> dg.AssetCheckEvaluation:
     """The last evaluation of the check on deleted drops."""
-    os.environ["DAGSTER_HOME"] = str(load_settings(home=home.path).instance_dir)
     key = dg.AssetCheckKey(RAW_DROPS, DELETED_CHECK)
-    with dg.DagsterInstance.get() as instance:
+    with instance_of(home.path) as instance:
         record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
         assert record.event is not None and record.event.dagster_event is not None
         return record.event.dagster_event.asset_check_evaluation_data

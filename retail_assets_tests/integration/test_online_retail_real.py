@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import os
 import shutil
 from decimal import Decimal
 from pathlib import Path
@@ -12,8 +11,7 @@ import dagster as dg
 import duckdb
 import pytest
 
-from retail_assets.settings import load_settings
-from retail_assets_tests.conftest import Command
+from retail_assets_tests.conftest import Command, instance_of
 
 LANDED = "online_retail.online_retail_data"
 FACTS = [
@@ -206,16 +204,14 @@ def test_one_day_touches_nothing_else(home: Path, run: Any) -> None:
 
 def test_a_range_restores_deleted_files_in_one_run(home: Path, run: Any) -> None:
     before = tree(home), contents(home)
-    settings = load_settings(home=home)
-    os.environ["DAGSTER_HOME"] = str(settings.instance_dir)
-    with dg.DagsterInstance.get() as instance:
+    with instance_of(home) as instance:
         runs = instance.get_runs_count()
     folder = home / "lake/processed/online_retail/online_retail_data"
     for partition in sorted(folder.iterdir())[::2]:
         shutil.rmtree(partition)
     run("--partitions", "2010-12-01...2011-12-09")
     assert (tree(home), contents(home)) == before
-    with dg.DagsterInstance.get() as instance:
+    with instance_of(home) as instance:
         assert instance.get_runs_count() == runs + 1
         days = instance.get_materialized_partitions(
             dg.AssetKey(["online_retail", "processed_online_retail_data"])
