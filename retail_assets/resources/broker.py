@@ -247,8 +247,8 @@ class BrokerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """A producer to the topic, which Kafka is asked to make where it is not there.
 
         At the end of the block all messages have arrived; after an error, ``delivered`` says how
-        many. On the embedded broker ``send`` waits while 1.5 MB of a partition are not committed by
-        ``group``: then ``on_wait`` is called many times a second with the seconds without any
+        many. On the embedded broker ``send`` waits while 2.5 MiB of a partition are not committed
+        by ``group``: then ``on_wait`` is called many times a second with the seconds without any
         progress, and may raise to stop; without it a warning is logged.
 
         Raises:
