@@ -54,11 +54,11 @@ class StalledConsumerError(PermanentError):
 
 
 class Room:
-    """Bytes in each partition that the consumer has not committed yet; never fewer than there are.
+    """Bytes in each partition that the consumer has not committed yet; in all never too few.
 
     The client counts compressed bytes for all partitions together: those of a while are shared
-    out by what each partition was sent uncompressed. What it may not have counted yet is taken
-    as if it did not compress.
+    out by what each partition was sent uncompressed, which is an estimate. What it may not have
+    counted yet is taken as if it did not compress.
     """
 
     def __init__(
