@@ -48,9 +48,17 @@ _PYSPARK_MODES = (
     "SPARK_API_MODE",
     "SPARK_CONNECT_MODE_ENABLED",
 )
-# Sail's name of it, with DuckDB's own size; its default of a million rows leaves a reader one core.
-# The JVM cuts by bytes, and passes over the name.
-_ROW_GROUPS = {"max_row_group_size": "122880"}
+# Of the embedded engine; the JVM passes over these names.
+_PARQUET = {
+    # DuckDB's own size: the default of a million rows leaves a reader one core.
+    "max_row_group_size": "122880",
+    # Half of the bytes are identities, of which each is there once: a dictionary of them is made
+    # and thrown away. Without any, files are a tenth smaller, and written and loaded sooner.
+    "dictionary_enabled": "false",
+    # By row group, as readers look; by page they are a page's work each.
+    "statistics_enabled": "chunk",
+    "data_page_row_count_limit": "122880",
+}
 # Names of types as Spark's DDL has them, where they are not ours.
 _SPARK_TYPES = {"int32": "int", "int64": "bigint", "bool": "boolean", "timestamp": "timestamp_ntz"}
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
@@ -219,7 +227,7 @@ class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         if isinstance(folder, Path) and folder.exists():
             raise FileExistsError(str(folder))
         path = str(folder.absolute()) if isinstance(folder, Path) else folder.uri
-        writer = frame.write.partitionBy(*by).options(**_ROW_GROUPS)
+        writer = frame.write.partitionBy(*by).options(**_PARQUET)
         writer.parquet(path, mode="append", compression="zstd")
         if not isinstance(folder, Path):
             folder = folder.fetch()
