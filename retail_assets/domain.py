@@ -80,7 +80,7 @@ class Domain(ABC):
         name: its name, and that of its folder, its asset group and its folder of dbt models.
         datasets: the landed tables that it owns in the warehouse.
         window_variables: the dbt variables that ``plan_marts`` gives, every one.
-        lake_takes_all_cores: a run's dbt then starts when an asset asks for it, after the lake,
+        lake_takes_all_cores: a run's dbt then parses when an asset asks for it, after the lake,
             rather than at once.
     """
 

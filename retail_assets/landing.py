@@ -10,7 +10,7 @@ import dagster as dg
 
 from retail_assets.dataset import Dataset
 from retail_assets.errors import failures_by_kind
-from retail_assets.resources.dbt import start_dbt_ahead
+from retail_assets.resources.dbt import warm_up_dbt
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import LoadResult, Origin, WarehouseResource
 from retail_assets.settings import Settings
@@ -51,7 +51,7 @@ def landed_asset(
     def landed(
         context: dg.AssetExecutionContext, lake: LakeResource, warehouse: WarehouseResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        start_dbt_ahead()
+        warm_up_dbt()
         with failures_by_kind(context.retry_number), warehouse.kept_open():
             versions = versions_of(lake, context.partition_keys if partitions else None)
             there = warehouse.loaded_versions(dataset) if only_changed else {}

@@ -110,19 +110,20 @@ def run_domain(
 
 
 def start_ahead(settings: Settings, domain: Domain, running: ExitStack) -> None:
-    """Import what the run will need, and have dbt start until ``running`` is closed."""
-    import retail_assets.definitions  # noqa: F401
+    """Have dbt start until ``running`` is closed, and import what the run will need."""
     from retail_assets.errors import PermanentError
     from retail_assets.resources.dbt import dbt_ahead
 
-    domain.modules()
-    with open_instance(settings):
-        pass  # its storages' imports, a third of a second
-    # Last, for it is needed last: until here it would take a core from the source.
+    # First: its imports take a core that has nothing else to do while ours go on.
     with suppress(PermanentError):  # the definitions will meet it again, and tell it
         running.enter_context(
             dbt_ahead(settings, domain.window_variables, put_off=domain.lake_takes_all_cores)
         )
+    import retail_assets.definitions  # noqa: F401
+
+    domain.modules()
+    with open_instance(settings):
+        pass  # its storages' imports, a third of a second
 
 
 def _execute(

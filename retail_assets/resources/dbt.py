@@ -11,13 +11,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from retail_assets.errors import PermanentError
 from retail_assets.resources.dbt_worker import waiting_dbt
-from retail_assets.resources.warehouse import WarehouseResource
 from retail_assets.settings import DBT_PROJECT_DIR, Settings
 
 if TYPE_CHECKING:
@@ -78,6 +77,7 @@ def dbt_build(settings: Settings, windows: Windows) -> Iterator[Path]:
     """
     from filelock import FileLock
 
+    warm_up_dbt()
     names = _window_variables(windows)
     before = {name: os.environ.get(name) for name in names}
     with FileLock(_parsed_dir(settings).with_name("build.lock")):
@@ -134,7 +134,7 @@ def dbt_ahead(
     """Have dbt start now for the build that comes later in the block; see dbt_worker.py.
 
     It parses the models that read the vars ``windows`` as the build will, so that the code for
-    that is warm by then. With ``put_off`` it starts at ``start_dbt_ahead``.
+    that is warm by then. With ``put_off`` it only imports dbt, and parses at ``warm_up_dbt``.
 
     Raises:
         DbtParseError: dbt cannot parse its project.
@@ -147,23 +147,21 @@ def dbt_ahead(
     shutil.copy(_parsed_dir(settings) / _PARTIAL_PARSE, target / _PARTIAL_PARSE)
     warm_up = _command(settings, ["parse", "--log-level-file", "none"])
     environment = _environment(settings, target) | _window_variables({name: [] for name in windows})
-    with ExitStack() as running:
-
-        def start() -> None:
-            running.enter_context(waiting_dbt(warm_up[0], warm_up[1:], environment))
-
-        if put_off:
-            _put_off.append(start)
-        else:
-            start()
+    with waiting_dbt(warm_up[0], warm_up[1:], environment) as have_it_warm_up:
+        _put_off.append(have_it_warm_up)
+        if not put_off:
+            warm_up_dbt()
         try:
             yield
         finally:
             _put_off.clear()
 
 
-def start_dbt_ahead() -> None:
-    """Have dbt start now, where a run put it off: from here on cores are free for it."""
+def warm_up_dbt() -> None:
+    """Have the waiting dbt parse now, where a run put it off: from here on cores are free for it.
+
+    A build calls this too, for without it the process takes no command.
+    """
     while _put_off:
         _put_off.pop()()
 
@@ -177,6 +175,8 @@ def run_dbt(settings: Settings, arguments: Sequence[str]) -> int:
         WarehouseBusyError: a run kept the warehouse for too long.
     """
     target = settings.home / "dbt" / "docs"
+    from retail_assets.resources.warehouse import WarehouseResource
+
     with WarehouseResource.of(settings).exclusive():
         return subprocess.run(
             _command(settings, arguments), env=_environment(settings, target), check=False

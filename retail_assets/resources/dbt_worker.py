@@ -12,15 +12,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 # Between our own processes, hence not one of Settings: dagster-dbt hands its environment on.
 ADDRESS_VARIABLE = "DBT_WORKER_ADDRESS"
 WAIT_OPTION = "--wait-at"
 _TAKEN = b"t"
+_WARM_UP = b"w"
 _STANDARD_STREAMS = (0, 1, 2)
 _END_TIMEOUT_S = 10
 _connections: list[socket.socket] = []
@@ -29,10 +30,11 @@ _connections: list[socket.socket] = []
 @contextmanager
 def waiting_dbt(
     executable: str, warm_up: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[None]:
-    """Keep a dbt process waiting for the block's first dbt command.
+) -> Iterator[Callable[[], None]]:
+    """Keep a dbt process waiting for the block's first dbt command, in ``environment``.
 
-    It has imported dbt and run ``warm_up``, a command that changes nothing, in ``environment``.
+    It imports dbt at once. What is yielded has it run ``warm_up``, a command that changes nothing;
+    until then it takes no command.
     """
     # A folder of our own: nobody else may connect, and a socket's path is at most 108 bytes.
     with tempfile.TemporaryDirectory(prefix="retail-assets-") as folder:
@@ -46,12 +48,20 @@ def waiting_dbt(
             start_new_session=True,  # Ctrl-C reaches it by the command that it runs
         )
         os.environ[ADDRESS_VARIABLE] = address
+        assert worker.stdin is not None
+        warmed_up = worker.stdin
+
+        def have_it_warm_up() -> None:
+            with suppress(BrokenPipeError):  # it has ended: the command will run by itself
+                warmed_up.write(_WARM_UP)
+                warmed_up.flush()
+
         try:
-            yield
+            yield have_it_warm_up
         finally:
             del os.environ[ADDRESS_VARIABLE]
-            assert worker.stdin is not None
-            worker.stdin.close()  # which ends it, if it still waits
+            with suppress(BrokenPipeError):
+                worker.stdin.close()  # which ends it, if it still waits
             try:
                 worker.wait(_END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -90,25 +100,29 @@ def hand_over(arguments: Sequence[str]) -> int | None:
 
 
 def wait_for_command(address: str, warm_up: Sequence[str]) -> None:
-    """Import dbt, run ``warm_up``, and run the first command that is handed over.
+    """Import dbt, run ``warm_up`` when told to, and run the first command that is handed over.
 
     Raises:
         SystemExit: with dbt's exit code; with 0 when standard input ended while no command came,
             for then the process that wanted it is gone.
     """
     taken = False
+    may_warm_up = Event()
 
-    def end_with_parent() -> None:
-        sys.stdin.buffer.read()
+    def follow_parent() -> None:
+        if sys.stdin.buffer.read(len(_WARM_UP)):
+            may_warm_up.set()
+            sys.stdin.buffer.read()
         if not taken:
             os._exit(0)
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(1)
-        Thread(target=end_with_parent, daemon=True).start()
+        Thread(target=follow_parent, daemon=True).start()
         from dbt.cli.main import dbtRunner
 
+        may_warm_up.wait()
         dbtRunner().invoke(list(warm_up))
         connection, _ = listener.accept()
     taken = True

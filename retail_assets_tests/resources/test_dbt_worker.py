@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from retail_assets.resources.dbt import dbt_ahead, start_dbt_ahead
+from retail_assets.resources.dbt import dbt_ahead, dbt_build, warm_up_dbt
 from retail_assets.resources.dbt_worker import ADDRESS_VARIABLE, WAIT_OPTION
 from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
 
@@ -61,10 +61,7 @@ def has_ended(process: psutil.Process) -> bool:
 @pytest.fixture
 def waiting(settings: Settings) -> Iterator[psutil.Process]:
     with dbt_ahead(settings, []):
-        deadline = time.monotonic() + 30
-        while not Path(os.environ[ADDRESS_VARIABLE]).exists():  # a command would run by itself
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(Path(os.environ[ADDRESS_VARIABLE]).exists)  # else a command runs by itself
         (worker,) = workers(os.getpid())
         yield worker
     assert not worker.is_running()
@@ -130,10 +127,7 @@ def test_a_command_that_is_ended_does_not_run_on(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "warehouse.duckdb").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until((tmp_path / "warehouse.duckdb").exists, 60)
 
     running.send_signal(sent)  # SIGINT takes SIGTERM's way; dbt would first end its query
 
@@ -156,33 +150,58 @@ def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     assert parent.stdout.readline() == "waiting\n"
-    deadline = time.monotonic() + 30
-    while not (found := workers(parent.pid)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    (worker,) = found
+    wait_until(lambda: bool(workers(parent.pid)))
+    (worker,) = workers(parent.pid)
 
     parent.kill()
     parent.communicate()
 
-    deadline = time.monotonic() + 30
-    while not has_ended(worker):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: has_ended(worker))
 
 
-def test_a_start_that_was_put_off_comes_once_when_asked_for(settings: Settings) -> None:
-    start_dbt_ahead()  # nothing was put off
+def test_a_warm_up_that_was_put_off_comes_when_asked_for(
+    settings: Settings, tmp_path: Path
+) -> None:
+    warm_up_dbt()  # nothing was put off
     assert not workers(os.getpid())
 
+    parsed = settings.home / "dbt" / "duckdb" / "ahead" / "manifest.json"
+    parsed.unlink(missing_ok=True)
     with dbt_ahead(settings, [], put_off=True):
-        assert not workers(os.getpid())
-        start_dbt_ahead()
-        start_dbt_ahead()
+        (started,) = workers(os.getpid())
+        wait_until(lambda: imports_are_done(started))
+        assert not parsed.exists()
+        warm_up_dbt()
+        warm_up_dbt()
+        wait_until(parsed.exists)
+        done = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
+        assert has_ended(started)  # it ran the command
+    assert "hello" in done.stdout
+
+    with dbt_ahead(settings, [], put_off=True):
         (started,) = workers(os.getpid())
     assert has_ended(started)
+    warm_up_dbt()  # its block has ended
 
+
+def test_a_build_has_the_warm_up_that_was_put_off(settings: Settings, tmp_path: Path) -> None:
     with dbt_ahead(settings, [], put_off=True):
-        pass
-    start_dbt_ahead()  # its block has ended
-    assert not workers(os.getpid())
+        (started,) = workers(os.getpid())
+        with dbt_build(settings, {}):
+            done = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
+        assert has_ended(started)
+    assert "hello" in done.stdout
+
+
+def imports_are_done(worker: psutil.Process) -> bool:
+    """Whether it sleeps, and has used no more CPU time within a moment."""
+    before = worker.cpu_times()
+    time.sleep(0.5)
+    return before.user > 0.5 and worker.cpu_times() == before
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
