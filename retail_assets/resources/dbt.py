@@ -112,7 +112,8 @@ def dbt_resource(settings: Settings) -> "LeanDbtCliResource":
         project_dir=str(DBT_PROJECT_DIR),
         profiles_dir=str(DBT_PROJECT_DIR),
         target=_target(settings),
-        environment=target_environment(settings),
+        # The manifest that a build would write, of all domains, is the parsed one again.
+        environment=target_environment(settings) | {"DBT_WRITE_JSON": "false"},
         dbt_executable=_executable(),
     )
 
@@ -145,7 +146,7 @@ def dbt_ahead(
     target = _parsed_dir(settings).with_name("ahead")
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(_parsed_dir(settings) / _PARTIAL_PARSE, target / _PARTIAL_PARSE)
-    warm_up = _command(settings, ["parse", "--log-level-file", "none"])
+    warm_up = _command(settings, ["parse", "--no-write-json", "--log-level-file", "none"])
     environment = _environment(settings, target) | _window_variables({name: [] for name in windows})
     with waiting_dbt(warm_up[0], warm_up[1:], environment) as have_it_warm_up:
         _put_off.append(have_it_warm_up)

@@ -177,6 +177,7 @@ class Bench:
     def _take_home(self, template: Path) -> None:
         shutil.rmtree(self._home, ignore_errors=True)
         shutil.copytree(template, self._home, copy_function=_link_what_is_never_changed)
+        os.sync()  # or the copy of a gigabyte would still be written while a run is measured
 
     def _lend_raw(self, *, without: str = "") -> None:
         """The raw files under the home's lake: hard links, for they are read only."""

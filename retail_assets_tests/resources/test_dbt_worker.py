@@ -165,15 +165,15 @@ def test_a_warm_up_that_was_put_off_comes_when_asked_for(
     warm_up_dbt()  # nothing was put off
     assert not workers(os.getpid())
 
-    parsed = settings.home / "dbt" / "duckdb" / "ahead" / "manifest.json"
-    parsed.unlink(missing_ok=True)
-    with dbt_ahead(settings, [], put_off=True):
+    with dbt_ahead(settings, ["coffee_chain_window"], put_off=True):  # it parses what reads that
         (started,) = workers(os.getpid())
+        parsed = settings.home / "dbt" / "duckdb" / "ahead" / "partial_parse.msgpack"
+        before = parsed.stat().st_mtime_ns
         wait_until(lambda: imports_are_done(started))
-        assert not parsed.exists()
+        assert parsed.stat().st_mtime_ns == before
         warm_up_dbt()
         warm_up_dbt()
-        wait_until(parsed.exists)
+        wait_until(lambda: parsed.stat().st_mtime_ns != before)
         done = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
         assert has_ended(started)  # it ran the command
     assert "hello" in done.stdout
