@@ -35,6 +35,7 @@ from retail_assets.defs.coffee_chain.transforms import (
 )
 from retail_assets.errors import failures_by_kind
 from retail_assets.landing import landed_asset
+from retail_assets.resources.dbt import warm_up_dbt
 from retail_assets.resources.lake import LakeObject, LakeResource, Stage
 from retail_assets.resources.spark import SparkResource, WrittenFile
 from retail_assets.resources.tabular import ScannedCsv, scan_csv
@@ -274,6 +275,8 @@ def write_drops(
             f" {large.raw.name(min(missing))} or the other table's. Nothing was touched. Deliver"
             " the drop, or delete its partition in the UI."
         )
+    if all(_is_one_job(listing.of(other.dataset), asked) for other in DROPPED_FILES):
+        warm_up_dbt()  # one job after another leaves a core free now and then
     ledgers: dict[str, Ledger] = {}
     with lake.staging(run_id) as stage:
         # Two at once: one's scan and writing, a core each, go beside the other's group-by.
@@ -299,6 +302,10 @@ def _batches(files: Mapping[str, LakeObject]) -> Iterator[dict[str, LakeObject]]
         batch[key] = entry
     if batch:
         yield batch
+
+
+def _is_one_job(files: Mapping[str, LakeObject], dates: set[str]) -> bool:
+    return len(list(_batches({key: files[key] for key in dates.intersection(files)}))) < 2
 
 
 def _stage_batch(
