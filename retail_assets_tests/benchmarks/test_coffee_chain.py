@@ -151,11 +151,15 @@ def test_figures_hold_each_limit_against_the_right_contestant() -> None:
     for name, lake in ((bench.BARE, 6.0), (bench.PRODUCT, 8.0), (bench.JVM, 32.0)):
         results.stages[name] = [{bench.LAKE: lake}]
     results.stages[bench.DROP] = [{bench.LAKE: 1.0}]
+    results.measurements[bench.FEW] = [Measurement(4.0, 6.0, 90.0)]
+    results.stages[bench.FEW] = [{bench.LAKE: 0.5}]
     found = figures(results)
     assert found["coffee"]["wall_ratio"] == 1.25
     assert found["coffee"]["lake_ratio"] == 0.25
     assert found["coffee_drop"]["wall_ratio"] == 0.2
     assert found["coffee_drop"]["share_of_lines"] == 0.25
+    assert found["coffee_drop"]["few_lines_ratio"] == 0.16
+    assert found["coffee_drop"]["lines_ratio"] == 1 / 21
     assert "coffee_tick" not in found
 
 
