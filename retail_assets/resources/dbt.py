@@ -175,9 +175,9 @@ def run_dbt(settings: Settings, arguments: Sequence[str]) -> int:
     Raises:
         WarehouseBusyError: a run kept the warehouse for too long.
     """
-    target = settings.home / "dbt" / "docs"
     from retail_assets.resources.warehouse import WarehouseResource
 
+    target = settings.home / "dbt" / "docs"
     with WarehouseResource.of(settings).exclusive():
         return subprocess.run(
             _command(settings, arguments), env=_environment(settings, target), check=False
