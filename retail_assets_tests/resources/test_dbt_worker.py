@@ -175,7 +175,7 @@ def test_a_warm_up_that_was_put_off_comes_when_asked_for(
         warm_up_dbt()
         wait_until(lambda: parsed.stat().st_mtime_ns != before)
         done = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
-        assert has_ended(started)  # it ran the command
+        wait_until(lambda: has_ended(started))  # it ran the command
     assert "hello" in done.stdout
 
     with dbt_ahead(settings, [], put_off=True):
@@ -187,9 +187,10 @@ def test_a_warm_up_that_was_put_off_comes_when_asked_for(
 def test_a_build_has_the_warm_up_that_was_put_off(settings: Settings, tmp_path: Path) -> None:
     with dbt_ahead(settings, [], put_off=True):
         (started,) = workers(os.getpid())
+        wait_until(Path(os.environ[ADDRESS_VARIABLE]).exists)  # else a command runs by itself
         with dbt_build(settings, {}):
             done = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
-        assert has_ended(started)
+        wait_until(lambda: has_ended(started))
     assert "hello" in done.stdout
 
 
