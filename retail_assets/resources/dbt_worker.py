@@ -49,19 +49,19 @@ def waiting_dbt(
         )
         os.environ[ADDRESS_VARIABLE] = address
         assert worker.stdin is not None
-        warmed_up = worker.stdin
+        to_worker = worker.stdin
 
         def have_it_warm_up() -> None:
             with suppress(BrokenPipeError):  # it has ended: the command will run by itself
-                warmed_up.write(_WARM_UP)
-                warmed_up.flush()
+                to_worker.write(_WARM_UP)
+                to_worker.flush()
 
         try:
             yield have_it_warm_up
         finally:
             del os.environ[ADDRESS_VARIABLE]
             with suppress(BrokenPipeError):
-                worker.stdin.close()  # which ends it, if it still waits
+                to_worker.close()  # which ends it, if it still waits
             try:
                 worker.wait(_END_TIMEOUT_S)
             except subprocess.TimeoutExpired:

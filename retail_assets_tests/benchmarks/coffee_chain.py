@@ -216,7 +216,7 @@ class Bench:
         shutil.move(self._home, self._before_drop)
         self._say(f"preparing: a home with {_TINY_LINES:,} lines")
         self._take_home(self._template)
-        self._lend_raw(self._tiny)
+        self._lend_raw(self._tiny, without=self._last_of_few)
         self._run_product()
         shutil.move(self._home, self._few_lines)
 
@@ -228,8 +228,9 @@ class Bench:
         return measured
 
     def _run_few_lines(self) -> Measurement:
-        """The last drop of the few lines, again: what a run takes whatever it is of."""
+        """The last drop of the few lines: what a run takes whatever it is of."""
         self._take_home(self._few_lines)
+        self._lend_raw(self._tiny)
         measured = self._run_product("--partitions", self._last_of_few)
         self._note_steps(FEW)
         return measured
