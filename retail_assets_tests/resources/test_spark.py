@@ -464,7 +464,8 @@ def test_a_server_that_dies_does_not_keep_its_client(tmp_path: Path) -> None:
         server.kill()
         server.wait()
         start = time.monotonic()
-    assert time.monotonic() - start < 20  # by pyspark's own default it is ten minutes
+    # What was being asked of it is tried for half a minute; by pyspark's own default it is ten.
+    assert time.monotonic() - start < 90
 
 
 def wait_for(port: int, process: Any) -> None:
