@@ -7,6 +7,7 @@ any behaviour of its own; where no process waits, the caller runs dbt itself.
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ _TAKEN = b"t"
 _WARM_UP = b"w"
 _STANDARD_STREAMS = (0, 1, 2)
 _END_TIMEOUT_S = 10
+_LOOK_FOR_SIGNALS_S = 1
 _connections: list[socket.socket] = []
 
 
@@ -77,6 +79,7 @@ def hand_over(arguments: Sequence[str]) -> int | None:
     address = os.environ.get(ADDRESS_VARIABLE)
     if address is None:
         return None
+    taken = False
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(address)
@@ -87,12 +90,19 @@ def hand_over(arguments: Sequence[str]) -> int | None:
                 if answers.read(1) != _TAKEN:
                     return None
                 worker = int(answers.readline())
+                taken = True
                 for number in (signal.SIGINT, signal.SIGTERM):
                     signal.signal(number, lambda received, _frame: os.kill(worker, received))
+                # Python looks for signals between calls: one that came just before a call that
+                # waits for ever would be seen at its end.
+                while not select.select([connection], [], [], _LOOK_FOR_SIGNALS_S)[0]:
+                    pass
                 code = answers.readline()
                 answers.read()  # until its end, so that it has let go of the database
         except OSError:
-            return None
+            if not taken:
+                return None
+            code = b""  # a command that was taken is not run a second time
     if not code:
         sys.stderr.write("the dbt process ended without an exit code: it was killed\n")
         return 2
@@ -117,8 +127,10 @@ def wait_for_command(address: str, warm_up: Sequence[str]) -> None:
             os._exit(0)
 
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
+        # Under its name only when it listens: who finds it there can connect.
+        listener.bind(f"{address}.new")
         listener.listen(1)
+        os.rename(f"{address}.new", address)
         Thread(target=follow_parent, daemon=True).start()
         from dbt.cli.main import dbtRunner
 

@@ -48,7 +48,7 @@ def environment_of(folder: Path, **variables: str) -> dict[str, str]:
 
 def workers(parent: int) -> list[psutil.Process]:
     children = psutil.Process(parent).children()
-    return [child for child in children if WAIT_OPTION in child.cmdline()]
+    return [child for child in children if not has_ended(child) and WAIT_OPTION in child.cmdline()]
 
 
 def has_ended(process: psutil.Process) -> bool:
