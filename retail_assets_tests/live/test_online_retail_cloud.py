@@ -242,8 +242,8 @@ def answer(definitions: dg.Definitions, instance: dg.DagsterInstance) -> list[dg
     """What the sensor asks for."""
     sensor = definitions.resolve_sensor_def("online_retail_source_sensor")
     resources = {k: v for k, v in (definitions.resources or {}).items() if k != "dbt"}
-    context = dg.build_sensor_context(instance=instance, resources=resources)
-    data = sensor.evaluate_tick(context)
+    with dg.build_sensor_context(instance=instance, resources=resources) as context:
+        data = sensor.evaluate_tick(context)
     return list(data.run_requests or ())
 
 

@@ -202,12 +202,12 @@ class House:
         """The sensor's answer; what it registers is registered, as the daemon does."""
         (sensor,) = automation.build_defs(self.settings).sensors or ()
         assert isinstance(sensor, dg.SensorDefinition)
-        context = dg.build_sensor_context(
+        with dg.build_sensor_context(
             instance=self.instance,
             resources={"lake": self.raw.lake, "warehouse": self.warehouse},
-        )
-        answer = sensor(context)
-        assert context.cursor is None
+        ) as context:
+            answer = sensor(context)
+            assert context.cursor is None
         assert isinstance(answer, dg.SensorResult | dg.SkipReason)
         if isinstance(answer, dg.SensorResult):
             assert answer.cursor is None
@@ -657,12 +657,12 @@ def schedule(house: House) -> list[dg.RunRequest] | str:
     found = automation.build_defs(house.settings).schedules or ()
     (nightly,) = (x for x in found if x.name == f"{DOMAIN}_drops_nightly")
     assert isinstance(nightly, dg.ScheduleDefinition)
-    context = dg.build_schedule_context(
+    with dg.build_schedule_context(
         instance=house.instance,
         scheduled_execution_time=datetime(2024, 5, 6, 3, 0, tzinfo=UTC),
         resources={"lake": house.raw.lake},
-    )
-    answer = nightly(context)
+    ) as context:
+        answer = nightly(context)
     if isinstance(answer, dg.SkipReason):
         return str(answer.skip_message)
     assert isinstance(answer, list)

@@ -155,15 +155,15 @@ class House:
         """The sensor's requests, or why it makes none."""
         (sensor,) = automation.build_defs(self.settings).sensors or ()
         assert isinstance(sensor, dg.SensorDefinition)
-        context = dg.build_sensor_context(
+        with dg.build_sensor_context(
             instance=self.instance,
             resources={
                 "lake": self.lake,
                 "warehouse": self.warehouse,
                 "online_retail_source": self.source,
             },
-        )
-        return _answer(sensor(context))
+        ) as context:
+            return _answer(sensor(context))
 
     def schedule(self, name: str) -> list[dg.RunRequest] | str:
         found = automation.build_defs(self.settings).schedules or ()
@@ -171,12 +171,12 @@ class House:
         resources: dict[str, object] = {"lake": self.lake}
         if "warehouse" in name:
             resources["warehouse"] = self.warehouse
-        context = dg.build_schedule_context(
+        with dg.build_schedule_context(
             instance=self.instance,
             scheduled_execution_time=datetime(2024, 5, 6, 2, 0, tzinfo=UTC),
             resources=resources,
-        )
-        return _answer(schedule(context))
+        ) as context:
+            return _answer(schedule(context))
 
     def run(self, request: dg.RunRequest, status: dg.DagsterRunStatus = SUCCESS) -> None:
         """Do what the requested run would do, and record the run."""

@@ -118,9 +118,6 @@ def opened_shop(home: Path, database: OperationalDbResource, **settings: Any) ->
             domain.build_defs(known),
             dg.Definitions(resources=resources | shared, executor=dg.in_process_executor),
         )
-        # Resolved here, once: Dagster asks the instance that counts as entered last, which later
-        # was once seen to be another test's, and gone.
-        dg.Definitions.validate_loadable(definitions)
         try:
             yield Shop(known, instance, definitions, broker, database)
         finally:

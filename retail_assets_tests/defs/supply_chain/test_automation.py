@@ -379,8 +379,8 @@ def test_the_batch_is_made_every_hour(shop: Shop) -> None:
 
     assert schedule.job_name == BATCH_JOB
     assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 * * * *", "UTC")
-    tick = schedule.evaluate_tick(
-        dg.build_schedule_context(shop.instance, scheduled_execution_time=datetime.now(UTC))
-    )
+    now = datetime.now(UTC)
+    with dg.build_schedule_context(shop.instance, scheduled_execution_time=now) as context:
+        tick = schedule.evaluate_tick(context)
     (request,) = tick.run_requests or ()
     dg.validate_run_config(shop.definitions.resolve_job_def(BATCH_JOB), request.run_config)
