@@ -119,6 +119,7 @@ def test_a_command_that_is_ended_does_not_run_on(
     waiting: psutil.Process, tmp_path: Path, sent: signal.Signals
 ) -> None:
     endless = "select count(*) as n from range(4000000000) a, range(1000) b where a.range % 7 = 3"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # which a child inherits
     running = subprocess.Popen(
         [DBT, *QUERY, endless],
         cwd=tmp_path,
@@ -127,15 +128,25 @@ def test_a_command_that_is_ended_does_not_run_on(
         stderr=subprocess.STDOUT,
         text=True,
     )
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     wait_until((tmp_path / "warehouse.duckdb").exists, 60)
 
     running.send_signal(sent)  # SIGINT takes SIGTERM's way; dbt would first end its query
 
-    output, _ = running.communicate(timeout=60)
+    try:
+        output, _ = running.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"still there: {signals_of(running.pid)}, {signals_of(waiting.pid)}")
     waiting.wait(10)
     if sent == signal.SIGTERM and running.returncode != -sent:  # else it was not yet handed over
         assert running.returncode == 2
         assert "it was killed" in output
+
+
+def signals_of(process: int) -> list[str]:
+    """A process's state and what it does with signals."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return [line for line in lines if line.startswith(("Name", "Pid", "State", "Sig", "Shd"))]
 
 
 def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings) -> None:
