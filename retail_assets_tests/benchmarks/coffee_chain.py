@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ from retail_assets_tests.benchmarks.tables import (
 )
 
 BARE, PRODUCT, JVM = "coffee_bare", "coffee_product", "coffee_jvm"
-COLD, DROP, TICK = "coffee_product_cold", "coffee_drop", "coffee_tick"
+COLD, TICK = "coffee_product_cold", "coffee_tick"
+# A further drop: one that comes late, after others of later dates, and the one of the last date.
+LATE, NEWEST = "coffee_drop", "coffee_newest_drop"
+FURTHER = (LATE, NEWEST)
 FEW = "coffee_few_lines"
 LAKE, LOAD, MARTS = "lake", "load", "marts"
 
@@ -50,7 +54,8 @@ _TINY_LINES = 5_000
 class Results:
     """What was measured, and what the contestants' tables were.
 
-    ``stages`` are seconds by contestant, run and stage; ``tick`` is what coffee_tick.py says.
+    ``stages`` are seconds by contestant, run and stage; ``further_drops`` are dates by contestant;
+    ``tick`` is what coffee_tick.py says.
     """
 
     measurements: dict[str, list[Measurement]] = field(default_factory=dict)
@@ -58,7 +63,7 @@ class Results:
     differences: dict[str, list[str]] = field(default_factory=dict)
     tick: dict[str, Any] = field(default_factory=dict)
     sample: SampleCounts | None = None
-    further_drop: str = ""
+    further_drops: dict[str, str] = field(default_factory=dict)
     has_java: bool = True
     code_changed: bool = False
 
@@ -82,7 +87,7 @@ class Bench:
         self._tick_files = tick_files
         self._home = self._scratch / "home"
         self._template = self._scratch / "template"
-        self._before_drop = self._scratch / "before_drop"
+        self._before = {name: self._scratch / f"before_{name}" for name in FURTHER}
         self._few_lines = self._scratch / "few_lines"
         self._last_of_few = ""
         self._input = self._scratch / "input"
@@ -112,7 +117,7 @@ class Bench:
             self._run_other(name, self._tiny)
         self.results.stages.clear()
         if "coffee_drop" in self._scenarios:
-            self._prepare_drop()
+            self._prepare_drops()
 
     def measure(self, repeat: int) -> None:
         """Every contestant ``repeat`` times, in turns, so that noise meets all alike.
@@ -153,7 +158,7 @@ class Bench:
         if "coffee" in self._scenarios and self.results.has_java:
             chosen[JVM] = lambda: self._run_other(JVM, self._input)
         if "coffee_drop" in self._scenarios:
-            chosen[DROP] = self._run_drop
+            chosen |= {name: partial(self._run_drop, name) for name in FURTHER}
             chosen[FEW] = self._run_few_lines
         if "coffee_tick" in self._scenarios:
             chosen[TICK] = self._run_tick
@@ -171,7 +176,10 @@ class Bench:
         few = write_sample(self._tiny, sales=_TINY_LINES, customers=500, drops=2, seed=SEED)
         self._last_of_few = few.drops[-1].date
         self.results.sample = counts
-        self.results.further_drop = drop_nearest_to_average(counts)
+        self.results.further_drops = {
+            LATE: drop_nearest_to_average(counts),
+            NEWEST: counts.drops[-1].date,
+        }
 
     def _log(self, name: str) -> Path:
         return self._scratch / f"{name}.log"
@@ -207,24 +215,24 @@ class Bench:
         self._note_steps(PRODUCT)
         return measured
 
-    def _prepare_drop(self) -> None:
-        drop = self.results.further_drop
-        self._say(f"preparing: a home with every drop but that of {drop}")
-        self._take_home(self._template)
-        self._lend_raw(without=drop)
-        self._run_product()
-        shutil.move(self._home, self._before_drop)
+    def _prepare_drops(self) -> None:
+        for name, drop in self.results.further_drops.items():
+            self._say(f"preparing: a home with every drop but that of {drop}")
+            self._take_home(self._template)
+            self._lend_raw(without=drop)
+            self._run_product()
+            shutil.move(self._home, self._before[name])
         self._say(f"preparing: a home with {_TINY_LINES:,} lines")
         self._take_home(self._template)
         self._lend_raw(self._tiny, without=self._last_of_few)
         self._run_product()
         shutil.move(self._home, self._few_lines)
 
-    def _run_drop(self) -> Measurement:
-        self._take_home(self._before_drop)
+    def _run_drop(self, name: str) -> Measurement:
+        self._take_home(self._before[name])
         self._lend_raw()
-        measured = self._run_product("--partitions", self.results.further_drop)
-        self._note_steps(DROP)
+        measured = self._run_product("--partitions", self.results.further_drops[name])
+        self._note_steps(name)
         return measured
 
     def _run_few_lines(self) -> Measurement:
@@ -271,7 +279,7 @@ class Bench:
         if name == BARE:
             self._described = self._describe(self._scratch / BARE)
             self.results.differences[BARE] = self._against_sample(self._described)
-        elif name in (PRODUCT, DROP):
+        elif name in (PRODUCT, *FURTHER):
             found = self._describe(self._home, self._home / "lake")
             self.results.differences[name] = differences(found, self._described)
 

@@ -29,8 +29,9 @@ EXPLANATIONS = (
     "lake: raw files to processed Parquet. Of the run, the steps of both tables of drops, Spark's"
     " start included; of the JVM way, from before pyspark's import to the JVM's end.",
     "load: the warehouse's tables. marts: dbt's models; of the run, with all their tests.",
-    "a further drop: `run --partitions DATE` where all other drops are already in the marts; of"
-    " the drops, the one nearest to an equal share. Its tables must be those of the whole run.",
+    "a further drop: `run --partitions DATE` where all other drops are already in the marts. late:"
+    " the one nearest to an equal share, whose customers bought in later drops too; newest: the"
+    " one of the last date, the largest. The tables must be those of the whole run.",
     "few lines: the same command of the last of two drops with 5,000 lines in all: the start of"
     " Dagster, dbt and Spark, their records and every test. Lines: run and drop less that.",
     "wall: from starting the process to its end. CPU: of it and its children. peak: largest sum of"
@@ -42,6 +43,7 @@ TICK_EXPLANATION = (
     " to warm up; all drops are known, landed and in the marts."
 )
 
+_KINDS = {bench.LATE: "a late", bench.NEWEST: "the newest"}
 _STAGES = (bench.LAKE, bench.LOAD, bench.MARTS)
 
 
@@ -65,21 +67,9 @@ def figures(results: bench.Results) -> dict[str, Any]:
             found["coffee"]["lake_ratio"] = (
                 stages[bench.PRODUCT][bench.LAKE] / stages[bench.JVM][bench.LAKE]
             )
-    if bench.DROP in medians and bench.PRODUCT in medians:
-        found["coffee_drop"] = asdict(medians[bench.DROP]) | {
-            "stages": stages[bench.DROP],
-            "drop": results.further_drop,
-            "share_of_lines": share_of_drop(results),
-            "wall_ratio": medians[bench.DROP].wall_s / medians[bench.PRODUCT].wall_s,
-        }
-        if bench.FEW in medians:
-            few = medians[bench.FEW].wall_s
-            found["coffee_drop"] |= {
-                "few_lines": asdict(medians[bench.FEW]) | {"stages": stages[bench.FEW]},
-                "few_lines_ratio": few / medians[bench.PRODUCT].wall_s,
-                "lines_ratio": (medians[bench.DROP].wall_s - few)
-                / (medians[bench.PRODUCT].wall_s - few),
-            }
+    for name in bench.FURTHER:
+        if name in medians and bench.PRODUCT in medians:
+            found[name] = _further_drop(results, name, medians, stages)
     if results.tick:
         found["coffee_tick"] = results.tick | {
             "tick_s": median(results.tick["ticks_s"]),
@@ -89,16 +79,39 @@ def figures(results: bench.Results) -> dict[str, Any]:
     return found
 
 
+def _further_drop(
+    results: bench.Results,
+    name: str,
+    medians: dict[str, Measurement],
+    stages: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    drop, whole = medians[name].wall_s, medians[bench.PRODUCT].wall_s
+    found = asdict(medians[name]) | {
+        "stages": stages[name],
+        "drop": results.further_drops[name],
+        "share_of_lines": share_of_drop(results, name),
+        "wall_ratio": drop / whole,
+    }
+    if bench.FEW in medians:
+        few = medians[bench.FEW].wall_s
+        found |= {
+            "few_lines": asdict(medians[bench.FEW]) | {"stages": stages[bench.FEW]},
+            "few_lines_ratio": few / whole,
+            "lines_ratio": (drop - few) / (whole - few),
+        }
+    return found
+
+
 def stage_medians(runs: list[dict[str, float]]) -> dict[str, float]:
     """The median seconds of each stage by itself."""
     return {stage: median(run[stage] for run in runs) for stage in runs[0]}
 
 
-def share_of_drop(results: bench.Results) -> float:
-    """The further drop's part of all lines of sales."""
+def share_of_drop(results: bench.Results, name: str) -> float:
+    """The part of all lines of sales that the further drop of a contestant has."""
     sample = results.sample
     assert sample is not None
-    (drop,) = (drop for drop in sample.drops if drop.date == results.further_drop)
+    (drop,) = (drop for drop in sample.drops if drop.date == results.further_drops[name])
     return drop.sales / sample.total.sales
 
 
@@ -114,7 +127,7 @@ def print_report(console: Console, results: bench.Results, repeat: int) -> None:
     found = figures(results)
     console.print()
     explanations: list[str] = []
-    if "coffee" in found or "coffee_drop" in found:
+    if "coffee" in found or bench.LATE in found:
         _print_contestants(console, results, found, repeat)
         explanations += EXPLANATIONS
     if "coffee_tick" in found:
@@ -146,7 +159,7 @@ def _print_contestants(
         ("run", bench.PRODUCT),
         ("run, cold", bench.COLD),
         ("the JVM way", bench.JVM),
-        (f"a further drop, {results.further_drop}", bench.DROP),
+        *((f"{kind} drop, {results.further_drops.get(key)}", key) for key, kind in _KINDS.items()),
         ("a drop of few lines", bench.FEW),
     ):
         if key in results.measurements:
@@ -163,9 +176,11 @@ def _print_contestants(
         elif not results.has_java:
             say("lake stage against the JVM way's: not measured, for there is no Java here")
         say(f"peak of run: {judged(coffee['peak_mib'], MEMORY_LIMIT_MIB, ' MiB')}")
-    if drop := found.get("coffee_drop"):
+    for name, kind in _KINDS.items():
+        if (drop := found.get(name)) is None:
+            continue
         share = f"{drop['share_of_lines']:.1%} of the lines"
-        say(f"a further drop, {share}, against run: {judged(drop['wall_ratio'], DROP_LIMIT)}")
+        say(f"{kind} drop, {share}, against run: {judged(drop['wall_ratio'], DROP_LIMIT)}")
         if "lines_ratio" in drop:
             say(
                 f"  of few lines: {drop['few_lines_ratio']:.2f}x; what the lines take:"

@@ -144,22 +144,26 @@ def test_drops_of_the_tick_are_dated_day_by_day(tmp_path: Path) -> None:
 
 
 def test_figures_hold_each_limit_against_the_right_contestant() -> None:
-    results = bench.Results(sample=counts_of(10, 30), further_drop="2020-01-01")
-    for name, wall in ((bench.BARE, 20.0), (bench.PRODUCT, 25.0), (bench.DROP, 5.0)):
+    drops = {bench.LATE: "2020-01-01", bench.NEWEST: "2020-01-02"}
+    results = bench.Results(sample=counts_of(10, 30), further_drops=drops)
+    walls = {bench.BARE: 20.0, bench.PRODUCT: 25.0, bench.LATE: 5.0, bench.NEWEST: 7.5}
+    for name, wall in walls.items():
         results.measurements[name] = [Measurement(wall, 2 * wall, 100.0)]
     results.measurements[bench.JVM] = [Measurement(60.0, 90.0, 3000.0)]
     for name, lake in ((bench.BARE, 6.0), (bench.PRODUCT, 8.0), (bench.JVM, 32.0)):
         results.stages[name] = [{bench.LAKE: lake}]
-    results.stages[bench.DROP] = [{bench.LAKE: 1.0}]
+    results.stages |= {name: [{bench.LAKE: 1.0}] for name in bench.FURTHER}
     results.measurements[bench.FEW] = [Measurement(4.0, 6.0, 90.0)]
     results.stages[bench.FEW] = [{bench.LAKE: 0.5}]
     found = figures(results)
     assert found["coffee"]["wall_ratio"] == 1.25
     assert found["coffee"]["lake_ratio"] == 0.25
-    assert found["coffee_drop"]["wall_ratio"] == 0.2
-    assert found["coffee_drop"]["share_of_lines"] == 0.25
-    assert found["coffee_drop"]["few_lines_ratio"] == 0.16
-    assert found["coffee_drop"]["lines_ratio"] == 1 / 21
+    assert found[bench.LATE]["wall_ratio"] == 0.2
+    assert found[bench.LATE]["share_of_lines"] == 0.25
+    assert found[bench.LATE]["few_lines_ratio"] == 0.16
+    assert found[bench.LATE]["lines_ratio"] == 1 / 21
+    newest = found[bench.NEWEST]
+    assert (newest["wall_ratio"], newest["share_of_lines"]) == (0.3, 0.75)
     assert "coffee_tick" not in found
 
 
