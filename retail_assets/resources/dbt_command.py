@@ -3,7 +3,6 @@
 Here: what makes its start-up cheaper. Not here: any behaviour of its own; dbt decides all.
 """
 
-import signal
 import sys
 from importlib.metadata import version
 
@@ -21,9 +20,6 @@ def main() -> None:
     if arguments == ["--version"]:
         print(f"dbt-core {version('dbt-core')}")
         return
-    # They may be blocked where this was started, as in a thread of a Kafka client: dbt could then
-    # be ended by SIGKILL only.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     with QuickEnd():
         spare_garbage_collection()
         if arguments[:1] == [WAIT_OPTION]:

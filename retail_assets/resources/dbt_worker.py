@@ -92,7 +92,9 @@ def hand_over(arguments: Sequence[str]) -> int | None:
                 worker = int(answers.readline())
                 taken = True
                 for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, lambda received, _frame: os.kill(worker, received))
+                    # What was ignored where this was started, dbt would ignore as well.
+                    if signal.getsignal(number) is not signal.SIG_IGN:
+                        signal.signal(number, lambda received, _frame: os.kill(worker, received))
                 # Python looks for signals between calls: one that came just before a call that
                 # waits for ever would be seen at its end.
                 while not select.select([connection], [], [], _LOOK_FOR_SIGNALS_S)[0]:
@@ -116,6 +118,9 @@ def wait_for_command(address: str, warm_up: Sequence[str]) -> None:
         SystemExit: with dbt's exit code; with 0 when standard input ended while no command came,
             for then the process that wanted it is gone.
     """
+    # In a session of its own it has only those that a caller sends on, who knows which to ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     taken = False
     may_warm_up = Event()
 

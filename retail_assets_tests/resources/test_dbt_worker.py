@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -58,9 +59,22 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
+@contextmanager
+def inherited(disposition: signal.Handlers) -> Iterator[None]:
+    """What children that are started in the block do with SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, disposition)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture
 def waiting(settings: Settings) -> Iterator[psutil.Process]:
-    with dbt_ahead(settings, []):
+    with ExitStack() as running:
+        with inherited(signal.SIG_IGN):  # it obeys whom it runs the command for all the same
+            running.enter_context(dbt_ahead(settings, []))
         wait_until(Path(os.environ[ADDRESS_VARIABLE]).exists)  # else a command runs by itself
         (worker,) = workers(os.getpid())
         yield worker
@@ -119,16 +133,8 @@ def test_a_command_that_is_ended_does_not_run_on(
     waiting: psutil.Process, tmp_path: Path, sent: signal.Signals
 ) -> None:
     endless = "select count(*) as n from range(4000000000) a, range(1000) b where a.range % 7 = 3"
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # which a child inherits
-    running = subprocess.Popen(
-        [DBT, *QUERY, endless],
-        cwd=tmp_path,
-        env=environment_of(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with inherited(signal.SIG_DFL):
+        running = dbt_show(endless, tmp_path)
     wait_until((tmp_path / "warehouse.duckdb").exists, 60)
 
     running.send_signal(sent)  # SIGINT takes SIGTERM's way; dbt would first end its query
@@ -141,6 +147,32 @@ def test_a_command_that_is_ended_does_not_run_on(
     if sent == signal.SIGTERM and running.returncode != -sent:  # else it was not yet handed over
         assert running.returncode == 2
         assert "it was killed" in output
+
+
+def test_a_command_ignores_what_was_ignored_where_it_was_started(
+    waiting: psutil.Process, tmp_path: Path
+) -> None:
+    with inherited(signal.SIG_IGN):
+        running = dbt_show("select count(*) as n from range(300000000)", tmp_path)
+    wait_until((tmp_path / "warehouse.duckdb").exists, 60)
+
+    running.send_signal(signal.SIGTERM)
+
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, output
+    assert "300000000" in output
+    waiting.wait(10)
+
+
+def dbt_show(query: str, folder: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [DBT, *QUERY, query],
+        cwd=folder,
+        env=environment_of(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def signals_of(process: int) -> list[str]:
