@@ -7,7 +7,6 @@ any behaviour of its own; where no process waits, the caller runs dbt itself.
 
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -25,7 +24,6 @@ _TAKEN = b"t"
 _WARM_UP = b"w"
 _STANDARD_STREAMS = (0, 1, 2)
 _END_TIMEOUT_S = 10
-_LOOK_FOR_SIGNALS_S = 1
 _connections: list[socket.socket] = []
 
 
@@ -95,10 +93,6 @@ def hand_over(arguments: Sequence[str]) -> int | None:
                     # What was ignored where this was started, dbt would ignore as well.
                     if signal.getsignal(number) is not signal.SIG_IGN:
                         signal.signal(number, lambda received, _frame: os.kill(worker, received))
-                # Python looks for signals between calls: one that came just before a call that
-                # waits for ever would be seen at its end.
-                while not select.select([connection], [], [], _LOOK_FOR_SIGNALS_S)[0]:
-                    pass
                 code = answers.readline()
                 answers.read()  # until its end, so that it has let go of the database
         except OSError:
