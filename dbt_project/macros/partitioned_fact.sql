@@ -1,6 +1,6 @@
 {#-
-    How a fact replaces the days of a window, per adapter. The models stay one SQL: these macros
-    stand in their config.
+    How a fact replaces the days of the window that its meta names, per adapter (window.sql). The
+    models stay one SQL: these macros stand in their config.
 
     BigQuery: insert_overwrite with static partitions, one atomic MERGE over the days named; for a
     fact that is not partitioned by the window's date, merge as bigquery__get_merge_sql has it.
@@ -21,8 +21,7 @@
 
 
 {#-
-    The strategy of a fact that is not partitioned by the window's date. Its predicates name the
-    column as DBT_INTERNAL_DEST's, and its meta says merge_replaces_window.
+    The strategy of a fact that is not partitioned by the window's date.
 -#}
 {% macro merge_window_strategy() -%}
     {{ return(adapter.dispatch('merge_window_strategy')()) }}
@@ -74,7 +73,7 @@
 
 {% macro bigquery__window_partitions(window_var) -%}
     {%- set days = [] -%}
-    {%- for first_day, last_day in window_ranges(window_var) or [] -%}
+    {%- for first_day, last_day in window_ranges(window_var, at_parse=true) or [] -%}
         {%- for offset in range((last_day - first_day).days + 1) -%}
             {%- set day = first_day + modules.datetime.timedelta(days=offset) -%}
             {%- set literal = "datetime '" ~ day ~ " 00:00:00'" -%}
@@ -105,33 +104,24 @@
 
 
 {#-
-    The config unique_key of a fact of which a second window rebuilds single rows: the key where
-    that window has a day, none where it has not, so that no row is then looked for by its key.
--#}
-{% macro key_in_window(key_column, window_var) -%}
-    {{ return(key_column if window_ranges(window_var) else none) }}
-{%- endmacro %}
-
-
-{#-
-    The strategy replace_window: delete what incremental_predicates name and, with a unique_key,
-    the rows that the model selects besides; insert what it selects. All statements run in the
-    materialization's one transaction. The model is asked after the deletion, for temp_relation is
-    a view (below): it must not select from its own table.
+    The strategy replace_window: delete the window's rows and, where the model selects others
+    besides, those; insert what it selects. All statements run in the materialization's one
+    transaction. The model is asked after the deletion, for temp_relation is a view (below): it
+    must not select from its own table.
 -#}
 {% macro get_incremental_replace_window_sql(arg_dict) -%}
-    {%- set predicates = window_predicates(arg_dict['incremental_predicates']) -%}
-    {%- set key = arg_dict['unique_key'] -%}
+    {%- set predicate = window_predicate() -%}
+    {%- set key = key_besides() -%}
     {%- set columns = get_quoted_csv(arg_dict['dest_columns'] | map(attribute='name')) -%}
 
     delete from {{ arg_dict['target_relation'] }} as DBT_INTERNAL_DEST
-    where {{ predicates }};
+    where {{ predicate }};
 
     {% if key -%}
     delete from {{ arg_dict['target_relation'] }}
     where {{ key }} in (
         select {{ key }} from {{ arg_dict['temp_relation'] }} as DBT_INTERNAL_DEST
-        where ({{ predicates }}) is not true
+        where {{ predicate }} is not true
     );
     {%- endif %}
 
@@ -160,47 +150,58 @@
 
 
 {#-
-    BigQuery's MERGE of a fact that says merge_replaces_window in its meta: replace_window as one
-    atomic statement. Rows found by the unique_key are updated, those of the window that the model
-    no longer selects are deleted, the others are inserted; without a unique_key the window's rows
-    are deleted and inserted, and no join is made. Every other model has dbt's own MERGE.
+    BigQuery's MERGE of a fact whose meta names a window: replace_window as one atomic statement.
+    Where it selects rows besides, those found by their key are updated, those of the window that
+    the model no longer selects are deleted, the others are inserted; else the window's rows are
+    deleted and inserted, and no join is made. Every other model has dbt's own MERGE.
 -#}
 {% macro bigquery__get_merge_sql(
     target, source, unique_key, dest_columns, incremental_predicates=none
 ) -%}
-    {%- if not (config.get('meta') or {}).get('merge_replaces_window') -%}
+    {%- if not model_window() -%}
         {{ return(dbt.default__get_merge_sql(
             target, source, unique_key, dest_columns, incremental_predicates
         )) }}
     {%- endif -%}
-    {%- set predicates = window_predicates(incremental_predicates) -%}
+    {%- set key = key_besides() -%}
     {%- set columns = dest_columns | map(attribute='name') | list -%}
 
     merge into {{ target }} as DBT_INTERNAL_DEST
     using {{ source }} as DBT_INTERNAL_SOURCE
-    {% if unique_key -%}
-    on DBT_INTERNAL_DEST.{{ unique_key }} = DBT_INTERNAL_SOURCE.{{ unique_key }}
+    {% if key -%}
+    on DBT_INTERNAL_DEST.{{ key }} = DBT_INTERNAL_SOURCE.{{ key }}
     when matched then update set
-        {%- for column in columns if column != unique_key %}
+        {%- for column in columns if column != key %}
         {{ adapter.quote(column) }} = DBT_INTERNAL_SOURCE.{{ adapter.quote(column) }}
         {{- "," if not loop.last }}
         {%- endfor %}
     {%- else -%}
     on false
     {%- endif %}
-    when not matched by source and {{ predicates }} then delete
+    when not matched by source and {{ window_predicate() }} then delete
     when not matched then insert ({{ get_quoted_csv(columns) }})
     values ({{ get_quoted_csv(columns) }})
 {%- endmacro %}
 
 
-{#- The predicates as one; without any, a strategy by window would delete every row. -#}
-{% macro window_predicates(predicates) -%}
-    {%- if not predicates -%}
+{#- The rows of the table that the model's window replaces; without one it would be every row. -#}
+{% macro window_predicate() -%}
+    {%- set window = model_window() -%}
+    {%- if not window or not window.get('var') or not window.get('column') -%}
         {{ exceptions.raise_compiler_error(
-            model.name ~ ": expected incremental_predicates that name the window to replace, found"
-            ~ " none; without them every row would be deleted"
+            model.name ~ ": expected meta.window with var and column, which name the rows to"
+            ~ " replace, found " ~ window ~ "; without it every row would be deleted"
         ) }}
     {%- endif -%}
-    ({{ predicates | join(') and (') }})
+    ({{ in_window('DBT_INTERNAL_DEST.' ~ window['column'], window['var']) }})
+{%- endmacro %}
+
+
+{#- The key of the rows that the model selects besides its window; none where there are none. -#}
+{% macro key_besides() -%}
+    {%- set window = model_window() -%}
+    {%- if window.get('besides') and window_ranges(window['besides']) -%}
+        {{ return(window['key']) }}
+    {%- endif -%}
+    {{ return(none) }}
 {%- endmacro %}

@@ -1,13 +1,19 @@
 {#-
     The window of changed partitions: a dbt var, a list of inclusive [first_day, last_day] pairs;
-    where the var is absent, the environment variable DBT_<VAR> with the same as JSON. A changed
-    var makes dbt parse the whole project anew, a changed variable only the models that read it.
+    where the var is absent, the environment variable DBT_<VAR> with the same as JSON.
+
+    It is looked up when a statement is made, and not while dbt parses, where it is none: a changed
+    var would have the project parsed anew, a changed variable the models that ask for it. So
+    what a model's config() needs of it is asked for at_parse, or better not in config().
 
     window_ranges returns none where both are absent or null (rebuild everything), else a list
     of pairs of dates, in order. Anything that is not a pair of ISO dates, first to last, is an
     error: a window misread would leave stale rows behind, or put text of a var into SQL.
 -#}
-{% macro window_ranges(window_var) -%}
+{% macro window_ranges(window_var, at_parse=false) -%}
+    {%- if not execute and not at_parse -%}
+        {{ return(none) }}
+    {%- endif -%}
     {%- set window = var(window_var, none) -%}
     {%- if window is none -%}
         {%- set window = fromjson(env_var('DBT_' ~ window_var | upper, 'null')) -%}
@@ -63,13 +69,27 @@
 
 
 {#-
-    For the config full_refresh: true where one of the windows is absent, so that "everything" is
-    one plain build swapped in at the end, and none where all are there, which leaves
-    --full-refresh in force.
+    The window that a model names in its meta, or none:
+        var      of which partitions every row is replaced,
+        column   that tells a row's partition,
+        besides  a second window, maybe: where it has a day, the model selects other rows besides,
+        key      the column by which these are found and replaced.
 -#}
-{% macro rebuild_without_window(window_var) -%}
-    {%- for name in (window_var,) + varargs if window_ranges(name) is none -%}
-        {{ return(true) }}
+{% macro model_window() -%}
+    {{ return((config.get('meta') or {}).get('window')) }}
+{%- endmacro %}
+
+
+{#-
+    dbt's own, and true where a window of the model is absent, so that "everything" is one plain
+    build swapped in at the end.
+-#}
+{% macro should_full_refresh() -%}
+    {%- set window = model_window() or {} -%}
+    {%- for name in (window.get('var'), window.get('besides')) if name -%}
+        {%- if execute and window_ranges(name) is none -%}
+            {{ return(true) }}
+        {%- endif -%}
     {%- endfor -%}
-    {{ return(none) }}
+    {{ return(dbt.should_full_refresh()) }}
 {%- endmacro %}

@@ -116,9 +116,7 @@ def start_ahead(settings: Settings, domain: Domain, running: ExitStack) -> None:
 
     # First: its imports take a core that has nothing else to do while ours go on.
     with suppress(PermanentError):  # the definitions will meet it again, and tell it
-        running.enter_context(
-            dbt_ahead(settings, domain.window_variables, put_off=domain.lake_takes_all_cores)
-        )
+        running.enter_context(dbt_ahead(settings, put_off=domain.lake_takes_all_cores))
     import retail_assets.definitions  # noqa: F401
 
     domain.modules()

@@ -80,8 +80,8 @@ def dbt_build(settings: Settings, windows: Windows) -> Iterator[Path]:
     """Around a build: the folder for its artifacts, with ``windows`` handed to dbt by var name.
 
     One build at a time on this machine: they share the folder, which starts warm from the last.
-    The windows go as environment variables rather than ``--vars``: dbt then parses only the
-    models that read them, not the whole project.
+    The windows go as environment variables rather than ``--vars``, of which any change would have
+    dbt parse the whole project.
     """
     from filelock import FileLock
 
@@ -136,13 +136,10 @@ def build_target_dir(settings: Settings) -> Path:
 
 
 @contextmanager
-def dbt_ahead(
-    settings: Settings, windows: Sequence[str], *, put_off: bool = False
-) -> Iterator[None]:
+def dbt_ahead(settings: Settings, *, put_off: bool = False) -> Iterator[None]:
     """Have dbt start now for the build that comes later in the block; see dbt_worker.py.
 
-    It parses the models that read the vars ``windows`` as the build will, so that the code for
-    that is warm by then. With ``put_off`` it only imports dbt, and parses at ``warm_up_dbt``.
+    With ``put_off`` it only imports dbt, and parses the project at ``warm_up_dbt``.
 
     Raises:
         DbtParseError: dbt cannot parse its project.
@@ -154,8 +151,7 @@ def dbt_ahead(
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(_parsed_dir(settings) / _PARTIAL_PARSE, target / _PARTIAL_PARSE)
     warm_up = _command(settings, ["parse", "--no-write-json", "--log-level-file", "none"])
-    environment = _environment(settings, target) | _window_variables({name: [] for name in windows})
-    with waiting_dbt(warm_up[0], warm_up[1:], environment) as have_it_warm_up:
+    with waiting_dbt(warm_up[0], warm_up[1:], _environment(settings, target)) as have_it_warm_up:
         _put_off.append(have_it_warm_up)
         if not put_off:
             warm_up_dbt()

@@ -14,8 +14,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dbt.contracts.graph.manifest import Manifest
 
 # Between our own processes, hence not one of Settings: dagster-dbt hands its environment on.
 ADDRESS_VARIABLE = "DBT_WORKER_ADDRESS"
@@ -33,8 +38,8 @@ def waiting_dbt(
 ) -> Iterator[Callable[[], None]]:
     """Keep a dbt process waiting for the block's first dbt command, in ``environment``.
 
-    It imports dbt at once. What is yielded has it run ``warm_up``, a command that changes nothing;
-    until then it takes no command.
+    It imports dbt at once. What is yielded has it run ``warm_up``, which parses the project; until
+    then it takes no command.
     """
     # A folder of our own: nobody else may connect, and a socket's path is at most 108 bytes.
     with tempfile.TemporaryDirectory(prefix="retail-assets-") as folder:
@@ -108,6 +113,8 @@ def hand_over(arguments: Sequence[str]) -> int | None:
 def wait_for_command(address: str, warm_up: Sequence[str]) -> None:
     """Import dbt, run ``warm_up`` when told to, and run the first command that is handed over.
 
+    ``warm_up`` is a parse, which the command does not repeat where it would come to the same.
+
     Raises:
         SystemExit: with dbt's exit code; with 0 when standard input ended while no command came,
             for then the process that wanted it is gone.
@@ -132,9 +139,10 @@ def wait_for_command(address: str, warm_up: Sequence[str]) -> None:
         os.rename(f"{address}.new", address)
         Thread(target=follow_parent, daemon=True).start()
         from dbt.cli.main import dbtRunner
+        from dbt.contracts.graph.manifest import Manifest
 
         may_warm_up.wait()
-        dbtRunner().invoke(list(warm_up))
+        warmed_up = dbtRunner().invoke(list(warm_up))
         connection, _ = listener.accept()
     taken = True
     streams = socket.recv_fds(connection, 1, len(_STANDARD_STREAMS))[1]
@@ -142,7 +150,11 @@ def wait_for_command(address: str, warm_up: Sequence[str]) -> None:
     connection.sendall(_TAKEN + f"{os.getpid()}\n".encode())
     Thread(target=_end_with_caller, args=(connection,), daemon=True).start()
     _become(streams, request["folder"], request["environment"])
-    result = dbtRunner().invoke(request["arguments"])
+    arguments = request["arguments"]
+    parsed = warmed_up.result if isinstance(warmed_up.result, Manifest) else None
+    if parsed and not _would_parse_the_same(parsed, warm_up, arguments):
+        parsed = None
+    result = dbtRunner(manifest=parsed).invoke(arguments)
     if result.exception is not None:
         print(result.exception, file=sys.stderr)
     code = 0 if result.success else 1 if result.exception is None else 2
@@ -150,6 +162,25 @@ def wait_for_command(address: str, warm_up: Sequence[str]) -> None:
     # Left open: its end tells the caller that this process has ended, and left the database.
     _connections.append(connection)
     sys.exit(code)
+
+
+def _would_parse_the_same(
+    manifest: "Manifest", warm_up: Sequence[str], arguments: Sequence[str]
+) -> bool:
+    """Whether a command can have what the warm-up, a parse, made of the project.
+
+    Not with other vars or another target; nor where the project asked for the environment while
+    it was parsed, which is the caller's by now.
+    """
+    return not manifest.env_vars and all(
+        _value_of(option, warm_up) == _value_of(option, arguments)
+        for option in ("--vars", "--target", "--profile")
+    )
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The argument after the last ``option``, which counts; None where there is none."""
+    return dict(pairwise(arguments)).get(option)
 
 
 def _become(streams: Sequence[int], folder: str, environment: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """The dbt process that waits for its command: it must be one with a process of the caller's."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from retail_assets.resources.dbt import dbt_ahead, dbt_build, warm_up_dbt
+from retail_assets.resources.dbt import dbt_ahead, dbt_build, dbt_variables, warm_up_dbt
 from retail_assets.resources.dbt_worker import ADDRESS_VARIABLE, WAIT_OPTION
 from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
 
@@ -74,7 +75,7 @@ def inherited(disposition: signal.Handlers) -> Iterator[None]:
 def waiting(settings: Settings) -> Iterator[psutil.Process]:
     with ExitStack() as running:
         with inherited(signal.SIG_IGN):  # it obeys whom it runs the command for all the same
-            running.enter_context(dbt_ahead(settings, []))
+            running.enter_context(dbt_ahead(settings))
         wait_until(Path(os.environ[ADDRESS_VARIABLE]).exists)  # else a command runs by itself
         (worker,) = workers(os.getpid())
         yield worker
@@ -186,7 +187,7 @@ def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings
         "import sys, time\n"
         "from retail_assets.resources.dbt import dbt_ahead\n"
         "from retail_assets.settings import load_settings\n"
-        f"with dbt_ahead(load_settings(home={str(settings.home)!r}), []):\n"
+        f"with dbt_ahead(load_settings(home={str(settings.home)!r})):\n"
         "    print('waiting', flush=True)\n"
         "    time.sleep(600)\n"
     )
@@ -208,33 +209,70 @@ def test_a_warm_up_that_was_put_off_comes_when_asked_for(
     warm_up_dbt()  # nothing was put off
     assert not workers(os.getpid())
 
-    with dbt_ahead(settings, ["coffee_chain_window"], put_off=True):  # it parses what reads that
+    parsed = settings.home / "dbt" / "duckdb" / "ahead" / "perf_info.json"  # of each parse
+    parsed.unlink(missing_ok=True)
+    with dbt_ahead(settings, put_off=True):
         (started,) = workers(os.getpid())
-        parsed = settings.home / "dbt" / "duckdb" / "ahead" / "partial_parse.msgpack"
-        before = parsed.stat().st_mtime_ns
         wait_until(lambda: imports_are_done(started))
-        assert parsed.stat().st_mtime_ns == before
+        assert not parsed.exists()
         warm_up_dbt()
         warm_up_dbt()
-        wait_until(lambda: parsed.stat().st_mtime_ns != before)
+        wait_until(parsed.exists)
         done = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
         wait_until(lambda: has_ended(started))  # it ran the command
     assert "hello" in done.stdout
 
-    with dbt_ahead(settings, [], put_off=True):
+    with dbt_ahead(settings, put_off=True):
         (started,) = workers(os.getpid())
     assert has_ended(started)
     warm_up_dbt()  # its block has ended
 
 
 def test_a_build_has_the_warm_up_that_was_put_off(settings: Settings, tmp_path: Path) -> None:
-    with dbt_ahead(settings, [], put_off=True):
+    with dbt_ahead(settings, put_off=True):
         (started,) = workers(os.getpid())
         wait_until(Path(os.environ[ADDRESS_VARIABLE]).exists)  # else a command runs by itself
         with dbt_build(settings, {}):
             done = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
         wait_until(lambda: has_ended(started))
     assert "hello" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("others", "parses"),
+    [
+        ((), False),
+        (("--vars", '{"online_retail_as_of": "2011-12-09"}'), True),
+        (("--target", "bigquery"), True),
+    ],
+)
+def test_what_was_parsed_is_not_parsed_again_for_the_same_vars_and_target(
+    settings: Settings, tmp_path: Path, others: tuple[str, ...], parses: bool
+) -> None:
+    listed = list_facts(settings, tmp_path, "--target", "duckdb", *others)
+    assert ("artial parsing" in listed) == parses
+
+
+def test_what_the_environment_had_a_say_in_is_parsed_again(tmp_path: Path) -> None:
+    bigquery = load_settings(
+        home=tmp_path / "home", lake="gs://bucket/lake", warehouse="bigquery://project?location=EU"
+    )
+    # There a fact's partitions are in its config, which dbt reads as it parses.
+    assert "artial parsing" in list_facts(bigquery, tmp_path, "--target", "bigquery")
+
+
+def list_facts(settings: Settings, folder: Path, *options: str) -> str:
+    """What dbt prints, debugging, of a list that the waiting process makes, with a window."""
+    arguments = ("list", "--select", "fact_sales", "--vars", json.dumps(dbt_variables(settings)))
+    with dbt_ahead(settings):
+        (started,) = workers(os.getpid())
+        wait_until(Path(os.environ[ADDRESS_VARIABLE]).exists)
+        with dbt_build(settings, {"online_retail_window": [["2011-12-09", "2011-12-09"]]}):
+            done = dbt("--log-level", "debug", *arguments, *options, folder=folder)
+        wait_until(lambda: has_ended(started))
+    assert done.returncode == 0, done.stdout
+    assert "fact_sales" in done.stdout
+    return done.stdout
 
 
 def imports_are_done(worker: psutil.Process) -> bool:

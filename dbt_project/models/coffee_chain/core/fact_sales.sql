@@ -2,17 +2,17 @@
     config(
         materialized='incremental',
         incremental_strategy=merge_window_strategy(),
-        incremental_predicates=[
-            in_window('DBT_INTERNAL_DEST.drop_date', 'coffee_chain_window')
-        ],
-        unique_key=key_in_window('sale_line_id', 'coffee_chain_customer_window'),
-        full_refresh=rebuild_without_window(
-            'coffee_chain_window', 'coffee_chain_customer_window'
-        ),
         on_schema_change='fail',
         partition_by=partition_by_month('sale_date'),
         cluster_by=['outlet_id'],
-        meta={'merge_replaces_window': true},
+        meta={
+            'window': {
+                'var': 'coffee_chain_window',
+                'column': 'drop_date',
+                'besides': 'coffee_chain_customer_window',
+                'key': 'sale_line_id',
+            },
+        },
     )
 }}
 

@@ -2,9 +2,8 @@
     config(
         materialized=unpartitioned_materialization(),
         incremental_strategy=replace_window_strategy(),
-        incremental_predicates=[in_window('invoice_date', 'online_retail_window')],
-        full_refresh=rebuild_without_window('online_retail_window'),
         on_schema_change='fail',
+        meta={'window': {'var': 'online_retail_window', 'column': 'invoice_date'}},
     )
 }}
 
