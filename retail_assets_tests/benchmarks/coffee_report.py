@@ -33,7 +33,8 @@ EXPLANATIONS = (
     " the one nearest to an equal share, whose customers bought in later drops too; newest: the"
     " one of the last date, the largest. The tables must be those of the whole run.",
     "few lines: the same command of the last of two drops with 5,000 lines in all: the start of"
-    " Dagster, dbt and Spark, their records and every test. Lines: run and drop less that.",
+    " Dagster, dbt and Spark, their records and every test. Lines: run and drop less that. By"
+    " their share: that start, and the drop's part of what all lines take.",
     "wall: from starting the process to its end. CPU: of it and its children. peak: largest sum of"
     " RSS over the process tree, sampled every 20 ms. The raw files are in the page cache.",
 )
@@ -98,6 +99,8 @@ def _further_drop(
             "few_lines": asdict(medians[bench.FEW]) | {"stages": stages[bench.FEW]},
             "few_lines_ratio": few / whole,
             "lines_ratio": (drop - few) / (whole - few),
+            # With this start, and each line as dear as it is in the whole.
+            "least_ratio": (few + found["share_of_lines"] * (whole - few)) / whole,
         }
     return found
 
@@ -184,7 +187,8 @@ def _print_contestants(
         if "lines_ratio" in drop:
             say(
                 f"  of few lines: {drop['few_lines_ratio']:.2f}x; what the lines take:"
-                f" {drop['lines_ratio']:.2f}x"
+                f" {drop['lines_ratio']:.2f}x of the whole's; by their share it would be"
+                f" {drop['least_ratio']:.2f}x"
             )
     for name, lines in results.differences.items():
         against = "the sample's counts" if name == bench.BARE else "bare's tables"

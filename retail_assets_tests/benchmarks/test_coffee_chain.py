@@ -162,6 +162,7 @@ def test_figures_hold_each_limit_against_the_right_contestant() -> None:
     assert found[bench.LATE]["share_of_lines"] == 0.25
     assert found[bench.LATE]["few_lines_ratio"] == 0.16
     assert found[bench.LATE]["lines_ratio"] == 1 / 21
+    assert found[bench.LATE]["least_ratio"] == 0.37
     newest = found[bench.NEWEST]
     assert (newest["wall_ratio"], newest["share_of_lines"]) == (0.3, 0.75)
     assert "coffee_tick" not in found
