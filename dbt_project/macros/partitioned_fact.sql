@@ -20,9 +20,7 @@
 {%- endmacro %}
 
 
-{#-
-    The strategy of a fact that is not partitioned by the window's date.
--#}
+{#- The strategy of a fact that is not partitioned by the window's date. -#}
 {% macro merge_window_strategy() -%}
     {{ return(adapter.dispatch('merge_window_strategy')()) }}
 {%- endmacro %}
@@ -61,7 +59,8 @@
 {#-
     The config partitions: the days of the window as literals of the partition's type. Without a
     window the table is rebuilt. With an empty one the partition is null, which none is: for an
-    empty list dbt would look into the model's result for partitions to replace.
+    empty list dbt would look into the model's result for partitions to replace. On BigQuery, dbt
+    parses the model anew for it.
 -#}
 {% macro window_partitions(window_var) -%}
     {{ return(adapter.dispatch('window_partitions')(window_var)) }}
@@ -200,8 +199,14 @@
 {#- The key of the rows that the model selects besides its window; none where there are none. -#}
 {% macro key_besides() -%}
     {%- set window = model_window() -%}
-    {%- if window.get('besides') and window_ranges(window['besides']) -%}
-        {{ return(window['key']) }}
+    {%- if not window.get('besides') or not window_ranges(window['besides']) -%}
+        {{ return(none) }}
     {%- endif -%}
-    {{ return(none) }}
+    {%- if not window.get('key') -%}
+        {{ exceptions.raise_compiler_error(
+            model.name ~ ": expected meta.window with a key, by which the rows that it selects for "
+            ~ window['besides'] ~ " replace others, found " ~ window
+        ) }}
+    {%- endif -%}
+    {{ return(window['key']) }}
 {%- endmacro %}
