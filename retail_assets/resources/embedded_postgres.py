@@ -65,6 +65,11 @@ class EmbeddedPostgresBusyError(TransientError):
     """The embedded server did not become ready, or was not to be had, in time."""
 
 
+def _program_of_roots(name: str) -> str | None:
+    """Where the system has a program for root, on PATH or not; None where it has none."""
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin")
+
+
 @dataclass(frozen=True)
 class _Account:
     """Whom the server runs as; ``name`` is None for ourselves.
@@ -83,7 +88,7 @@ class _Account:
         if self.name is not None and self.capability is not None:
             given = ["--inh-caps", f"+{self.capability}", "--ambient-caps", f"+{self.capability}"]
             who = ["--reuid", str(self.uid), "--regid", str(self.gid), "--clear-groups"]
-            command = ["setpriv", *who, *given, *command]
+            command = [_program_of_roots("setpriv") or "setpriv", *who, *given, *command]
         elif self.name is not None:
             options |= {"user": self.uid, "group": self.gid, "extra_groups": []}
         return subprocess.Popen(command, **options)
@@ -327,7 +332,7 @@ class EmbeddedPostgres:
         with suppress(KeyError):
             found = pwd.getpwnam(_ROOTS_USER)
             return _Account(_ROOTS_USER, found.pw_uid, found.pw_gid)
-        useradd = shutil.which("useradd") or shutil.which("useradd", path="/usr/sbin:/sbin")
+        useradd = _program_of_roots("useradd")
         told = "there is no useradd"
         if useradd is not None:
             options = ["--system", "--user-group", "--no-create-home", "--shell", "/bin/false"]
@@ -357,12 +362,13 @@ class EmbeddedPostgres:
                 return able
             found = found or closed
         mode = stat.S_IMODE(os.stat(found).st_mode)
+        lacks = "" if _program_of_roots("setpriv") else ", and there is no setpriv to let it pass"
         raise EmbeddedPostgresError(
             "RETAIL_POSTGRES is 'embedded', and this is root; PostgreSQL does not run as root, and"
             f" its user {account.name} may not enter {found} (mode {mode:o}) on the way to"
-            f" {' and '.join(str(folder) for folder in folders)}. Put the project and RETAIL_HOME"
-            " where every user may pass, or allow it there (chmod o+x), run as an ordinary user,"
-            f" {_ELSEWHERE}."
+            f" {' and '.join(str(folder) for folder in folders)}{lacks}. Put the project and"
+            " RETAIL_HOME where every user may pass, or allow it there (chmod o+x), run as an"
+            f" ordinary user, {_ELSEWHERE}."
         )
 
     def _closed(self, account: _Account, folders: Sequence[Path]) -> str | None:

@@ -344,6 +344,7 @@ def test_a_folder_that_stays_closed_to_the_server_is_named(
     home.chmod(0o700)
     home.parent.chmod(0o755)
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(EmbeddedPostgresError) as error:
         EmbeddedPostgres.attach(home)
 
@@ -352,6 +353,17 @@ def test_a_folder_that_stays_closed_to_the_server_is_named(
     assert "run as an ordinary user, or set RETAIL_POSTGRES=" in message
     closed = next(path for path in (*reversed(home.parents), home) if path.stat().st_mode & 1 == 0)
     assert f"may not enter {closed} (mode 700)" in message
+    assert "there is no setpriv" in message
+
+
+@as_root
+def test_the_servers_way_is_found_without_a_path(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.chmod(0o700)
+    monkeypatch.setenv("PATH", "/nowhere")
+    EmbeddedPostgres.attach(home)
+    EmbeddedPostgres.leave(home)
 
 
 @as_root
