@@ -79,14 +79,12 @@ class Domain(ABC):
     Attributes:
         name: its name, and that of its folder, its asset group and its folder of dbt models.
         datasets: the landed tables that it owns in the warehouse.
-        window_variables: the dbt variables that ``plan_marts`` gives, every one.
         lake_takes_all_cores: a run's dbt then parses when an asset asks for it, after the lake,
             rather than at once.
     """
 
     name: ClassVar[str]
     datasets: ClassVar[tuple[Dataset, ...]]
-    window_variables: ClassVar[tuple[str, ...]]
     lake_takes_all_cores: ClassVar[bool] = False
 
     @abstractmethod

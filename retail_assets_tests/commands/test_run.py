@@ -36,7 +36,6 @@ class Shop(Domain):
 
     name = "shop"
     datasets = ()
-    window_variables = ()
 
     def __init__(self, *ranges: tuple[str, str]) -> None:
         self.ranges = ranges

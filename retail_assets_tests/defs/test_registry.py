@@ -1,6 +1,7 @@
 """Tests of retail_assets.defs.registry, and of what each domain owes to those who find it there."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +46,7 @@ def test_a_domain_gives_every_window_that_its_models_read(domain: Domain, tmp_pa
 
     plan = domain.plan_marts(warehouse)
 
-    assert set(plan.windows) == set(domain.window_variables)
-    assert all(f"'{name}'" in sql for name in domain.window_variables)
+    assert set(plan.windows) == set(re.findall(r"'(\w+_window)'", sql))
     assert set(plan.versions) == set(domain.datasets)
 
 

@@ -44,7 +44,6 @@ class CoffeeChain(Domain):
 
     name = DOMAIN
     datasets = LANDED
-    window_variables = (SALES_WINDOW, CUSTOMER_WINDOW)
     lake_takes_all_cores = True
 
     def modules(self) -> Sequence[DefsModule]:

@@ -37,7 +37,6 @@ class OnlineRetail(Domain):
 
     name = DOMAIN
     datasets = (ONLINE_RETAIL_DATA,)
-    window_variables = (WINDOW,)
 
     def modules(self) -> Sequence[DefsModule]:
         """Assets and automation."""

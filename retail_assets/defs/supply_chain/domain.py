@@ -28,7 +28,6 @@ class SupplyChain(Domain):
 
     name = DOMAIN
     datasets = LANDED
-    window_variables = ()
     lake_takes_all_cores = True
 
     def modules(self) -> Sequence[DefsModule]:
