@@ -106,26 +106,44 @@
     The strategy replace_window: delete the window's rows and, where the model selects others
     besides, those; insert what it selects. All statements run in the materialization's one
     transaction. The model is asked after the deletion, for temp_relation is a view (below): it
-    must not select from its own table.
+    must not select from its own table. The rows besides are looked for once, for they may lie
+    anywhere in history.
+
+    Whether the checkpoint after it merges small row groups is for the environment to say
+    (DBT_MERGES_ROW_GROUPS; resources/dbt.py).
 -#}
 {% macro get_incremental_replace_window_sql(arg_dict) -%}
+    {%- set target, selected = arg_dict['target_relation'], arg_dict['temp_relation'] -%}
     {%- set predicate = window_predicate() -%}
     {%- set key = key_besides() -%}
+    {%- set besides = adapter.quote(selected.identifier ~ '_besides') -%}
     {%- set columns = get_quoted_csv(arg_dict['dest_columns'] | map(attribute='name')) -%}
 
-    delete from {{ arg_dict['target_relation'] }} as DBT_INTERNAL_DEST
+    {% if env_var('DBT_MERGES_ROW_GROUPS', 'true') == 'false' -%}
+    set global max_vacuum_tasks = 0;
+    {%- endif %}
+
+    delete from {{ target }} as DBT_INTERNAL_DEST
     where {{ predicate }};
 
     {% if key -%}
-    delete from {{ arg_dict['target_relation'] }}
-    where {{ key }} in (
-        select {{ key }} from {{ arg_dict['temp_relation'] }} as DBT_INTERNAL_DEST
-        where {{ predicate }} is not true
-    );
+    create temporary table {{ besides }} as
+    select {{ columns }} from {{ selected }} as DBT_INTERNAL_DEST
+    where {{ predicate }} is not true;
+
+    delete from {{ target }}
+    where {{ key }} in (select {{ key }} from {{ besides }});
     {%- endif %}
 
-    insert into {{ arg_dict['target_relation'] }} ({{ columns }})
-    select {{ columns }} from {{ arg_dict['temp_relation'] }}
+    insert into {{ target }} ({{ columns }})
+    select {{ columns }} from {{ selected }} as DBT_INTERNAL_DEST
+    {%- if key %}
+    where {{ predicate }}
+    union all
+    select {{ columns }} from {{ besides }};
+
+    drop table {{ besides }}
+    {%- endif %}
 {%- endmacro %}
 
 
@@ -177,16 +195,24 @@
     {%- else -%}
     on false
     {%- endif %}
+    {%- if model_window().get('var') %}
     when not matched by source and {{ window_predicate() }} then delete
+    {%- endif %}
     when not matched then insert ({{ get_quoted_csv(columns) }})
     values ({{ get_quoted_csv(columns) }})
 {%- endmacro %}
 
 
-{#- The rows of the table that the model's window replaces; without one it would be every row. -#}
+{#-
+    The rows of the table that the model's window replaces; none where it names rows besides alone.
+    Without either it would be every row.
+-#}
 {% macro window_predicate() -%}
-    {%- set window = model_window() -%}
-    {%- if not window or not window.get('var') or not window.get('column') -%}
+    {%- set window = model_window() or {} -%}
+    {%- if window.get('besides') and not window.get('var') -%}
+        {{ return('(false)') }}
+    {%- endif -%}
+    {%- if not window.get('var') or not window.get('column') -%}
         {{ exceptions.raise_compiler_error(
             model.name ~ ": expected meta.window with var and column, which name the rows to"
             ~ " replace, found " ~ window ~ "; without it every row would be deleted"
@@ -196,10 +222,16 @@
 {%- endmacro %}
 
 
-{#- The key of the rows that the model selects besides its window; none where there are none. -#}
+{#-
+    The key of the rows that the model selects besides its window; none where there are none. A
+    model that selects others only goes by the key always.
+-#}
 {% macro key_besides() -%}
     {%- set window = model_window() -%}
-    {%- if not window.get('besides') or not window_ranges(window['besides']) -%}
+    {%- if not window.get('besides') -%}
+        {{ return(none) }}
+    {%- endif -%}
+    {%- if window.get('var') and not window_ranges(window['besides']) -%}
         {{ return(none) }}
     {%- endif -%}
     {%- if not window.get('key') -%}

@@ -72,7 +72,8 @@
     The window that a model names in its meta, or none:
         var      of which partitions every row is replaced,
         column   that tells a row's partition,
-        besides  a second window, maybe: where it has a day, the model selects other rows besides,
+        besides  a second window, or the only one: where it has a day, the model selects other rows
+                 besides,
         key      the column by which these are found and replaced.
 -#}
 {% macro model_window() -%}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from retail_assets.errors import PermanentError
+from retail_assets.resources import row_groups
 from retail_assets.resources.dbt_worker import waiting_dbt
 from retail_assets.settings import DBT_PROJECT_DIR, Settings
 
@@ -86,13 +87,16 @@ def dbt_build(settings: Settings, windows: Windows) -> Iterator[Path]:
     from filelock import FileLock
 
     warm_up_dbt()
-    names = _window_variables(windows)
+    merges = settings.bigquery is None and row_groups.are_merged_now(settings.warehouse_path)
+    names = _window_variables(windows) | {"DBT_MERGES_ROW_GROUPS": str(merges).lower()}
     before = {name: os.environ.get(name) for name in names}
     with FileLock(_parsed_dir(settings).with_name("build.lock")):
         target = build_target_dir(settings)
         os.environ.update(names)
         try:
             yield target
+            if merges:
+                row_groups.note_merged(settings.warehouse_path)
         finally:
             for name, value in before.items():
                 if value is None:
@@ -195,7 +199,7 @@ def prepare_project(settings: Settings) -> Path:
     """
     target = _parsed_dir(settings)
     manifest, stamp = target / "manifest.json", target / "parsed.sha256"
-    state = _project_state(settings)
+    state = project_state(settings)
     if manifest.exists() and stamp.exists() and stamp.read_text() == state:
         return manifest
     shutil.rmtree(target.parent / "build", ignore_errors=True)
@@ -239,7 +243,7 @@ def _parsed_dir(settings: Settings) -> Path:
     return settings.home / "dbt" / _target(settings) / "parsed"
 
 
-def _project_state(settings: Settings) -> str:
+def project_state(settings: Settings) -> str:
     """Changes when a file of the project does, by name, size or time, or a variable."""
     digest = hashlib.sha256(
         json.dumps([dbt_variables(settings), target_environment(settings)]).encode()
