@@ -48,6 +48,9 @@ REPLACED = "{{ window_predicate() }}, key {{ key_besides() }}, rebuilt {{ should
             "(false), key None, rebuilt False",
         ),
         (WINDOW | {"besides": "absent", "key": "id"}, "key None, rebuilt True"),
+        ({"besides": "one_day", "key": "id"}, "(false), key id, rebuilt False"),
+        ({"besides": "others", "key": "id"}, "(false), key id, rebuilt False"),
+        ({"besides": "absent", "key": "id"}, "(false), key id, rebuilt True"),
     ],
 )
 def test_a_models_window_says_what_is_replaced(
@@ -65,8 +68,13 @@ def test_a_models_window_says_what_is_replaced(
             with_meta({"var": "days"}, "{{ window_predicate() }}"),
             "expected meta.window with var and column",
         ),
+        (with_meta({}, "{{ window_predicate() }}"), "expected meta.window with var and column"),
         (
             with_meta(WINDOW | {"besides": "one_day"}, "{{ key_besides() }}"),
+            "expected meta.window with a key",
+        ),
+        (
+            with_meta({"besides": "others"}, "{{ key_besides() }}"),
             "expected meta.window with a key",
         ),
     ],

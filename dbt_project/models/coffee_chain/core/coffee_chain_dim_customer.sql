@@ -1,6 +1,23 @@
+{{
+    config(
+        materialized='incremental',
+        incremental_strategy=merge_window_strategy(),
+        on_schema_change='fail',
+        meta={'window': {'besides': 'coffee_chain_customer_window', 'key': 'customer_id'}},
+    )
+}}
+
 with customers as (
 
     select * from {{ ref('stg_customer') }}
+    {% if is_incremental() %}
+        where
+            customer_id in (
+                select landed.customer_id
+                from {{ source('malaysian_coffee_chain', 'customer') }} as landed
+                where {{ in_window('landed.drop_date', 'coffee_chain_customer_window') }}
+            )
+    {% endif %}
 
 ),
 
