@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from retail_assets.resources.warehouse import WarehouseResource
 
 MARTS_STAGE = "marts"
+# Of which state of dbt's project the marts are; recorded with one of the domain's tables.
+MODELS_STAGE = "models"
 # The tags by which Dagster takes a range of partitions in one run: its first, its last.
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
@@ -65,10 +67,13 @@ class MartsPlan:
 
     ``windows`` are the ranges of changed partitions by the name of their dbt variable; None
     rebuilds everything. ``versions`` is recorded for each landed table once all was built.
+    ``changed`` are the landed tables that the marts are not of: what stands on others alone may be
+    left out. Without any, everything is built.
     """
 
     windows: "Windows"
     versions: Mapping[Dataset, Mapping[str, str]]
+    changed: Sequence[Dataset] = ()
 
 
 class Domain(ABC):

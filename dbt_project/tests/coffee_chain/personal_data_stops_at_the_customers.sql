@@ -1,4 +1,9 @@
-{{ config(meta={'dagster': {'ref': {'name': 'fact_sales'}}}) }}
+{{
+    config(
+        tags=['of_the_models'],
+        meta={'dagster': {'ref': {'name': 'fact_sales'}}},
+    )
+}}
 
 -- Only stg_customer and dim_customer have columns that the source marks as personal.
 -- depends_on: {{ source('malaysian_coffee_chain', 'customer') }}

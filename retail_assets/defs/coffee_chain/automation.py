@@ -44,6 +44,7 @@ SMALL_JOB = f"{DOMAIN}_small_files"
 LARGE_JOB = f"{DOMAIN}_large_files"
 MARTS_JOB = f"{DOMAIN}_marts"
 NIGHTLY_JOB = f"{DOMAIN}_nightly"
+DROPS_JOB = f"{DOMAIN}_drops_to_marts"
 SMALL_KEYS = [key(x.dataset) for x in SMALL_FILES for key in (processed_key, landed_key)]
 LARGE_KEYS = [key(x.dataset) for x in DROPPED_FILES for key in (processed_key, landed_key)]
 _MOST_DROPS_A_RUN = 500
@@ -310,7 +311,11 @@ def build_defs(settings: Settings) -> dg.Definitions:
         selection=(group - raw) | deleted,
         description="Everything of the domain, for a range of drops.",
     )
-
+    drops_to_marts = dg.define_asset_job(
+        DROPS_JOB,
+        selection=(group - select.assets(*SMALL_KEYS) - raw) | deleted,
+        description="A range of drops, from raw files to marts, without outlets and products.",
+    )
     nightly = dg.define_asset_job(
         NIGHTLY_JOB,
         selection=(group - select.assets(*LARGE_KEYS) - raw) | deleted,
@@ -353,7 +358,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
     )
 
     return dg.Definitions(
-        jobs=[small_files, large_files, marts, nightly, whole],
+        jobs=[small_files, large_files, marts, nightly, whole, drops_to_marts],
         schedules=[drops_nightly, rest_nightly],
         sensors=[drops_sensor],
     )

@@ -31,6 +31,7 @@ from retail_assets.settings import Settings
 if TYPE_CHECKING:
     import dagster as dg
 
+    from retail_assets.defs.coffee_chain.drops import Known
     from retail_assets.resources.cloud_checks import Question
     from retail_assets.resources.lake import LakeResource
     from retail_assets.resources.warehouse import WarehouseResource
@@ -75,15 +76,17 @@ class CoffeeChain(Domain):
         """Every drop found in raw or taken from there, or those of the dates asked for.
 
         The marts come once, at the end. A drop that was taken and deleted keeps its rows: a new
-        warehouse gets them too.
+        warehouse gets them too. Where dates are asked for, outlets and products are taken if their
+        files are not those in the warehouse.
         Partitions that were registered in another order than that of their dates are several
         ranges to Dagster, and as many runs: the last one is of the whole domain.
         """
-        from retail_assets.defs.coffee_chain.drops import list_raw, read_known
+        from retail_assets.defs.coffee_chain.drops import compare, list_raw, read_known
         from retail_assets.resources.lake import LakeResource
 
         lake = LakeResource.of(settings)
-        dates = list_raw(lake).dates | read_known(lake).dates
+        listing, known = list_raw(lake), read_known(lake)
+        dates = listing.dates | known.dates
         if partitions:
             dates = {key for key in dates if partitions[0] <= key <= partitions[1]}
         if not dates:
@@ -94,14 +97,20 @@ class CoffeeChain(Domain):
                 f" retail-assets sample {DOMAIN}"
             )
         from retail_assets.defs.coffee_chain.assets import DROPS_NAME
-        from retail_assets.defs.coffee_chain.automation import LARGE_JOB, drop_ranges
+        from retail_assets.defs.coffee_chain.automation import DROPS_JOB, LARGE_JOB, drop_ranges
 
         opened = instance()
         registered = list(opened.get_dynamic_partitions(DROPS_NAME))
         if new := sorted(dates.difference(registered)):
             opened.add_dynamic_partitions(DROPS_NAME, new)
         ranges = drop_ranges(dates, [*registered, *new], len(dates))
-        jobs = [LARGE_JOB] * (len(ranges) - 1) + [DOMAIN]
+        is_small_left_out = (
+            partitions is not None
+            and not compare(lake, listing, known).small
+            and _is_small_landed(settings, known)
+        )
+        last = DROPS_JOB if is_small_left_out else DOMAIN
+        jobs = [LARGE_JOB] * (len(ranges) - 1) + [last]
         return [
             Execution(job, (first, last))
             for job, (first, last, _) in zip(jobs, ranges, strict=True)
@@ -118,7 +127,8 @@ class CoffeeChain(Domain):
         built = {
             dataset: warehouse.loaded_versions(dataset, stage=MARTS_STAGE) for dataset in LANDED
         }
-        return MartsPlan(marts_windows(landed, built), landed)
+        changed = [dataset for dataset in LANDED if landed[dataset] != built[dataset]]
+        return MartsPlan(marts_windows(landed, built), landed, changed)
 
     def count_rows(self, lake: "LakeResource") -> dict[str, int]:
         """Rows of the processed tables."""
@@ -148,6 +158,18 @@ class CoffeeChain(Domain):
         )
 
 
+def _is_small_landed(settings: Settings, known: "Known") -> bool:
+    """Whether the warehouse has outlets and products, and they are the lake's."""
+    from retail_assets.resources.warehouse import WarehouseResource
+
+    processed = {dataset: known.fingerprints(dataset) for dataset in (OUTLET, PRODUCT)}
+    if not all(processed.values()):
+        return False
+    warehouse = WarehouseResource.of(settings)
+    with warehouse.kept_open():
+        return all(warehouse.loaded_versions(x) == found for x, found in processed.items())
+
+
 def marts_windows(
     landed: Mapping[Dataset, Mapping[str, str]], built: Mapping[Dataset, Mapping[str, str]]
 ) -> dict[str, list[list[str]] | None]:
@@ -161,7 +183,7 @@ def marts_windows(
         for versions in (landed, built)
     )
     concerns_any_line = (
-        not built[SALES]
+        not (built[SALES] and built[CUSTOMER])
         or any(landed[dataset] != built[dataset] for dataset in (OUTLET, PRODUCT))
         or any(customers_now.get(key) != then for key, then in customers_then.items())
     )

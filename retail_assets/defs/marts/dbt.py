@@ -5,18 +5,20 @@ landed tables (each domain's assets.py), how a domain finds its windows (its dom
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
-from retail_assets.domain import MARTS_STAGE, Domain
+from retail_assets.dataset import Dataset
+from retail_assets.domain import MARTS_STAGE, MODELS_STAGE, Domain, MartsPlan
 from retail_assets.errors import failures_by_kind
 from retail_assets.resources.dbt import (
     dbt_build,
     dbt_project,
     dbt_variables,
     prepare_project,
+    project_state,
 )
 from retail_assets.resources.dbt_cli import (
     DagsterDbtTranslator,
@@ -24,8 +26,11 @@ from retail_assets.resources.dbt_cli import (
     LeanDbtCliResource,
     dbt_assets,
 )
-from retail_assets.resources.warehouse import WarehouseResource
+from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings
+
+# A test that fails by the models alone, whatever rows there are.
+OF_THE_MODELS = "of_the_models"
 
 
 class RetailTranslator(DagsterDbtTranslator):
@@ -87,17 +92,58 @@ def _models(settings: Settings, manifest: Mapping[str, Any], domain: Domain) -> 
     ) -> Iterator[Any]:
         with failures_by_kind(context.retry_number), warehouse.kept_open():
             plan = domain.plan_marts(warehouse)
+            models = {domain.name: project_state(settings)}
+            is_partial = not context.is_subset and _may_be_partial(plan, models, warehouse)
         context.log.info(f"windows of changed partitions: {dict(plan.windows)}")
         arguments = ["build", "--vars", json.dumps(dbt_variables(settings))]
         if not context.is_subset:
-            arguments += ["--select", f"path:models/{domain.name}"]
-        arguments += ["--exclude", "resource_type:unit_test"]
-        with warehouse.exclusive(), dbt_build(settings, plan.windows) as target:
-            yield from dbt.cli(arguments, context=context, target_path=target).stream()
+            changed = plan.changed if is_partial else ()
+            arguments += ["--select", selection(domain.name, changed)]
+        left_out = "resource_type:unit_test" + (f" tag:{OF_THE_MODELS}" if is_partial else "")
+        arguments += ["--exclude", left_out]
+        try:
+            with warehouse.exclusive(), dbt_build(settings, plan.windows) as target:
+                yield from dbt.cli(arguments, context=context, target_path=target).stream()
+        except WarehouseBusyError:
+            raise
+        except Exception:
+            if is_partial:  # what was left out may be what it missed
+                _record_models(plan, {domain.name: ""}, warehouse)
+            raise
         # A subset may leave a fact behind: then the window stays open for the next whole run.
         if not context.is_subset:
             with warehouse.kept_open():
                 for dataset, versions in plan.versions.items():
                     warehouse.record_versions(dataset, MARTS_STAGE, versions)
+                if plan.changed and not is_partial:
+                    _record_models(plan, models, warehouse)
 
     return dbt_models
+
+
+def selection(domain: str, changed: Sequence[Dataset]) -> str:
+    """What a build selects, as dbt has it: every node of a domain, or what stands on ``changed``.
+
+    Of the latter no view: it holds no rows, and is as it was made.
+    """
+    if not changed:
+        return f"path:models/{domain}"
+    kinds = ("config.materialized:table", "config.materialized:incremental", "resource_type:test")
+    return " ".join(
+        f"source:{dataset.schema}.{dataset.name}+,{kind}" for dataset in changed for kind in kinds
+    )
+
+
+def _may_be_partial(
+    plan: MartsPlan, models: Mapping[str, str], warehouse: WarehouseResource
+) -> bool:
+    """Whether these models have built what stands on unchanged tables, and none failed since."""
+    return bool(plan.changed) and models == warehouse.loaded_versions(
+        next(iter(plan.versions)), MODELS_STAGE
+    )
+
+
+def _record_models(
+    plan: MartsPlan, models: Mapping[str, str], warehouse: WarehouseResource
+) -> None:
+    warehouse.record_versions(next(iter(plan.versions)), MODELS_STAGE, models)

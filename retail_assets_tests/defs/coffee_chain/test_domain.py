@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain.assets import DROPS_NAME, write_drops, write_small
-from retail_assets.defs.coffee_chain.automation import LARGE_JOB
+from retail_assets.defs.coffee_chain.automation import DROPS_JOB, LARGE_JOB
 from retail_assets.defs.coffee_chain.contract import (
     ABSENT,
     CUSTOMER,
@@ -66,6 +66,10 @@ def test_the_first_build_is_of_everything() -> None:
 
 def test_a_sales_table_that_was_made_anew_is_built_whole() -> None:
     assert marts_windows(BUILT, {**BUILT, SALES: {}}) == EVERYTHING
+
+
+def test_a_customers_table_that_was_made_anew_is_built_whole() -> None:
+    assert marts_windows(BUILT, {**BUILT, CUSTOMER: {}}) == EVERYTHING
 
 
 def test_nothing_new_is_nothing_to_build() -> None:
@@ -225,6 +229,24 @@ def test_a_run_takes_the_drops_of_the_dates_asked_for(
     assert plan(settings, instance, asked) == [Execution(DOMAIN, expected)]
 
 
+def test_a_run_of_drops_leaves_small_files_out_that_are_in_the_warehouse(
+    settings: Settings, raw: RawZone, instance: dg.DagsterInstance
+) -> None:
+    process(settings, raw)
+    asked = (D2, D2)
+    assert plan(settings, instance) == [Execution(DOMAIN, (D1, D2))]
+
+    for dataset in (OUTLET, PRODUCT):
+        assert plan(settings, instance, asked) == [Execution(DOMAIN, asked)]
+        COFFEE_CHAIN.rebuild(settings, dataset)
+
+    assert plan(settings, instance, asked) == [Execution(DROPS_JOB, asked)]
+    assert plan(settings, instance) == [Execution(DOMAIN, (D1, D2))]
+
+    raw.outlets("MY001,KLCC,1 Jalan Ampang,Selangor,1000,", "MY002,Ipoh,2 Jalan Raja,Perak,30000,")
+    assert plan(settings, instance, asked) == [Execution(DOMAIN, asked)]
+
+
 def test_drops_registered_out_of_order_are_several_runs_and_the_last_is_whole(
     settings: Settings, raw: RawZone, instance: dg.DagsterInstance
 ) -> None:
@@ -339,10 +361,16 @@ def test_the_marts_are_planned_by_what_the_warehouse_holds(
     for dataset, found in first.versions.items():
         warehouse.record_versions(dataset, MARTS_STAGE, found)
     second = COFFEE_CHAIN.plan_marts(warehouse)
+    warehouse.record_versions(SALES, "landed", {D2: "another"})
+    third = COFFEE_CHAIN.plan_marts(warehouse)
 
     assert first.windows == EVERYTHING
     assert set(first.versions) == set(LANDED)
+    assert first.changed == list(LANDED)
     assert second.windows == {SALES_WINDOW: [], CUSTOMER_WINDOW: []}
+    assert second.changed == []
+    assert third.windows == {SALES_WINDOW: [[D2, D2]], CUSTOMER_WINDOW: []}
+    assert third.changed == [SALES]
 
 
 # ---- doctor

@@ -16,7 +16,7 @@ import pytest
 from retail_assets.definitions import build_defs
 from retail_assets.defs.coffee_chain import automation
 from retail_assets.defs.coffee_chain.assets import DROPS_NAME, landed_key, processed_key
-from retail_assets.defs.coffee_chain.automation import LARGE_JOB, NIGHTLY_JOB
+from retail_assets.defs.coffee_chain.automation import LARGE_JOB, MARTS_JOB, NIGHTLY_JOB
 from retail_assets.defs.coffee_chain.contract import (
     CUSTOMER,
     DOMAIN,
@@ -207,6 +207,14 @@ def test_a_deleted_drop_fails_its_check_and_no_run(shop: Shop) -> None:
     assert shop.tables() == before
 
 
+def made(shop: Shop) -> set[str]:
+    """The models that the last run of the marts made."""
+    (run,) = shop.instance.get_runs(dg.RunsFilter(job_name=MARTS_JOB), limit=1)
+    entries = shop.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    keys = [entry.dagster_event.asset_key for entry in entries if entry.dagster_event]
+    return {key.path[-1] for key in keys if key}
+
+
 def test_a_drop_delivered_again_and_a_late_one_end_in_the_marts(shop: Shop) -> None:
     def units() -> int:
         ((found,),) = shop.warehouse.query(
@@ -229,6 +237,15 @@ def test_a_drop_delivered_again_and_a_late_one_end_in_the_marts(shop: Shop) -> N
 
     assert shop.ran[ran:] == ["large_files", "large_files", "marts"]
     assert units() == before + 8
+    customers = shop.warehouse.query(
+        "select customer_id, first_name, drop_date::varchar from coffee_chain_core.dim_customer"
+        " where customer_id in ('c-late', 'UNKNOWN') order by all"
+    )
+    assert customers == [("UNKNOWN", None, None), ("c-late", "Ah", "1999-12-31")]
+    # What stands on outlets and products alone is as it was, and so is every view.
+    assert made(shop) == {
+        *("coffee_chain_dim_customer", "fact_sales", "state_revenue", "age_group_purchase")
+    }
     ages = shop.warehouse.query(
         "select customer_age from coffee_chain_core.fact_sales where customer_id = 'c-late'"
     )

@@ -11,7 +11,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from retail_assets.defs.marts.dbt import build_defs
+from retail_assets.dataset import Dataset
+from retail_assets.defs.coffee_chain.contract import CUSTOMER, LANDED, OUTLET, SALES
+from retail_assets.defs.coffee_chain.domain import CoffeeChain
+from retail_assets.defs.marts.dbt import OF_THE_MODELS, build_defs, selection
 from retail_assets.defs.marts.dbt import models_of as reduced
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.domain import OnlineRetail
@@ -41,6 +44,7 @@ class Build:
     def __init__(self) -> None:
         self.arguments: list[str] = []
         self.windows: dict[str, Any] = {}
+        self.succeeds = True
 
     def cli(self, arguments: list[str], **_: object) -> "Build":
         self.arguments = arguments
@@ -52,6 +56,8 @@ class Build:
         return self
 
     def stream(self) -> Iterator[object]:
+        if not self.succeeds:
+            raise RuntimeError("dbt failed")
         return iter(())
 
 
@@ -128,19 +134,133 @@ def test_what_dbt_selects_by_the_domains_path_is_in_its_part_of_the_manifest(
     settings: Settings, domain: str
 ) -> None:
     manifest = json.loads(prepare_project(settings).read_bytes())
-    listed = run_dbt_list(settings, domain)
+    listed = run_dbt_list(settings, "--select", f"path:models/{domain}")
 
     part = reduced(manifest, domain)["nodes"]
 
     assert listed == {name for name in part if not name.startswith("unit_test.")}
 
 
-def run_dbt_list(settings: Settings, domain: str) -> set[str]:
-    """What dbt itself selects of a domain."""
+# ---- builds of what changed
+
+PLAN = {"coffee_chain_window": [["2020-12-31", "2020-12-31"]], "coffee_chain_customer_window": []}
+
+
+class Changed(CoffeeChain):
+    """The coffee chain, of which the test says what changed."""
+
+    changed: tuple[Dataset, ...] = ()
+
+    def plan_marts(self, warehouse: WarehouseResource) -> MartsPlan:
+        return MartsPlan(PLAN, {OUTLET: {"": "o"}, SALES: {"2020-12-31": "s"}}, self.changed)
+
+
+class Shop:
+    """A warehouse and builds of the coffee chain's marts that make nothing, or fail."""
+
+    def __init__(self, settings: Settings, warehouse: DuckDBWarehouse, build: Build) -> None:
+        self.domain = Changed()
+        self.settings, self.warehouse, self.build = settings, warehouse, build
+
+    def selected(self, *changed: Dataset, succeeds: bool = True) -> str:
+        """What a whole build selects after these tables have changed."""
+        self.domain.changed = changed
+        self.build.succeeds = succeeds
+        (models,) = build_defs(self.settings, [self.domain]).assets or ()
+        assert isinstance(models, dg.AssetsDefinition)
+        with dg.DagsterInstance.ephemeral() as instance:
+            result = dg.materialize(
+                [models],
+                resources={"warehouse": self.warehouse, "dbt": dbt_resource(self.settings)},
+                instance=instance,
+                raise_on_error=False,
+            )
+        assert result.success is succeeds
+        arguments = self.build.arguments
+        assert arguments[-2] == "--exclude"
+        is_partial = arguments[-1] == f"resource_type:unit_test tag:{OF_THE_MODELS}"
+        selected = arguments[arguments.index("--select") + 1]
+        assert is_partial is ("path:" not in selected)
+        return selected
+
+
+@pytest.fixture
+def shop(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shop:
+    build = Build()
+    monkeypatch.setattr(LeanDbtCliResource, "cli", lambda _, arguments, **x: build.cli(arguments))
+    warehouse = DuckDBWarehouse(path=str(tmp_path / "warehouse.duckdb"))
+    warehouse.replace_table(OUTLET, [], {"": "o"})
+    return Shop(settings, warehouse, build)
+
+
+WHOLE = "path:models/coffee_chain"
+
+
+def test_a_build_is_of_everything_then_of_what_changed(shop: Shop) -> None:
+    of_sales = selection("coffee_chain", [SALES])
+    assert shop.selected(SALES) == WHOLE  # nothing is known of what the other tables' models are
+
+    assert shop.selected(SALES) == of_sales
+    assert shop.selected(SALES) == of_sales
+    assert shop.selected(CUSTOMER, SALES) == selection("coffee_chain", [CUSTOMER, SALES])
+    assert shop.selected() == WHOLE  # who asks for a build of nothing new wants a build
+
+
+def test_other_models_are_built_whole(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.selected(SALES)
+    assert shop.selected(SALES) != WHOLE
+
+    monkeypatch.setattr("retail_assets.defs.marts.dbt.project_state", lambda _: "other models")
+
+    assert shop.selected(SALES) == WHOLE
+    assert shop.selected(SALES) != WHOLE
+
+
+def test_after_a_build_that_failed_everything_is_built(shop: Shop) -> None:
+    shop.selected(SALES)
+    assert shop.selected(SALES, succeeds=False) != WHOLE
+
+    assert shop.selected(SALES, succeeds=False) == WHOLE
+    assert shop.selected(SALES) == WHOLE
+    assert shop.selected(SALES) != WHOLE
+
+
+@pytest.mark.parametrize("changed", [[OUTLET], [SALES], [CUSTOMER, SALES], list(LANDED)])
+def test_what_stands_on_changed_tables_is_built_and_tested_but_views(
+    settings: Settings, changed: list[Dataset]
+) -> None:
+    manifest = json.loads(prepare_project(settings).read_bytes())
+    children, nodes = manifest["child_map"], manifest["nodes"]
+    reached: set[str] = set()
+    ahead = [f"source.retail_assets.{dataset.schema}.{dataset.name}" for dataset in changed]
+    while ahead:
+        found = [name for name in children.get(ahead.pop(), ()) if name not in reached]
+        reached.update(found)
+        ahead += found
+    expected = {
+        name
+        for name in reached & set(nodes)
+        if nodes[name]["config"]["materialized"] != "view"
+        and OF_THE_MODELS not in nodes[name]["tags"]
+    }
+
+    listed = run_dbt_list(
+        settings,
+        *("--select", *selection("coffee_chain", changed).split()),
+        *("--exclude", f"tag:{OF_THE_MODELS}"),
+    )
+
+    assert "model.retail_assets.fact_sales" in expected
+    assert "test.retail_assets.fact_sales_holds_every_line" in expected
+    assert listed == expected
+
+
+def run_dbt_list(settings: Settings, *options: str) -> set[str]:
+    """What dbt itself selects."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "retail_assets.cli", "dbt", "--quiet", "list"),
-            *("--select", f"path:models/{domain}"),
+            *options,
             *("--resource-types", "model", "--resource-types", "test"),
             *("--output", "json", "--output-keys", "unique_id"),
         ],
