@@ -275,10 +275,10 @@ class _Engine:
         if self.master == EMBEDDED:
             # Its log is of no use to who runs a pipeline; RUST_LOG=info brings it back.
             os.environ.setdefault("RUST_LOG", "error")
-            # Its allocator gives memory back after a second, and asks for huge pages. At ten
-            # milliseconds and with small ones, a quarter of a large job's CPU time is the kernel's.
+            # Its allocator gives memory back after a second, not after ten milliseconds, and asks for
+            # no huge pages, of which the kernel clears more than is ever used.
             os.environ.setdefault("MIMALLOC_PURGE_DELAY", "1000")
-            os.environ.setdefault("MIMALLOC_ALLOW_LARGE_OS_PAGES", "1")
+            os.environ.setdefault("MIMALLOC_ALLOW_THP", "0")
             from pysail.spark import SparkConnectServer
 
             self._server = SparkConnectServer("127.0.0.1", 0)
