@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 SALES_WINDOW = "coffee_chain_window"
 CUSTOMER_WINDOW = "coffee_chain_customer_window"
+_WAREHOUSE_WAIT_S = 2.0
 
 
 class CoffeeChain(Domain):
@@ -159,15 +160,21 @@ class CoffeeChain(Domain):
 
 
 def _is_small_landed(settings: Settings, known: "Known") -> bool:
-    """Whether the warehouse has outlets and products, and they are the lake's."""
-    from retail_assets.resources.warehouse import WarehouseResource
+    """Whether the warehouse has outlets and products, and they are the lake's.
+
+    One that is busy is not waited for: a step of the run will, on record.
+    """
+    from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 
     processed = {dataset: known.fingerprints(dataset) for dataset in (OUTLET, PRODUCT)}
     if not all(processed.values()):
         return False
     warehouse = WarehouseResource.of(settings)
-    with warehouse.kept_open():
-        return all(warehouse.loaded_versions(x) == found for x, found in processed.items())
+    try:
+        with warehouse.kept_open(_WAREHOUSE_WAIT_S):
+            return all(warehouse.loaded_versions(x) == found for x, found in processed.items())
+    except WarehouseBusyError:
+        return False
 
 
 def marts_windows(

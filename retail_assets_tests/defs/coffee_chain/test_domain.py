@@ -243,6 +243,9 @@ def test_a_run_of_drops_leaves_small_files_out_that_are_in_the_warehouse(
     assert plan(settings, instance, asked) == [Execution(DROPS_JOB, asked)]
     assert plan(settings, instance) == [Execution(DOMAIN, (D1, D2))]
 
+    with WarehouseResource.of(settings).exclusive():  # then nobody knows, and nobody waits
+        assert plan(settings, instance, asked) == [Execution(DOMAIN, asked)]
+
     raw.outlets("MY001,KLCC,1 Jalan Ampang,Selangor,1000,", "MY002,Ipoh,2 Jalan Raja,Perak,30000,")
     assert plan(settings, instance, asked) == [Execution(DOMAIN, asked)]
 
