@@ -275,8 +275,8 @@ class _Engine:
         if self.master == EMBEDDED:
             # Its log is of no use to who runs a pipeline; RUST_LOG=info brings it back.
             os.environ.setdefault("RUST_LOG", "error")
-            # Its allocator gives memory back after a second, not after ten milliseconds, and asks for
-            # no huge pages, of which the kernel clears more than is ever used.
+            # Its allocator gives memory back after a second, not after ten milliseconds, and asks
+            # for no huge pages, of which the kernel clears more than is ever used.
             os.environ.setdefault("MIMALLOC_PURGE_DELAY", "1000")
             os.environ.setdefault("MIMALLOC_ALLOW_THP", "0")
             from pysail.spark import SparkConnectServer
