@@ -166,6 +166,7 @@ def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) ->
         "coffee_chain_large_files",
         "coffee_chain_marts",
         "coffee_chain_nightly",
+        "coffee_chain_drops_to_marts",
         "supply_chain",
         "supply_chain_messages",
         "olap_transformation_pipeline",
@@ -202,7 +203,9 @@ def test_the_jobs_of_the_coffee_chain_share_its_work_without_rest(defs: dg.Defin
     assert not small & large and not small & marts and not large & marts
     assert selected("coffee_chain") == small | large | marts
     assert selected("coffee_chain_nightly") == small | marts
-    for job in ("coffee_chain", "coffee_chain_large_files", "coffee_chain_nightly"):
+    assert selected("coffee_chain_drops_to_marts") == large | marts
+    jobs = ("", "_large_files", "_nightly", "_drops_to_marts")
+    for job in (f"coffee_chain{suffix}" for suffix in jobs):
         steps = {node.name for node in defs.resolve_job_def(job).nodes}
         assert any(name.endswith("no_drop_was_deleted") for name in steps), job
 
