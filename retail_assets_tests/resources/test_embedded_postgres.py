@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import psutil
@@ -237,6 +237,13 @@ def test_a_server_that_lost_its_socket_is_started_again(home: Path) -> None:
     assert postmaster(home) != pid
 
 
+def arguments_of_all() -> Iterator[str]:
+    """The command line of every process of this machine."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            yield " ".join(process.cmdline())
+
+
 def test_a_making_that_was_killed_does_not_count(tmp_path: Path) -> None:
     """initdb writes PG_VERSION first: a folder that has it need not be a server's."""
     child = start_child(tmp_path)
@@ -246,6 +253,8 @@ def test_a_making_that_was_killed_does_not_count(tmp_path: Path) -> None:
     child.wait()
     (left,) = folder.glob("making-*")
     assert not (folder / "data").exists()
+    # Its initdb lives on for a moment, and would write into what the next start takes away.
+    wait_until(lambda: not any(str(left) in arguments for arguments in arguments_of_all()))
     following = start_child(tmp_path)
     wait_ready(following)
     end(following)
