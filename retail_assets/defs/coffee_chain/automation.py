@@ -155,6 +155,21 @@ def pending_landed(known: Known, landed: Versions) -> tuple[set[str], set[str]]:
     return dates, small
 
 
+def is_small_landed(known: Known, warehouse: WarehouseResource) -> bool:
+    """Whether the warehouse has every small table, and each is the lake's.
+
+    One that is busy is not waited for: a step of the run will, on record.
+    """
+    processed = {item.dataset: known.fingerprints(item.dataset) for item in SMALL_FILES}
+    if not all(processed.values()):
+        return False
+    try:
+        with warehouse.kept_open(_WAREHOUSE_WAIT_S):
+            return all(warehouse.loaded_versions(x) == found for x, found in processed.items())
+    except WarehouseBusyError:
+        return False
+
+
 def small_wish(tables: Iterable[str], listing: Listing) -> Wish:
     """The small files, identified by their versions and by which of them are wanted."""
     versions = {

@@ -31,14 +31,12 @@ from retail_assets.settings import Settings
 if TYPE_CHECKING:
     import dagster as dg
 
-    from retail_assets.defs.coffee_chain.drops import Known
     from retail_assets.resources.cloud_checks import Question
     from retail_assets.resources.lake import LakeResource
     from retail_assets.resources.warehouse import WarehouseResource
 
 SALES_WINDOW = "coffee_chain_window"
 CUSTOMER_WINDOW = "coffee_chain_customer_window"
-_WAREHOUSE_WAIT_S = 2.0
 
 
 class CoffeeChain(Domain):
@@ -80,7 +78,7 @@ class CoffeeChain(Domain):
         warehouse gets them too. Where dates are asked for, outlets and products are taken if their
         files are not those in the warehouse.
         Partitions that were registered in another order than that of their dates are several
-        ranges to Dagster, and as many runs: the last one is of the whole domain.
+        ranges to Dagster, and as many runs: the last one goes on to the marts.
         """
         from retail_assets.defs.coffee_chain.drops import compare, list_raw, read_known
         from retail_assets.resources.lake import LakeResource
@@ -98,7 +96,13 @@ class CoffeeChain(Domain):
                 f" retail-assets sample {DOMAIN}"
             )
         from retail_assets.defs.coffee_chain.assets import DROPS_NAME
-        from retail_assets.defs.coffee_chain.automation import DROPS_JOB, LARGE_JOB, drop_ranges
+        from retail_assets.defs.coffee_chain.automation import (
+            DROPS_JOB,
+            LARGE_JOB,
+            drop_ranges,
+            is_small_landed,
+        )
+        from retail_assets.resources.warehouse import WarehouseResource
 
         opened = instance()
         registered = list(opened.get_dynamic_partitions(DROPS_NAME))
@@ -108,7 +112,7 @@ class CoffeeChain(Domain):
         is_small_left_out = (
             partitions is not None
             and not compare(lake, listing, known).small
-            and _is_small_landed(settings, known)
+            and is_small_landed(known, WarehouseResource.of(settings))
         )
         last = DROPS_JOB if is_small_left_out else DOMAIN
         jobs = [LARGE_JOB] * (len(ranges) - 1) + [last]
@@ -157,24 +161,6 @@ class CoffeeChain(Domain):
             lambda: _probe_spark(settings),
             "set RETAIL_SPARK=embedded, or mend what it names",
         )
-
-
-def _is_small_landed(settings: Settings, known: "Known") -> bool:
-    """Whether the warehouse has outlets and products, and they are the lake's.
-
-    One that is busy is not waited for: a step of the run will, on record.
-    """
-    from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
-
-    processed = {dataset: known.fingerprints(dataset) for dataset in (OUTLET, PRODUCT)}
-    if not all(processed.values()):
-        return False
-    warehouse = WarehouseResource.of(settings)
-    try:
-        with warehouse.kept_open(_WAREHOUSE_WAIT_S):
-            return all(warehouse.loaded_versions(x) == found for x, found in processed.items())
-    except WarehouseBusyError:
-        return False
 
 
 def marts_windows(

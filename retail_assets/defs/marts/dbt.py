@@ -92,7 +92,7 @@ def _models(settings: Settings, manifest: Mapping[str, Any], domain: Domain) -> 
     ) -> Iterator[Any]:
         with failures_by_kind(context.retry_number), warehouse.kept_open():
             plan = domain.plan_marts(warehouse)
-            models = {domain.name: project_state(settings)}
+            models = {domain.name: project_state(settings) if plan.changed else ""}
             is_partial = not context.is_subset and _may_be_partial(plan, models, warehouse)
         context.log.info(f"windows of changed partitions: {dict(plan.windows)}")
         arguments = ["build", "--vars", json.dumps(dbt_variables(settings))]

@@ -252,6 +252,7 @@ def test_what_stands_on_changed_tables_is_built_and_tested_but_views(
 
     assert "model.retail_assets.fact_sales" in expected
     assert "test.retail_assets.fact_sales_holds_every_line" in expected
+    assert "test.retail_assets.personal_data_stops_at_the_customers" in reached - expected
     assert listed == expected
 
 
