@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import (
@@ -136,6 +136,17 @@ class Settings(BaseSettings):
     )
     online_retail_end: date | None = Field(
         date(2011, 12, 31), description="last day of the partitions: YYYY-MM-DD, empty for open"
+    )
+    online_retail_dates: Literal["auto", "iso", "mdy", "dmy"] = Field(
+        "auto",
+        description="order of days and months in the sources' dates: auto (by all values of a"
+        " file), iso, mdy or dmy",
+    )
+    most_rows_lost: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of its rows that a table, or a drop of one, may lose by a new delivery",
     )
     supply_chain_most_lag: int = Field(
         100_000, gt=0, description="messages that may wait in the topic before a check warns"
