@@ -81,6 +81,8 @@ class TextTable:
     rejected: list[RejectedRow] = field(default_factory=list)
     rows: int = 0
     failure: UnreadableFileError | None = None
+    delimiter: str = ","
+    has_marked_cells: bool = False
 
     @property
     def schema(self) -> "pa.Schema":

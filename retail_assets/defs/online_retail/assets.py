@@ -4,7 +4,8 @@ An asset reads, calls a transform, writes and reports. Not here: how rows change
 what the source is (source.py), when anything runs (automation.py), dbt's models (marts/dbt.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -22,10 +23,18 @@ from retail_assets.defs.online_retail.transforms import (
     DayLedger,
     day_predicate,
     derive_columns,
+    first_reasons,
     quarantined_rows,
 )
 from retail_assets.errors import failures_by_kind
 from retail_assets.landing import landed_asset
+from retail_assets.losses import (
+    EmptyingConfig,
+    Quarantined,
+    check_quarantine,
+    public_reason,
+    quarantine_check_spec,
+)
 from retail_assets.resources.lake import LakeResource, split_by_partition
 from retail_assets.settings import Settings
 
@@ -35,12 +44,6 @@ LANDED = dg.AssetKey([DOMAIN, "online_retail_data"])
 
 _DAY = "invoice_date"
 _BATCH_ROWS = 122_880
-
-
-class RefreshConfig(dg.Config):
-    """What a materialization of the source may do."""
-
-    allow_emptying: bool = False
 
 
 def day_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
@@ -63,10 +66,11 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         code_version="1",
         tags={"zone": "raw"},
         description="The published workbook(s), as they came, and what they hold day by day.",
+        check_specs=[quarantine_check_spec(RAW)],
     )
     def raw_online_retail(
         context: dg.AssetExecutionContext,
-        config: RefreshConfig,
+        config: EmptyingConfig,
         lake: LakeResource,
         online_retail_source: OnlineRetailSource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -84,6 +88,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
                 "changed": ", ".join(found.changed_days[:50]),
             },
             data_version=dg.DataVersion(found.manifest.version),
+            check_results=[check_quarantine(RAW, found.manifest.quarantined)],
         )
 
     @dg.asset(
@@ -97,23 +102,30 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         tags={"zone": "processed"},
         description="Typed, de-duplicated invoice lines as Parquet, a folder a day.",
         metadata={"dagster/column_schema": ONLINE_RETAIL_DATA.table_schema()},
+        check_specs=[quarantine_check_spec(PROCESSED)],
     )
     def processed_online_retail_data(
         context: dg.AssetExecutionContext, lake: LakeResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with failures_by_kind(context.retry_number):
-            revenue = write_days(lake, context.run.run_id, context.partition_keys)
+            written = write_days(lake, context.run.run_id, context.partition_keys)
         ledgers = read_processed(lake)
+        quarantined = Quarantined()
         for day in context.partition_keys:
-            ledger = ledgers[day]
+            bad = Quarantined(ledgers[day].quarantined, first=written.reasons.get(day))
+            quarantined += bad
             context.add_asset_metadata(
-                ledger_metadata(ledger) | {"revenue": revenue.get(day, "0.000")}, partition_key=day
+                ledger_metadata(ledgers[day])
+                | {"revenue": written.revenue.get(day, "0.000")}
+                | bad.metadata,
+                partition_key=day,
             )
         return dg.MaterializeResult(
             metadata={
                 "path": dg.MetadataValue.path(lake.uri(f"processed/{DOMAIN}")),
                 "partitions_in_run": len(context.partition_keys),
-            }
+            },
+            check_results=[check_quarantine(PROCESSED, quarantined)],
         )
 
     online_retail_data = landed_asset(
@@ -127,11 +139,20 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     return [raw_online_retail, processed_online_retail_data, online_retail_data]
 
 
-def write_days(lake: LakeResource, run_id: str, days: Sequence[str]) -> dict[str, str]:
-    """Replace the processed and quarantined partitions ``days`` from the typed source.
+@dataclass(frozen=True)
+class DaysWritten:
+    """What days came to.
 
-    Returns:
-        Revenue (sum of total_price, three decimals) of each day that has rows.
+    ``revenue`` is the sum of total_price, three decimals, of each day that has rows; ``reasons``
+    the first one, without personal data, of each that has quarantined rows.
+    """
+
+    revenue: Mapping[str, str]
+    reasons: Mapping[str, str]
+
+
+def write_days(lake: LakeResource, run_id: str, days: Sequence[str]) -> DaysWritten:
+    """Replace the processed and quarantined partitions ``days`` from the typed source.
 
     Raises:
         SourceError: there is no source, or what was staged does not balance with its ledger; no
@@ -182,7 +203,11 @@ def write_days(lake: LakeResource, run_id: str, days: Sequence[str]) -> dict[str
             f"select {_DAY}::varchar, sum((quantity * unit_price)::decimal(18, 3))::varchar"
             f" from {typed} where reason is null and {where} group by all"
         ).fetchall()
-    return dict(revenue)
+        reasons = first_reasons(connection, typed, where) if quarantined else {}
+    personal = [column.name for column in ONLINE_RETAIL_DATA.columns if column.pii]
+    return DaysWritten(
+        dict(revenue), {day: public_reason(text, personal) for day, text in reasons.items()}
+    )
 
 
 def ledger_metadata(ledger: DayLedger) -> dict[str, int]:
@@ -191,7 +216,6 @@ def ledger_metadata(ledger: DayLedger) -> dict[str, int]:
         "dagster/partition_row_count": ledger.written,
         "read": ledger.read,
         "duplicates": ledger.duplicates,
-        "quarantined": ledger.quarantined,
     }
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import dagster as dg
@@ -19,13 +19,19 @@ from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.transforms import (
     TYPING_VERSION,
     DayLedger,
+    HeaderMatch,
+    Reading,
+    ReadTable,
     day_ledgers,
     days_outside,
     match_header,
     quarantine_table,
+    quarantined_rows,
     type_rows,
 )
 from retail_assets.errors import PermanentError
+from retail_assets.losses import Quarantined, public_reason, refuse_to_shrink
+from retail_assets.moments import Order
 from retail_assets.resources.download import Fingerprint, fetch, is_url, probe, redact
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.tabular import TextTable, open_tables
@@ -35,11 +41,13 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-UNPLACED = "__unknown__"
+# In quarantine: rows of the source without a day of it, and all bad ones of one that was refused.
+UNPLACED, REFUSED = "__unknown__", "__refused__"
 MANIFEST = f"{DOMAIN}/source"
 PROCESSED = f"{DOMAIN}/processed"
-ALLOW_EMPTYING_FLAG = "allow_emptying"
-_MOST_EMPTIED = 0.1
+_FORCE = (
+    "run again with --allow-emptying (in the UI: config allow_emptying: true on raw_online_retail)"
+)
 _PROBE_TIMEOUT_S = 10.0
 
 
@@ -76,6 +84,12 @@ class Manifest:
     read: int
     unplaced: int
     days: Mapping[str, DayLedger]
+    first_reason: str | None = None
+
+    @property
+    def quarantined(self) -> Quarantined:
+        """The rows that no day has, and the first reason."""
+        return Quarantined(self.unplaced, first=self.first_reason)
 
     @property
     def typed(self) -> str:
@@ -84,13 +98,7 @@ class Manifest:
 
     @property
     def span(self) -> tuple[str, str]:
-        """First and last day that holds a row.
-
-        Raises:
-            SourceError: no row has a day.
-        """
-        if not self.days:
-            raise SourceError("the source holds no row with a readable day.")
+        """First and last day that holds a row."""
         return min(self.days), max(self.days)
 
     def is_of(self, origins: Sequence[Fingerprint]) -> bool:
@@ -120,6 +128,7 @@ class Manifest:
             read=state["read"],
             unplaced=state["unplaced"],
             days={day: DayLedger(*rest) for day, rest in state["days"].items()},
+            first_reason=state.get("first_reason"),
         )
 
 
@@ -187,6 +196,8 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
     last_day: str | None
     timeout_s: float
     max_bytes: int
+    dates: Literal["auto", "iso", "mdy", "dmy"] = "auto"
+    most_rows_lost: float = 0.1
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -198,6 +209,8 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             last_day=None if end is None else str(end),
             timeout_s=settings.http_timeout_s,
             max_bytes=settings.http_max_bytes,
+            dates=settings.online_retail_dates,
+            most_rows_lost=settings.most_rows_lost,
         )
 
     def probe(self) -> list[Fingerprint]:
@@ -215,8 +228,11 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             DownloadError: a file could not be had.
             UnreadableFileError, SchemaDriftError: a file is not the table it should be.
-            SourceError: the source holds no row, its ledger does not balance, or it would empty
-                more than a tenth of the filled days and ``allow_emptying`` is not set.
+            AmbiguousDatesError: nothing says whether days or months come first.
+            SourceError: the source holds no row with a readable day, or its ledger does not
+                balance.
+            SourceError, ShrunkError: it would take away more of the filled days, or of their rows,
+                than the settings allow, and ``allow_emptying`` is not set.
         """
         with lake.lock(DOMAIN):
             previous = read_manifest(lake)
@@ -228,7 +244,7 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 manifest = replace(previous, files=files)
                 typed = False
                 if not allow_emptying:
-                    self._refuse_to_empty(manifest, processed)
+                    self._refuse_to_shrink(manifest, processed)
                 lake.write_state(MANIFEST, manifest.to_json())
             else:
                 manifest = self._take(lake, files, version, None if allow_emptying else processed)
@@ -239,7 +255,8 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             return Refresh(manifest, changed, downloaded, typed)
 
     def _version(self, files: tuple[SourceFile, ...]) -> str:
-        parts = [TYPING_VERSION, self.first_day, str(self._last_day()), *(f.sha256 for f in files)]
+        span = [self.first_day, str(self._last_day())]
+        parts = [TYPING_VERSION, self.dates, *span, *(f.sha256 for f in files)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def _last_day(self) -> date:
@@ -295,38 +312,29 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         version: str,
         processed: Mapping[str, DayLedger] | None,
     ) -> Manifest:
-        """Type the files and make them the source; nothing is changed where that fails.
+        """Type the files and make them the source; where that fails, that stays what it was.
 
         ``processed`` is held against them so that they do not empty it; None allows that.
         """
         import duckdb
+        import pyarrow as pa
 
         typed = f"_stage/{DOMAIN}/{version}.parquet"
         with ExitStack() as stack, duckdb.connect() as connection:
             scratch = stack.enter_context(lake.scratch())
             partial = scratch / "typed.parquet"
-            tables: list[TextTable] = []
-            for file in files:
-                raw = lake.local_file(file.raw)
-                tables += stack.enter_context(open_tables(raw, scratch / "unpacked"))
-            matches = [match_header(table.header, table.label) for table in tables]
-            rows = type_rows(connection, list(zip(tables, matches, strict=True)))
-            try:
-                # Read once or twice, then replaced: quick to write rather than small.
-                rows.write_parquet(str(partial), compression="snappy")
-            except duckdb.Error:
-                for table in tables:  # what broke while DuckDB pulled, in its own words
-                    if table.failure is not None:
-                        raise table.failure from None
-                raise
+            raw = [lake.local_file(file.raw) for file in files]
+            tables = self._type(connection, raw, scratch / "unpacked", partial)
             manifest, unplaced = self._describe(connection, partial, tables, files, version)
-            manifest = replace(
-                manifest,
-                extra_columns=tuple(sorted({name for match in matches for name in match.extra})),
-            )
-            if processed is not None:
-                self._refuse_to_empty(manifest, processed)
-            self._quarantine(lake, version, unplaced)
+            try:
+                _require_a_day(lake, manifest)
+                if processed is not None:
+                    self._refuse_to_shrink(manifest, processed)
+            except PermanentError:
+                bad = _quarantined_with_a_day(connection, partial, manifest.tables)
+                _quarantine(lake, version, {REFUSED: pa.concat_tables([unplaced, bad])})
+                raise
+            _quarantine(lake, version, {UNPLACED: unplaced})
             lake.put_file(typed, partial)
         lake.write_state(MANIFEST, manifest.to_json())
         for old in lake.list_objects(f"_stage/{DOMAIN}/"):
@@ -334,17 +342,56 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 lake.delete(old.name)
         return manifest
 
+    def _type(
+        self,
+        connection: "duckdb.DuckDBPyConnection",
+        raw: Sequence[Path],
+        scratch: Path,
+        target: Path,
+    ) -> list[tuple[TextTable, HeaderMatch]]:
+        """Type the tables of the files into ``target``, each in the reading that all of it says.
+
+        A table is read in the usual order of dates, which its values prove right or wrong: where
+        they do not, all is read again.
+        """
+        import duckdb
+
+        order: Order | None = None if self.dates == "auto" else self.dates
+        readings: list[Reading] = []
+        while True:
+            with ExitStack() as stack:
+                tables: list[TextTable] = []
+                for file in raw:
+                    tables += stack.enter_context(open_tables(file, scratch))
+                assumed = readings or [Reading(order or Reading.order)] * len(tables)
+                reads = [
+                    ReadTable(table, match_header(table.header, table.label), reading)
+                    for table, reading in zip(tables, assumed, strict=True)
+                ]
+                try:
+                    # Read once or twice, then replaced: quick to write rather than small.
+                    type_rows(connection, reads).write_parquet(str(target), compression="snappy")
+                except duckdb.Error:
+                    for table in tables:  # what broke while DuckDB pulled, in its own words
+                        if table.failure is not None:
+                            raise table.failure from None
+                    raise
+            readings = [table.settle(order) for table in reads]
+            if readings == assumed:
+                return [(table, read.match) for table, read in zip(tables, reads, strict=True)]
+
     def _describe(
         self,
         connection: "duckdb.DuckDBPyConnection",
         typed: Path,
-        tables: Sequence[TextTable],
+        found: Sequence[tuple[TextTable, HeaderMatch]],
         files: tuple[SourceFile, ...],
         version: str,
     ) -> "tuple[Manifest, pa.Table]":
         """The manifest of the typed rows, and the rows that no partition can take."""
         import pyarrow as pa
 
+        tables = [table for table, _ in found]
         labels = [table.label for table in tables]
         read = sum(table.rows for table in tables)
         if read == 0:
@@ -363,43 +410,85 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         ]
         if rejected:  # Arrow imports pandas to make columns of Python's values
             unplaced = pa.concat_tables([unplaced, quarantine_table(rejected)])
+        personal = [column.name for column in ONLINE_RETAIL_DATA.columns if column.pii]
+        first_bad = unplaced.slice(0, 1).to_pylist()
         manifest = Manifest(
             version=version,
             files=files,
             tables=tuple(labels),
-            extra_columns=(),
+            extra_columns=tuple(sorted({name for _, match in found for name in match.extra})),
             read=read,
             unplaced=unplaced.num_rows,
             days=day_ledgers(connection, relation, first, last),
+            first_reason=next(
+                (
+                    f"{bad['source']}, row {bad['row'] or 'unknown'}:"
+                    f" {public_reason(bad['reason'], personal)}"
+                    for bad in first_bad
+                ),
+                None,
+            ),
         )
         _check_balance(manifest)
         return manifest, unplaced
 
-    def _quarantine(self, lake: LakeResource, version: str, rows: "pa.Table") -> None:
-        column = ONLINE_RETAIL_DATA.partition_by
-        assert column is not None
-        with lake.staging(version) as stage:
-            if rows.num_rows:
-                stage.write_partitions("quarantine", QUARANTINE, column, [(UNPLACED, rows)])
-            stage.publish("quarantine", QUARANTINE, column, [UNPLACED])
-
-    def _refuse_to_empty(self, manifest: Manifest, processed: Mapping[str, DayLedger]) -> None:
-        filled = [
-            day
+    def _refuse_to_shrink(self, manifest: Manifest, processed: Mapping[str, DayLedger]) -> None:
+        had = {
+            day: ledger.written
             for day, ledger in processed.items()
             if ledger.written
             and day >= self.first_day
             and (self.last_day is None or day <= self.last_day)
-        ]
-        emptied = sorted(day for day in filled if manifest.days.get(day, EMPTY_DAY).written == 0)
-        if len(emptied) > _MOST_EMPTIED * len(filled):
+        }
+        has = {day: ledger.written for day, ledger in manifest.days.items() if ledger.written}
+        emptied = sorted(had.keys() - has.keys())
+        if len(emptied) > self.most_rows_lost * len(had):
             raise SourceError(
-                f"the source would empty {len(emptied)} of {len(filled)} filled days"
-                f" ({emptied[0]}...{emptied[-1]}), more than a tenth. Nothing was changed. If that"
-                " is meant, run again with --allow-emptying (in the UI: config"
-                f" {ALLOW_EMPTYING_FLAG}: true on raw_online_retail); if not, the origin is"
-                " truncated or another file."
+                f"the source would empty {len(emptied)} of {len(had)} filled days"
+                f" ({emptied[0]}...{emptied[-1]}), more than {self.most_rows_lost:.0%}"
+                f" (RETAIL_MOST_ROWS_LOST). Nothing was changed. If that is meant, {_FORCE}; if"
+                " not, the origin is truncated or another file."
             )
+        refuse_to_shrink(
+            ONLINE_RETAIL_DATA.table,
+            sum(had.values()),
+            sum(has.values()),
+            Quarantined(sum(ledger.quarantined for ledger in manifest.days.values()))
+            + manifest.quarantined,
+            most_lost=self.most_rows_lost,
+            force=_FORCE,
+        )
+
+
+def _require_a_day(lake: LakeResource, manifest: Manifest) -> None:
+    if not manifest.days:
+        column = ONLINE_RETAIL_DATA.partition_by
+        place = f"quarantine/{QUARANTINE.folder}/{column}={REFUSED}"
+        raise SourceError(
+            f"the source holds no row with a readable day: {manifest.first_reason}. Its"
+            f" {manifest.unplaced:,} rows are in {lake.uri(place)}; nothing else was changed. Mend"
+            " its dates, or point RETAIL_ONLINE_RETAIL_SOURCE at another file."
+        )
+
+
+def _quarantined_with_a_day(
+    connection: "duckdb.DuckDBPyConnection", typed: Path, labels: Sequence[str]
+) -> "pa.Table":
+    relation = quarantined_rows(
+        connection, f"read_parquet('{typed}')", "invoice_date is not null", labels
+    )
+    names = list(QUARANTINE.column_names)
+    return relation.to_arrow_table().select(names).cast(QUARANTINE.arrow_schema)
+
+
+def _quarantine(lake: LakeResource, version: str, rows: "Mapping[str, pa.Table]") -> None:
+    """Replace what of a source has no day of it; of a source that was taken, none is refused."""
+    column = ONLINE_RETAIL_DATA.partition_by
+    assert column is not None
+    with lake.staging(version) as stage:
+        found = [(key, table) for key, table in rows.items() if table.num_rows]
+        stage.write_partitions("quarantine", QUARANTINE, column, found)
+        stage.publish("quarantine", QUARANTINE, column, sorted({*rows, REFUSED}))
 
 
 def _check_balance(manifest: Manifest) -> None:
@@ -433,11 +522,10 @@ def manifest_metadata(manifest: Manifest) -> dict[str, Any]:
         "read": manifest.read,
         "duplicates": sum(d.duplicates for d in manifest.days.values()),
         "quarantined_with_a_day": sum(d.quarantined for d in manifest.days.values()),
-        "quarantined_without_a_day": manifest.unplaced,
         "first_day": first,
         "last_day": last,
         "files": dg.MetadataValue.json([asdict(file) for file in manifest.files]),
         "tables": ", ".join(manifest.tables),
         "extra_columns": ", ".join(manifest.extra_columns) or "none",
         "version": manifest.version,
-    }
+    } | manifest.quarantined.metadata

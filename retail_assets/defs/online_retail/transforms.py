@@ -6,31 +6,41 @@ files, the lake, Dagster (assets.py, source.py).
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from retail_assets.days import contiguous_ranges
 from retail_assets.defs.online_retail.contract import LINE_TYPES, QUARANTINE, SOURCE_COLUMNS
 from retail_assets.errors import PermanentError
+from retail_assets.moments import Moments, Order, UndecidedOrderError
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
 # Bump where the typing of a source changes: what was typed before is then typed again.
-TYPING_VERSION = "1"
+TYPING_VERSION = "2"
 
 _FIELD_SEPARATOR = "chr(31)"
 _NULL_MARK = "chr(30)"
-_DATE_FORMATS = (
-    "['%m/%d/%y %H:%M', '%m/%d/%y %H:%M:%S', '%m/%d/%Y %H:%M', '%m/%d/%Y %H:%M:%S', '%m/%d/%Y']"
-)
 _BLANKS = "concat(' ', chr(9), chr(10), chr(13), chr(160))"
+# What stands for no value; of texts two less, for NA is Namibia as well.
+_MISSING_TEXTS = ("", "NULL", "null", "nan", "NaN", "None", "\\N")
+_MISSING = (*_MISSING_TEXTS, "NA", "N/A")
+# The columns whose text is a number, and the time that a row's text is, in batches.
+_NUMBERS = ("quantity", "unit_price", "customer_id")
+AT = "moment"
+# UCI's own word for a country that is not known.
+NO_COUNTRY = "Unspecified"
 
 
 class SchemaDriftError(PermanentError):
     """A source's header lacks columns; the message shows expected and found."""
+
+
+class AmbiguousDatesError(PermanentError):
+    """A source's dates can be read in two orders; the message names one and the setting."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,113 @@ class TextRows(Protocol):
     label: str
     header: list[str]
     batches: "Iterator[pa.RecordBatch]"
+    delimiter: str
+    has_marked_cells: bool
 
     @property
     def schema(self) -> "pa.Schema":
         """Arrow schema of the batches: ``row`` int64, then text columns "0", "1", ..."""
         ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the texts of a table are read that can be read in two ways."""
+
+    order: Order = "mdy"
+    decimal: Literal[".", ","] = "."
+
+
+@dataclass
+class ReadTable:
+    """One table on its way to DuckDB, with what its columns as a whole say of their reading.
+
+    ``marks`` are the texts that stand for cells without a value. After its batches were read,
+    ``settle`` says in which reading all of them are right: another one than was given means that
+    the table has to be read again.
+    """
+
+    table: TextRows
+    match: "HeaderMatch"
+    reading: Reading
+    marks: frozenset[str] = frozenset()
+    _moments: Moments = field(init=False)
+    _has_decimal_comma: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self._moments = Moments(self.reading.order)
+
+    @property
+    def batches(self) -> "pa.RecordBatchReader":
+        """The table's batches, and the time that each row's text is: column AT."""
+        import pyarrow as pa
+
+        schema = self.table.schema.append(pa.field(AT, pa.timestamp("us")))
+        return pa.RecordBatchReader.from_batches(schema, self._read(schema))
+
+    def _read(self, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        at, price = (
+            str(self.match.positions[column]) for column in ("invoice_datetime", "unit_price")
+        )
+        for batch in self.table.batches:
+            # Each text once: most rows share theirs with others of their invoice.
+            texts = batch.column(at).dictionary_encode()
+            read = self._moments.read(texts.dictionary.to_pylist())
+            moments = pa.array(read, schema.field(AT).type).take(texts.indices)
+            yield pa.RecordBatch.from_arrays([*batch.columns, moments], schema=schema)
+            if self.table.delimiter != "," and not self._has_decimal_comma:
+                found = pc.any(pc.match_substring(batch.column(price), ","))
+                self._has_decimal_comma = bool(found.as_py())
+
+    def settle(self, order: Order | None) -> Reading:
+        """The reading in which all rows are right; ``order`` where a setting says it.
+
+        Raises:
+            AmbiguousDatesError: nothing says whether days or months come first.
+        """
+        decimal: Literal[".", ","] = "," if self._has_decimal_comma else "."
+        try:
+            return Reading(order or self._moments.decide(), decimal)
+        except UndecidedOrderError as error:
+            raise AmbiguousDatesError(
+                f"{self.table.label}: InvoiceDate: {error}, and nothing else in the file decides."
+                " Nothing was changed. Set RETAIL_ONLINE_RETAIL_DATES to dmy or mdy, whichever its"
+                " dates are."
+            ) from error
+
+    def select(self, number: int, view: str) -> str:
+        """The rows of ``view``, which has the batches, under the names of our columns."""
+        texts = {column: f'"{i}"' for column, i in self.match.positions.items()}
+        columns = [f"{text} as {column}" for column, text in texts.items()]
+        columns += [f"{self._number(_trimmed(texts[c]))} as {c}_text" for c in _NUMBERS]
+        return (
+            f'select {number}::integer as source_no, "row", {AT}, {self._marked()} as marked,'
+            f" {', '.join(columns)} from {view}"
+        )
+
+    def _number(self, text: str) -> str:
+        # A point beside decimal commas parts thousands, or is a decimal one: nobody knows.
+        if self.reading.decimal == ".":
+            return text
+        return f"case when not contains({text}, '.') then replace({text}, ',', '.') end"
+
+    def _marked(self) -> str:
+        """The reason of a row in which a text is the mark of a cell without a value, or null."""
+        if not self.table.has_marked_cells:
+            return "null::varchar"
+        marks = ", ".join(f"'{mark}'" for mark in sorted(self.marks))
+        texts = {column: f'"{i}"' for column, i in self.match.positions.items()}
+        return (
+            "case "
+            + " ".join(
+                f"when {text} in ({marks}) then '{column}: expected a value, found ' || {text}"
+                for column, text in texts.items()
+            )
+            + " end"
+        )
 
 
 def match_header(header: Sequence[str], label: str) -> HeaderMatch:
@@ -60,7 +172,7 @@ def match_header(header: Sequence[str], label: str) -> HeaderMatch:
     Raises:
         SchemaDriftError: a column is missing or stands there twice.
     """
-    cleaned = [name.strip().strip("\ufeff").strip('"') for name in header]
+    cleaned = [" ".join(name.strip().strip("\ufeff").strip('"').split()) for name in header]
     folded = [name.casefold() for name in cleaned]
     positions: dict[str, int] = {}
     missing = []
@@ -91,6 +203,32 @@ def _whole_number(column: str) -> str:
     )
 
 
+def _trimmed(text: str) -> str:
+    return f"trim({text}, {_BLANKS})"
+
+
+def _unless_missing(text: str, words: Sequence[str]) -> str:
+    missing = ", ".join(f"'{word}'" for word in words)
+    return f"case when {text} not in ({missing}) then {text} end"
+
+
+def _code(column: str) -> str:
+    # Programs that take codes of digits for numbers write 536365.0.
+    code = _unless_missing(_trimmed(column), _MISSING)
+    return (
+        f"case when contains({column}, '.0')"
+        f" then regexp_replace({code}, '^([0-9]+)\\.0+$', '\\1') else {code} end"
+    )
+
+
+# A spreadsheet's 5.36E+05 was 536365 or another number of six digits: nobody knows.
+_LOST_DIGITS = "\n".join(
+    f"when contains({column}, '+')"
+    f" and regexp_full_match({column}, '[0-9](\\.[0-9]+)?[eE]\\+[0-9]+')"
+    f" then '{column}: expected a code, found ' || {column} || ', which has lost digits'"
+    for column in ("invoice_no", "stock_code")
+)
+
 _NUMBER = "[+-]?([0-9]+\\.?[0-9]*|\\.[0-9]+)([eE][+-]?[0-9]+)?"
 
 # A price in the source may carry float noise (4.1500000000000004) but no fourth decimal.
@@ -104,16 +242,15 @@ _PRICE = (
 _TYPED = f"""
 with text as (
     select
-        source_no, "row",
+        source_no, "row", {AT} as invoice_datetime, marked,
         {", ".join(f"{c} as {c}_raw" for c in SOURCE_COLUMNS)},
-        nullif(trim(invoice_no, {_BLANKS}), '') as invoice_no,
-        nullif(trim(stock_code, {_BLANKS}), '') as stock_code,
-        description,
-        trim(quantity, {_BLANKS}) as quantity_text,
-        trim(invoice_datetime, {_BLANKS}) as invoice_datetime_text,
-        trim(unit_price, {_BLANKS}) as unit_price_text,
-        nullif(trim(customer_id, {_BLANKS}), '') as customer_id_text,
-        nullif(trim(country, {_BLANKS}), '') as country
+        {_code("invoice_no")} as invoice_no,
+        {_code("stock_code")} as stock_code,
+        {_unless_missing("description", _MISSING_TEXTS)} as description,
+        quantity_text,
+        unit_price_text,
+        {_unless_missing("customer_id_text", _MISSING)} as customer_id_text,
+        {_unless_missing(_trimmed("country"), _MISSING_TEXTS)} as country
     from {{rows}}
 ),
 
@@ -121,11 +258,6 @@ typed as (
     select
         *,
         {_whole_number("quantity_text")} as quantity,
-        case
-            when contains(invoice_datetime_text, '/')
-                then try_strptime(invoice_datetime_text, {_DATE_FORMATS})
-            else try_cast(invoice_datetime_text as timestamp)
-        end as invoice_datetime,
         {_PRICE} as unit_price,
         {_whole_number("customer_id_text")} as customer_id
     from text
@@ -135,12 +267,13 @@ judged as (
     select
         *,
         case
+            when marked is not null then marked
             when invoice_no is null then 'invoice_no is empty'
             when stock_code is null then 'stock_code is empty'
-            when country is null then 'country is empty'
+            {_LOST_DIGITS}
             when quantity is null
                 then 'quantity: expected a whole number, found ' || {{shown}}(quantity_raw)
-            when invoice_datetime is null or not isfinite(invoice_datetime)
+            when invoice_datetime is null
                 then 'invoice_datetime: expected a date and time, found '
                     || {{shown}}(invoice_datetime_raw)
             when unit_price is null
@@ -174,13 +307,13 @@ identified as (
             invoice_datetime, {_FIELD_SEPARATOR},
             unit_price, {_FIELD_SEPARATOR},
             coalesce(customer_id::varchar, {_NULL_MARK}), {_FIELD_SEPARATOR},
-            country
+            coalesce(country, {_NULL_MARK})
         ))[:32] else concat('rejected ', source_no, ' ', "row") end as identity
     from judged
 )
 
 select
-    case when isfinite(invoice_datetime) then invoice_datetime::date end as invoice_date,
+    invoice_datetime::date as invoice_date,
     source_no, "row",
     case when reason is null then identity end as transaction_id,
     invoice_no, stock_code, description, quantity, invoice_datetime, unit_price, customer_id,
@@ -194,7 +327,7 @@ order by invoice_date nulls first, source_no, "row"
 
 
 def type_rows(
-    connection: "duckdb.DuckDBPyConnection", tables: Iterable[tuple[TextRows, HeaderMatch]]
+    connection: "duckdb.DuckDBPyConnection", tables: Iterable[ReadTable]
 ) -> "duckdb.DuckDBPyRelation":
     """Typed, de-duplicated rows of all tables, one pass over their batches, by day and row.
 
@@ -202,14 +335,11 @@ def type_rows(
     typed source columns, reason and text (null but on rejected rows), copies (how often the same
     row stood in the sources). A rejected row keeps its invoice_date where that was readable.
     """
-    import pyarrow as pa
-
     selects = []
-    for number, (table, match) in enumerate(tables):
+    for number, table in enumerate(tables):
         view = f"text_rows_{number}"
-        connection.register(view, pa.RecordBatchReader.from_batches(table.schema, table.batches))
-        columns = ", ".join(f'"{i}" as {column}' for column, i in match.positions.items())
-        selects.append(f'select {number}::integer as source_no, "row", {columns} from {view}')
+        connection.register(view, table.batches)
+        selects.append(table.select(number, view))
     connection.execute("create or replace temp macro shown(x) as coalesce(x[:40], 'nothing')")
     rows = "(" + " union all ".join(selects) + ")"
     return connection.sql(_TYPED.format(rows=rows, shown="shown"))
@@ -282,6 +412,7 @@ def days_outside(
             coalesce(
                 reason,
                 'invoice_datetime: ' || invoice_datetime || ' is outside {first}...{last}'
+                || ' (RETAIL_ONLINE_RETAIL_START, RETAIL_ONLINE_RETAIL_END)'
             ) as reason,
             coalesce(text, {_as_text()}) as text
         from {typed}, range(copies)
@@ -316,7 +447,7 @@ select
     unit_price,
     (quantity * unit_price)::decimal(18, 3) as total_price,
     coalesce(customer_id, 0) as customer_id,
-    country,
+    coalesce(country, '{NO_COUNTRY}') as country,
     invoice_datetime,
     invoice_date,
     strftime(invoice_datetime, '%H:%M:%S') as time,
@@ -354,6 +485,16 @@ def quarantined_rows(
         where reason is not null and {days}
         order by invoice_date, source_no, "row"
     """)
+
+
+def first_reasons(connection: "duckdb.DuckDBPyConnection", typed: str, days: str) -> dict[str, str]:
+    """The first reason of each day that has rejected rows, by ISO date."""
+    return dict(
+        connection.sql(f"""
+            select invoice_date::varchar, first(reason order by source_no, "row")
+            from {typed} where reason is not null and {days} group by all
+        """).fetchall()
+    )
 
 
 def _source_name(labels: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from retail_assets.defs.online_retail.contract import QUARANTINE
 from retail_assets.defs.online_retail.source import (
     EMPTY_DAY,
     MANIFEST,
+    REFUSED,
     UNPLACED,
     Manifest,
     OnlineRetailSource,
@@ -27,7 +27,12 @@ from retail_assets.defs.online_retail.source import (
     read_processed,
     record_processed,
 )
-from retail_assets.defs.online_retail.transforms import DayLedger, SchemaDriftError
+from retail_assets.defs.online_retail.transforms import (
+    AmbiguousDatesError,
+    DayLedger,
+    SchemaDriftError,
+)
+from retail_assets.losses import ShrunkError
 from retail_assets.resources.lake import LocalLake
 from retail_assets.resources.tabular import UnreadableFileError
 
@@ -145,8 +150,6 @@ def test_a_manifest_comes_back_from_the_lake_as_it_was(lake: LocalLake, source: 
     assert read_manifest(lake) == found.manifest
     assert Manifest.from_json(json.loads(json.dumps(found.manifest.to_json()))) == found.manifest
     assert found.manifest.span == ("2010-12-01", "2010-12-03")
-    with pytest.raises(SourceError, match="no row with a readable day"):
-        _ = replace(found.manifest, days={}).span
 
 
 def test_the_metadata_balances(lake: LocalLake, source: Source) -> None:
@@ -156,7 +159,11 @@ def test_the_metadata_balances(lake: LocalLake, source: Source) -> None:
     assert shown["read"] == shown["dagster/row_count"] == 5
     assert shown["duplicates"] == 1
     assert shown["quarantined_with_a_day"] == 1
-    assert shown["quarantined_without_a_day"] == 2
+    assert shown["quarantined"] == 2
+    assert shown["first_reason"] == (
+        "online_retail.csv, row 5: invoice_datetime: 2031-01-01 08:26:00 is outside"
+        " 2009-12-01...2011-12-31 (RETAIL_ONLINE_RETAIL_START, RETAIL_ONLINE_RETAIL_END)"
+    )
     assert (shown["first_day"], shown["last_day"]) == ("2010-12-01", "2010-12-01")
 
 
@@ -406,6 +413,60 @@ def test_days_that_are_all_quarantined_count_as_emptied(
 
     with pytest.raises(SourceError, match="3 of 10"):
         source(*broken, *filled[3:]).refresh(lake)
+
+
+def quarantined(lake: LocalLake, key: str) -> list[str]:
+    folder = lake.partition_path("quarantine", QUARANTINE, "invoice_date", key)
+    found = [pq.read_table(file, partitioning=None) for file in sorted(folder.rglob("*.parquet"))]
+    return [reason for table in found for reason in table["reason"].to_pylist()]
+
+
+def test_a_source_that_would_take_more_than_a_tenth_of_the_rows_is_refused(
+    lake: LocalLake, source: Source, filled: list[str]
+) -> None:
+    more = [line("2010-12-01", str(n)) for n in range(10)]
+    record_processed(lake, source(*filled, *more).refresh(lake).manifest.days)
+    broken = [text.replace(",6,", ",six,") for text in more[:5]]
+
+    with pytest.raises(ShrunkError, match=r"has 20 rows and would have 15 \(5 rows quarantined"):
+        source(*filled, *more[5:], *broken).refresh(lake)
+
+    assert len(quarantined(lake, REFUSED)) == 5
+    assert len(source(*filled, *more[5:], *broken).refresh(lake, allow_emptying=True).changed_days)
+    assert quarantined(lake, REFUSED) == []
+
+
+def test_a_source_without_a_readable_day_says_what_was_found_and_where_it_is(
+    lake: LocalLake, source: Source
+) -> None:
+    with pytest.raises(SourceError) as error:
+        source(line("never"), line("2031-05-05"), "too,short\n").refresh(lake)
+
+    assert "row 2: invoice_datetime: expected a date and time, found never" in str(error.value)
+    assert f"3 rows are in {lake.root}/quarantine/online_retail/" in str(error.value)
+    assert len(quarantined(lake, REFUSED)) == 3
+    assert read_manifest(lake) is None
+
+
+def test_a_first_source_that_is_quarantined_whole_is_refused(
+    lake: LocalLake, source: Source
+) -> None:
+    with pytest.raises(ShrunkError, match="all that was delivered would be quarantined"):
+        source(line(quantity="six")).refresh(lake)
+    assert quarantined(lake, REFUSED) == ["quantity: expected a whole number, found six"]
+
+
+def test_undecided_dates_are_refused_and_read_by_the_setting(
+    lake: LocalLake, source: Source
+) -> None:
+    lines = [line("01/12/2010"), line("02/12/2010")]
+    with pytest.raises(AmbiguousDatesError, match="RETAIL_ONLINE_RETAIL_DATES"):
+        source(*lines).refresh(lake)
+    behind = source(*lines).model_copy(update={"dates": "dmy"})
+    assert list(behind.refresh(lake).manifest.days) == ["2010-12-01", "2010-12-02"]
+    behind = source(*lines).model_copy(update={"dates": "mdy"})
+    found = behind.refresh(lake)
+    assert found.typed and list(found.manifest.days) == ["2010-01-12", "2010-02-12"]
 
 
 def test_days_outside_a_narrower_span_do_not_count_as_emptied(

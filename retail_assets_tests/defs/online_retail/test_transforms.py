@@ -27,7 +27,10 @@ from hypothesis import strategies as st
 
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA, QUARANTINE
 from retail_assets.defs.online_retail.transforms import (
+    AmbiguousDatesError,
     DayLedger,
+    Reading,
+    ReadTable,
     SchemaDriftError,
     day_ledgers,
     day_predicate,
@@ -38,6 +41,7 @@ from retail_assets.defs.online_retail.transforms import (
     quarantined_rows,
     type_rows,
 )
+from retail_assets.moments import Order
 from retail_assets.resources.tabular import ROW, TextTable, open_tables
 
 HEADER = [
@@ -144,11 +148,14 @@ def shared_connection() -> duckdb.DuckDBPyConnection:
 
 
 @contextmanager
-def typed(*tables: TextTable) -> Iterator[duckdb.DuckDBPyConnection]:
+def typed(*tables: TextTable, order: Order = "mdy") -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that has what ``type_rows`` makes of the tables, as ``typed``."""
     connection = shared_connection()
-    matches = [(table, match_header(table.header, table.label)) for table in tables]
-    rows = type_rows(connection, matches).to_arrow_table()
+    reads = [
+        ReadTable(table, match_header(table.header, table.label), Reading(order))
+        for table in tables
+    ]
+    rows = type_rows(connection, reads).to_arrow_table()
     connection.register("typed", rows)
     yield connection
 
@@ -209,7 +216,6 @@ FAULTS: list[tuple[str, str | None, bool]] = [
     ("InvoiceNo", None, True),
     ("InvoiceNo", "  ", True),
     ("StockCode", None, True),
-    ("Country", None, True),
     ("Description", "a\x00b", True),
     ("InvoiceDate", None, False),
     ("InvoiceDate", "yesterday", False),
@@ -482,10 +488,107 @@ def test_a_value_is_typed(column: str, value: str | None, typed_column: str, exp
     assert row[typed_column] == expected
 
 
-def test_two_digit_years_with_seconds_are_of_this_century() -> None:
-    row = type_one(with_cell("InvoiceDate", "12/1/10 8:26:00"))
+MISSING = ["NULL", "null", "nan", "NaN", "None", "NA", "N/A", "\\N", " NULL "]
 
-    assert row["reason"] is not None or row["invoice_datetime"] == datetime(2010, 12, 1, 8, 26)
+
+@pytest.mark.parametrize("word", MISSING)
+def test_a_word_for_nothing_is_no_customer_and_no_code(word: str) -> None:
+    row = type_one(with_cell("CustomerID", word))
+    assert row["reason"] is None and row["customer_id"] is None
+    assert row["transaction_id"] == type_one(with_cell("CustomerID", None))["transaction_id"]
+    assert type_one(with_cell("StockCode", word))["reason"] == "stock_code is empty"
+
+
+def test_a_missing_name_costs_no_row() -> None:
+    for column, word in (("Country", None), ("Country", "nan"), ("Description", "NULL")):
+        with typed(text_table([with_cell(column, word)])) as connection:
+            (row,) = records(derive_columns(connection, "typed", "true"))
+        assert row[column.lower()] == {"Country": "Unspecified", "Description": "Unknown"}[column]
+    assert type_one(with_cell("Country", "NA"))["country"] == "NA"  # Namibia
+
+
+@pytest.mark.parametrize("column", ["InvoiceNo", "StockCode"])
+def test_a_code_that_was_taken_for_a_number_is_the_code(column: str) -> None:
+    name = {"InvoiceNo": "invoice_no", "StockCode": "stock_code"}[column]
+    assert type_one(with_cell(column, "536365.0"))[name] == "536365"
+    assert type_one(with_cell(column, "0536365.00"))[name] == "0536365"
+    assert type_one(with_cell(column, "C536365.0"))[name] == "C536365.0"
+    assert type_one(with_cell(column, "5.36E+05"))["reason"] == (
+        f"{name}: expected a code, found 5.36E+05, which has lost digits"
+    )
+    assert "customer_id" in type_one(with_cell("CustomerID", "1.78E+04"))["reason"]
+
+
+def test_a_table_is_typed_in_the_order_that_it_is_read_in() -> None:
+    texts = ["13.12.2010 8.26", "01.12.2010 08:26 PM", "2010-12-02 12:05:00 AM"]
+    table = text_table([with_cell("InvoiceDate", text) for text in texts])
+    with typed(table, order="dmy") as connection:
+        rows = records(connection.sql('select * from typed order by "row"'))
+    assert [row["invoice_datetime"] for row in rows] == [
+        datetime(2010, 12, 13, 8, 26),
+        datetime(2010, 12, 1, 20, 26),
+        datetime(2010, 12, 2, 0, 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "order", "settled"),
+    [
+        (["12/1/2010 8:26"], None, "mdy"),
+        (["01/12/2010 08:26", "13/12/2010 08:26"], None, "dmy"),
+        (["01/12/2010 08:26"], "dmy", "dmy"),
+        (["01/12/2010 08:26"], "iso", "iso"),
+        (["01/12/2010 08:26"], None, None),
+    ],
+)
+def test_dates_are_settled_by_the_setting_or_the_column(
+    texts: list[str], order: Order | None, settled: Order | None
+) -> None:
+    table = text_table([with_cell("InvoiceDate", text) for text in texts])
+    read = ReadTable(table, match_header(table.header, table.label), Reading())
+    type_rows(shared_connection(), [read]).fetchall()
+    if settled:
+        assert read.settle(order) == Reading(settled)
+        return
+    with pytest.raises(
+        AmbiguousDatesError, match=r"'01/12/2010 08:26'.*RETAIL_ONLINE_RETAIL_DATES"
+    ):
+        read.settle(order)
+
+
+def test_a_comma_is_decimal_only_beside_another_delimiter() -> None:
+    def reasons(delimiter: str, *prices: str) -> tuple[Reading, list[str | None]]:
+        reading = Reading()
+        while True:  # as the source reads it
+            table = text_table([with_cell("UnitPrice", price) for price in prices])
+            table.delimiter = delimiter
+            read = ReadTable(table, match_header(table.header, table.label), reading)
+            found = type_rows(shared_connection(), [read]).order('"row"').fetchall()
+            settled = read.settle(None)
+            if settled == reading:
+                return settled, [row[12] for row in found]
+            reading = settled
+
+    assert reasons(";", "2,55", "3") == (Reading(decimal=","), [None, None])
+    assert reasons(";", "2.55", "3") == (Reading(), [None, None])
+    # A point beside decimal commas: thousands, or a fraction. Nobody knows.
+    reading, (first, second) = reasons(";", "2,55", "1.234")
+    assert reading.decimal == "," and first is None and second is not None
+    reading, (first,) = reasons(",", "2,55")
+    assert reading.decimal == "." and first is not None
+
+
+@pytest.mark.parametrize("column", ["Description", "CustomerID", "Country", "InvoiceDate"])
+def test_the_mark_of_a_cell_without_a_value_rejects_its_row(column: str) -> None:
+    table = text_table([with_cell(column, "#MARK"), LINE.cells()])
+    table.has_marked_cells = True
+    match = match_header(table.header, table.label)
+    read = ReadTable(table, match, Reading(), frozenset({"#MARK"}))
+    rows = type_rows(shared_connection(), [read]).order('"row"').fetchall()
+    assert [row[12] for row in rows] == [
+        f"{list(match.positions)[HEADER.index(column)]}: expected a value, found #MARK",
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
