@@ -28,8 +28,9 @@ _BLANKS = "concat(' ', chr(9), chr(10), chr(13), chr(160))"
 # What stands for no value; of texts two less, for NA is Namibia as well.
 _MISSING_TEXTS = ("", "NULL", "null", "nan", "NaN", "None", "\\N")
 _MISSING = (*_MISSING_TEXTS, "NA", "N/A")
-# The columns whose text is a number, and the time that a row's text is, in batches.
 _NUMBERS = ("quantity", "unit_price", "customer_id")
+_TRIMMED = ("invoice_no", "stock_code", "country", *_NUMBERS)
+# In batches: the time that a row's text is.
 AT = "moment"
 # UCI's own word for a country that is not known.
 NO_COUNTRY = "Unspecified"
@@ -138,7 +139,11 @@ class ReadTable:
         """The rows of ``view``, which has the batches, under the names of our columns."""
         texts = {column: f'"{i}"' for column, i in self.match.positions.items()}
         columns = [f"{text} as {column}" for column, text in texts.items()]
-        columns += [f"{self._number(_trimmed(texts[c]))} as {c}_text" for c in _NUMBERS]
+        for column in _TRIMMED:
+            trimmed = f"trim({texts[column]}, {_BLANKS})"
+            columns.append(
+                f"{self._number(trimmed) if column in _NUMBERS else trimmed} as {column}_text"
+            )
         return (
             f'select {number}::integer as source_no, "row", {AT}, {self._marked()} as marked,'
             f" {', '.join(columns)} from {view}"
@@ -203,10 +208,6 @@ def _whole_number(column: str) -> str:
     )
 
 
-def _trimmed(text: str) -> str:
-    return f"trim({text}, {_BLANKS})"
-
-
 def _unless_missing(text: str, words: Sequence[str]) -> str:
     missing = ", ".join(f"'{word}'" for word in words)
     return f"case when {text} not in ({missing}) then {text} end"
@@ -214,10 +215,11 @@ def _unless_missing(text: str, words: Sequence[str]) -> str:
 
 def _code(column: str) -> str:
     # Programs that take codes of digits for numbers write 536365.0.
-    code = _unless_missing(_trimmed(column), _MISSING)
+    text = f"{column}_text"
+    code = _unless_missing(text, _MISSING)
     return (
-        f"case when contains({column}, '.0')"
-        f" then regexp_replace({code}, '^([0-9]+)\\.0+$', '\\1') else {code} end"
+        f"case when contains({text}, '.0')"
+        f" then regexp_replace({text}, '^([0-9]+)\\.0+$', '\\1') else {code} end"
     )
 
 
@@ -250,7 +252,7 @@ with text as (
         quantity_text,
         unit_price_text,
         {_unless_missing("customer_id_text", _MISSING)} as customer_id_text,
-        {_unless_missing(_trimmed("country"), _MISSING_TEXTS)} as country
+        {_unless_missing("country_text", _MISSING_TEXTS)} as country
     from {{rows}}
 ),
 
