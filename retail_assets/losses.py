@@ -5,7 +5,7 @@ say of what was quarantined; alike for every domain. Not here: why a row is bad 
 transforms.py), where it is kept (the lake's quarantine).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,6 +16,10 @@ from retail_assets.errors import PermanentError
 QUARANTINE_CHECK = "nothing_was_quarantined"
 # Metadata of a materialization, which the last lines of a run are made of.
 QUARANTINED_ROWS, LEFT_OUT_VALUES, FIRST_REASON = "quarantined", "left_out_values", "first_reason"
+QUARANTINED_UNIT = "quarantined_unit"
+ROWS = "rows"
+# What is shown in place of a personal value.
+MASK = "***"
 
 
 class ShrunkError(PermanentError):
@@ -42,15 +46,19 @@ class Quarantined:
     rows: int = 0
     values: int = 0
     first: str | None = None
-    unit: str = "rows"
+    unit: str = ROWS
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.values)
 
     def __str__(self) -> str:
-        parts = [f"{self.rows:,} {self.unit} quarantined"] if self.rows else []
+        return self.describe(" quarantined") if self else "none quarantined"
+
+    def describe(self, verb: str = "") -> str:
+        """How many rows, and values, and the first reason; not for what is falsy."""
+        parts = [f"{self.rows:,} {self.unit}{verb}"] if self.rows else []
         parts += [f"{self.values:,} values left out"] if self.values else []
-        return (", ".join(parts) or "none quarantined") + (f"; {self.first}" if self.first else "")
+        return ", ".join(parts) + (f"; {self.first}" if self.first else "")
 
     def __add__(self, other: Self) -> Self:
         return type(self)(
@@ -61,7 +69,19 @@ class Quarantined:
     def metadata(self) -> dict[str, Any]:
         """As a materialization tells it, in the UI and in the last lines of a run."""
         told: dict[str, Any] = {QUARANTINED_ROWS: self.rows, LEFT_OUT_VALUES: self.values}
+        told |= {QUARANTINED_UNIT: self.unit} if self.unit != ROWS else {}
         return told | ({FIRST_REASON: self.first} if self.first else {})
+
+    @classmethod
+    def of_metadata(cls, metadata: Mapping[str, dg.MetadataValue[Any]]) -> Self:
+        """What a materialization tells in its ``metadata``; nothing where it tells nothing."""
+        told = {name: value.value for name, value in metadata.items()}
+        return cls(
+            told.get(QUARANTINED_ROWS) or 0,
+            told.get(LEFT_OUT_VALUES) or 0,
+            told.get(FIRST_REASON),
+            told.get(QUARANTINED_UNIT, ROWS),
+        )
 
 
 def public_reason(reason: str, personal: Iterable[str]) -> str:

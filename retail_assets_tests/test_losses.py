@@ -60,3 +60,22 @@ def test_the_check_warns_and_blocks_nothing() -> None:
     warned = check_quarantine(key, Quarantined(1, 0, "why"))
     assert not warned.passed and warned.severity is dg.AssetCheckSeverity.WARN
     assert warned.description is not None and "1 rows quarantined; why" in warned.description
+
+
+@given(
+    rows=st.integers(0, 10**9),
+    values=st.integers(0, 10**9),
+    first=st.none() | st.text(min_size=1),
+    unit=st.sampled_from(["rows", "messages"]),
+)
+def test_what_a_materialization_tells_is_read_as_it_was_told(
+    rows: int, values: int, first: str | None, unit: str
+) -> None:
+    found = Quarantined(rows, values, first, unit)
+    metadata = dg.AssetMaterialization("t", metadata=found.metadata).metadata
+    assert Quarantined.of_metadata(metadata) == found
+
+
+def test_a_materialization_that_tells_nothing_has_lost_nothing() -> None:
+    told = dg.AssetMaterialization("t", metadata={"rows_landed": 3}).metadata
+    assert not Quarantined.of_metadata(told)
