@@ -141,7 +141,7 @@ def run(
     ] = None,
 ) -> None:
     """Materialize every asset of a domain in one recorded run in this process."""
-    from retail_assets.commands.run import RunFailed, run_domain
+    from retail_assets.commands.run import RunFailed, failures, run_domain
 
     settings = _settings()
     try:
@@ -159,9 +159,11 @@ def run(
         )
     except RunFailed as failure:
         raise SystemExit(f"error: {failure}") from None
-    from retail_assets.commands.tables import print_outcomes
+    from retail_assets.commands.tables import one_line, print_outcomes
 
     print_outcomes(outcomes, time.perf_counter() - started)
+    if failed := failures(outcomes):
+        raise SystemExit("\n".join(one_line(f"error: {failure}") for failure in failed))
 
 
 @app.command()

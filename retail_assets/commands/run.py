@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, reduce
+from operator import add
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     import dagster as dg
+
+    from retail_assets.losses import Quarantined
 
 
 class RunFailed(Exception):  # noqa: N818  (says what happened, as Dagster's own events do)
@@ -37,20 +40,24 @@ class AssetOutcome:
     partitions: int | None
     seconds: float
     where: str
+    quarantined: "Quarantined"
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """A successful run: its id, its assets in the order they ran, its checks.
+    """A run of which no step failed: its id, its assets in the order they ran, its checks.
 
-    ``warnings`` are the checks that failed and block nothing.
+    ``warnings`` and ``failures`` tell of the checks that failed and block nothing, by severity. Of
+    the ``checks_warned``, one that only says what an asset's ``quarantined`` says is not told.
     """
 
     run_id: str
     partitions: tuple[str, str] | None
     assets: list[AssetOutcome] = field(default_factory=list)
     checks_passed: int = 0
+    checks_warned: int = 0
     warnings: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
 def run_domain(
@@ -66,7 +73,7 @@ def run_domain(
     ``stream`` is a file to produce to the domain's topic meanwhile.
 
     Returns:
-        One outcome for each execution that the domain plans, in order.
+        One outcome for each execution that the domain plans, in order; ``failures`` judges them.
 
     Raises:
         RunFailed: a step or a blocking check failed; the run is recorded.
@@ -158,18 +165,38 @@ def _execute(
 
 def _why(result: "dg.ExecuteInProcessResult") -> str:
     """The run's failure in one line: the failed check, or the error of the first failed step."""
-    checks = [c for c in result.get_asset_check_evaluations() if not c.passed]
+    failed = [_told(check) for check in _checks(result) if not check.passed and _is_error(check)]
     for event in result.filter_events(lambda e: e.is_step_failure):
         error = event.step_failure_data.error
         cause = error.cause if error is not None and error.cause is not None else error
         metadata = event.step_failure_data.user_failure_data
         text = metadata.description if metadata and metadata.description else None
         message = text or (cause.message if cause is not None else "no message")
-        failed = [f"{c.asset_key.to_user_string()}: {c.check_name}" for c in checks]
         if failed:
-            message = f"check failed: {', '.join(failed[:5])}. {message}"
+            message = f"check failed: {'; '.join(failed[:5])}. {message}"
         return f"{event.step_key}: {' '.join(message.split())}"
     return "the run failed; see its log in the UI (make dev)"
+
+
+def _checks(result: "dg.ExecuteInProcessResult") -> "list[dg.AssetCheckEvaluation]":
+    """Each check's last result: a step that was tried again evaluates its checks again."""
+    return list(
+        {
+            (check.asset_check_key, check.partition): check
+            for check in result.get_asset_check_evaluations()
+        }.values()
+    )
+
+
+def _is_error(check: "dg.AssetCheckEvaluation") -> bool:
+    import dagster as dg
+
+    return check.severity is dg.AssetCheckSeverity.ERROR
+
+
+def _told(check: "dg.AssetCheckEvaluation") -> str:
+    named = f"{check.asset_key.to_user_string()}: {check.check_name}"
+    return f"{named}: {check.description}" if check.description else named
 
 
 def _number(metadata: dict[str, Any], *names: str) -> int | None:
@@ -185,20 +212,22 @@ def _outcome(
     tables: dict[str, str],
     rows_of: dict[str, int],
 ) -> RunOutcome:
+    from retail_assets.losses import QUARANTINE_CHECK, Quarantined
+
     seconds: dict[str, float] = {}
     for event in result.filter_events(lambda e: e.is_step_success):
         assert event.step_key is not None
         seconds[event.step_key] = event.step_success_data.duration_ms / 1000
-    by_key: dict[str, list[Any]] = {}
+    # By partition: a step that was tried again materializes again.
+    by_key: dict[str, dict[str | None, Any]] = {}
     step_of: dict[str, str] = {}
     for event in result.filter_events(lambda e: e.is_step_materialization):
         assert event.asset_key is not None and event.step_key is not None
         key = event.asset_key.to_user_string()
-        by_key.setdefault(key, []).append(event.materialization)
+        by_key.setdefault(key, {})[event.materialization.partition] = event.materialization
         step_of[key] = event.step_key
     assets = []
     for key, found in by_key.items():
-        days = [m for m in found if m.partition is not None]
         rows = [
             _number(
                 dict(m.metadata),
@@ -206,28 +235,66 @@ def _outcome(
                 "dagster/row_count",
                 "rows_landed",
             )
-            for m in found
+            for m in found.values()
         ]
         counted = [r for r in rows if r is not None]
-        metadata = dict(found[-1].metadata)
+        metadata = dict(list(found.values())[-1].metadata)
         execution = metadata.get("Execution Duration")
         where = metadata.get("path") or metadata.get("dagster/table_name")
         assets.append(
             AssetOutcome(
                 key=key,
                 rows=sum(counted) if counted else rows_of.get(tables[key]),
-                partitions=len(days) or None,
+                partitions=sum(1 for partition in found if partition is not None) or None,
                 seconds=float(execution.value) if execution else seconds.get(step_of[key], 0.0),
                 where=str(where.value) if where else tables[key],
+                quarantined=reduce(
+                    add, (Quarantined.of_metadata(m.metadata) for m in found.values())
+                ),
             )
         )
-    checks = result.get_asset_check_evaluations()
-    warnings = [
-        f"{check.asset_key.to_user_string()}: {check.check_name}"
-        for check in checks
-        if not check.passed
+    told = {asset.key for asset in assets if asset.quarantined}
+    checks = _checks(result)
+    warned = [check for check in checks if not check.passed and not _is_error(check)]
+    return RunOutcome(
+        result.run_id,
+        span,
+        assets,
+        checks_passed=sum(check.passed for check in checks),
+        checks_warned=len(warned),
+        warnings=[
+            _told(check)
+            for check in warned
+            if check.check_name != QUARANTINE_CHECK or check.asset_key.to_user_string() not in told
+        ],
+        failures=[_told(check) for check in checks if not check.passed and _is_error(check)],
+    )
+
+
+def quarantined_assets(outcomes: Sequence[RunOutcome]) -> "dict[str, Quarantined]":
+    """What was quarantined by asset, over all runs; without those that could take everything."""
+    found: dict[str, Quarantined] = {}
+    for asset in (asset for outcome in outcomes for asset in outcome.assets if asset.quarantined):
+        before = found.get(asset.key)
+        found[asset.key] = before + asset.quarantined if before else asset.quarantined
+    return found
+
+
+def failures(outcomes: Sequence[RunOutcome]) -> list[str]:
+    """Why runs of which no step failed have failed nevertheless, a line each, or nothing.
+
+    A check of severity ERROR failed that blocks nothing, or all that an asset read was quarantined.
+    """
+    rows: dict[str, int] = {}
+    for asset in (asset for outcome in outcomes for asset in outcome.assets):
+        rows[asset.key] = rows.get(asset.key, 0) + (asset.rows or 0)
+    lost = [
+        f"{key}: all {found.rows:,} {found.unit} were quarantined"
+        + (f"; {found.first}" if found.first else "")
+        for key, found in quarantined_assets(outcomes).items()
+        if found.rows and not rows[key]
     ]
-    return RunOutcome(result.run_id, span, assets, len(checks) - len(warnings), warnings)
+    return [*lost, *(failure for outcome in outcomes for failure in outcome.failures)]
 
 
 def rebuild_table(settings: Settings, table: str) -> int:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from retail_assets.commands.run import RunOutcome
 
 _PIPE_WIDTH = 170
+_LONGEST_LINE = 300
 
 
 def _console() -> Console:
@@ -32,7 +33,9 @@ def _count(number: int | None) -> str:
 
 
 def print_outcomes(outcomes: "Sequence[RunOutcome]", seconds: float) -> None:
-    """Each asset of each run: rows, partitions, seconds, where it landed."""
+    """Each asset of each run: rows, partitions, seconds, where it landed; then what was lost."""
+    from retail_assets.commands.run import quarantined_assets
+
     console = _console()
     for outcome in outcomes:
         table = Table("asset", title=f"run {outcome.run_id}", title_justify="left")
@@ -48,13 +51,29 @@ def print_outcomes(outcomes: "Sequence[RunOutcome]", seconds: float) -> None:
                 asset.where,
             )
         console.print(table)
+    for key, found in quarantined_assets(outcomes).items():
+        _print_line(console, f"quarantined: {key}: {found.describe()}")
+    for warning in (warning for outcome in outcomes for warning in outcome.warnings):
+        _print_line(console, f"warning: {warning}")
     ranges = "".join(f"{x.partitions[0]}...{x.partitions[1]}, " for x in outcomes if x.partitions)
-    passed = sum(outcome.checks_passed for outcome in outcomes)
-    warnings = [warning for outcome in outcomes for warning in outcome.warnings]
-    for warning in warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
-    warned = f", {len(warnings)} warn" if warnings else ""
-    console.print(f"{ranges}{passed} checks passed{warned}, {seconds:.1f} s", highlight=False)
+    counts = {
+        "checks passed": sum(outcome.checks_passed for outcome in outcomes),
+        "failed": sum(len(outcome.failures) for outcome in outcomes),
+        "warn": sum(outcome.checks_warned for outcome in outcomes),
+    }
+    told = [f"{n} {name}" for name, n in counts.items() if n or name == "checks passed"]
+    console.print(f"{ranges}{', '.join(told)}, {seconds:.1f} s", highlight=False)
+
+
+def one_line(text: str) -> str:
+    """A text of others on one line, cut, without what a terminal would obey."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    line = " ".join(printable.split())
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Speed(ProgressColumn):

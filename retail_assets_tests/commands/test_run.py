@@ -6,14 +6,25 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from retail_assets import definitions
+from retail_assets import cli, definitions
 from retail_assets.commands import run
-from retail_assets.commands.run import RunFailed, rebuild_table, run_domain
+from retail_assets.commands.run import (
+    RunFailed,
+    failures,
+    quarantined_assets,
+    rebuild_table,
+    run_domain,
+)
+from retail_assets.commands.tables import one_line, print_outcomes
 from retail_assets.dataset import Dataset
 from retail_assets.defs.registry import domains
 from retail_assets.domain import DefsModule, Domain, Execution, MartsPlan, PlanError
 from retail_assets.errors import PermanentError
+from retail_assets.losses import Quarantined, check_quarantine, quarantine_check_spec
 from retail_assets.resources.lake import LakeResource
 from retail_assets.settings import Settings, load_settings
 
@@ -37,7 +48,7 @@ class Shop(Domain):
     name = "shop"
     datasets = ()
 
-    def __init__(self, *ranges: tuple[str, str]) -> None:
+    def __init__(self, *ranges: tuple[str, str] | None) -> None:
         self.ranges = ranges
         self.asked: object = "nothing"
 
@@ -84,8 +95,16 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What was started ahead and ended; dbt is not, and the definitions are the asset above."""
+def assets() -> list[dg.AssetsDefinition]:
+    """What the definitions hold: the asset above, or what a test puts in its place."""
+    return [landed]
+
+
+@pytest.fixture
+def started(
+    monkeypatch: pytest.MonkeyPatch, assets: list[dg.AssetsDefinition]
+) -> Iterator[list[str]]:
+    """What was started ahead and ended; dbt is not, and the definitions are of ``assets``."""
     happened: list[str] = []
 
     def start_ahead(_: Settings, domain: Domain, running: Any) -> None:
@@ -94,8 +113,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     def build_defs(_: Settings, domains: Sequence[Domain]) -> dg.Definitions:
         assert [domain.name for domain in domains] == ["shop"]
-        job = dg.define_asset_job("shop_drops", selection=[LANDED])
-        return dg.Definitions(assets=[landed], jobs=[job], executor=dg.in_process_executor)
+        job = dg.define_asset_job("shop_drops", selection=assets)
+        return dg.Definitions(assets=assets, jobs=[job], executor=dg.in_process_executor)
 
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.setenv("DAGSTER_HOME", "")  # open_instance sets it: let it be as it was after
@@ -156,6 +175,230 @@ def test_a_domain_without_a_topic_takes_no_stream(
         run_domain(settings, Shop(("1", "1")), None, stream=tmp_path / "orders.csv")
 
     assert started == ["shop", "ended"]
+
+
+BIRTHDAY = "birthday: expected a day"
+
+
+@dg.asset(
+    key=["shop", "typed"],
+    partitions_def=DROPS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    check_specs=[quarantine_check_spec(dg.AssetKey(["shop", "typed"]))],
+)
+def typed(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Of the drops 20 and 300, as many rows are quarantined, and one value is left out."""
+    total = Quarantined()
+    for key in context.partition_keys:
+        found = Quarantined() if key == "1" else Quarantined(int(key), 1, f"{BIRTHDAY} {key}")
+        rows = {"dagster/partition_row_count": 1000}
+        context.add_asset_metadata(rows | found.metadata, partition_key=key)
+        total += found
+    return dg.MaterializeResult(check_results=[check_quarantine(context.asset_key, total)])
+
+
+def checked(
+    name: str, *, passed: bool, severity: dg.AssetCheckSeverity, blocking: bool = False
+) -> dg.AssetsDefinition:
+    """An asset with a check of that result, which says why."""
+    spec = dg.AssetCheckSpec("is_well", asset=dg.AssetKey(["shop", name]), blocking=blocking)
+
+    @dg.asset(key=["shop", name], check_specs=[spec])
+    def asset() -> dg.MaterializeResult:  # type: ignore[type-arg]
+        result = dg.AssetCheckResult(
+            check_name="is_well",
+            passed=passed,
+            severity=severity,
+            description="12 of 15 were\ndead letters",
+        )
+        return dg.MaterializeResult(check_results=[result])
+
+    return asset
+
+
+WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
+
+
+def command(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, shop: Shop
+) -> tuple[int, list[str]]:
+    """Exit code and last lines of ``retail-assets run``, from behind the table on."""
+    monkeypatch.setattr(cli, "load_domain", lambda _: shop)
+    monkeypatch.setenv("RETAIL_HOME", str(settings.home))
+    done = CliRunner().invoke(cli.app, ["run", "shop"])
+    assert isinstance(done.exception, SystemExit | None), done.exception
+    *_, last = done.output.rpartition("┘")
+    return done.exit_code, last.strip().splitlines()
+
+
+def test_what_was_quarantined_is_told_by_table_over_partitions_and_runs(
+    settings: Settings,
+    started: list[str],
+    assets: list[dg.AssetsDefinition],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assets[:] = [landed, typed]
+
+    outcomes = run_domain(settings, Shop(("1", "20"), ("300", "300")), None)
+
+    assert quarantined_assets(outcomes) == {"shop/typed": Quarantined(320, 2, f"{BIRTHDAY} 20")}
+    assert failures(outcomes) == []
+    print_outcomes(outcomes, 1.0)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        f"quarantined: shop/typed: 320 rows, 2 values left out; {BIRTHDAY} 20",
+        "1...20, 300...300, 0 checks passed, 2 warn, 1.0 s",
+    ]
+
+
+def test_a_quarantine_that_only_its_check_tells_is_told_as_a_warning(
+    settings: Settings, started: list[str], assets: list[dg.AssetsDefinition]
+) -> None:
+    key = dg.AssetKey(["shop", "silent"])
+
+    @dg.asset(key=key, check_specs=[quarantine_check_spec(key)])
+    def telling() -> dg.MaterializeResult:  # type: ignore[type-arg]
+        return dg.MaterializeResult(check_results=[check_quarantine(key, Quarantined(3))])
+
+    assets[:] = [telling]
+
+    (outcome,) = run_domain(settings, Shop(None), None)
+
+    (warning,) = outcome.warnings
+    assert warning.startswith("shop/silent: nothing_was_quarantined: 3 rows quarantined")
+
+
+def test_a_warning_is_told_with_its_reason_and_passes(
+    settings: Settings,
+    started: list[str],
+    assets: list[dg.AssetsDefinition],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assets[:] = [
+        checked("good", passed=True, severity=ERROR),
+        checked("odd", passed=False, severity=WARN),
+    ]
+
+    code, lines = command(monkeypatch, settings, Shop(None))
+
+    assert code == 0
+    assert lines[0] == "warning: shop/odd: is_well: 12 of 15 were dead letters"
+    assert lines[1].startswith("1 checks passed, 1 warn, ")
+    assert len(lines) == 2
+
+
+def test_a_failed_check_that_blocks_nothing_fails_the_run_once_all_has_run(
+    settings: Settings,
+    started: list[str],
+    assets: list[dg.AssetsDefinition],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @dg.asset(key=["shop", "behind"], deps=[["shop", "bad"]])
+    def behind() -> None: ...
+
+    assets[:] = [checked("bad", passed=False, severity=ERROR), behind]
+
+    code, lines = command(monkeypatch, settings, Shop(None, None))
+
+    assert code == 1
+    failure = "error: shop/bad: is_well: 12 of 15 were dead letters"
+    assert lines[0].startswith("0 checks passed, 2 failed, ")
+    assert lines[1:] == [failure, failure]  # the second execution ran too
+    with dg.DagsterInstance.from_config(str(settings.instance_dir)) as instance:
+        assert instance.get_latest_materialization_event(behind.key) is not None
+
+
+def test_a_failed_check_that_blocks_is_told_with_its_reason_alone(
+    settings: Settings, started: list[str], assets: list[dg.AssetsDefinition]
+) -> None:
+    assets[:] = [
+        checked("bad", passed=False, severity=ERROR, blocking=True),
+        checked("odd", passed=False, severity=WARN),
+    ]
+
+    with pytest.raises(RunFailed) as failed:
+        run_domain(settings, Shop(None), None)
+
+    message = str(failed.value)
+    assert message.startswith(
+        "shop__bad: check failed: shop/bad: is_well: 12 of 15 were dead letters. "
+    )
+    assert "shop/odd" not in message  # it warns: it is no reason
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_run_whose_every_row_is_quarantined_fails(
+    settings: Settings,
+    started: list[str],
+    assets: list[dg.AssetsDefinition],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+) -> None:
+    @dg.asset(key=["shop", "messages"])
+    def messages() -> dg.MaterializeResult:  # type: ignore[type-arg]
+        found = Quarantined(15, 0, "Sales: expected a number, found 'x'", "messages")
+        return dg.MaterializeResult(metadata={"rows_landed": rows, **found.metadata})
+
+    assets[:] = [messages]
+
+    code, lines = command(monkeypatch, settings, Shop(None))
+
+    told = "15 messages; Sales: expected a number, found 'x'"
+    assert lines[0] == f"quarantined: shop/messages: {told}"
+    assert lines[2:] == (
+        []
+        if rows
+        else [
+            "error: shop/messages: all 15 messages were quarantined;"
+            " Sales: expected a number, found 'x'"
+        ]
+    )
+    assert code == (0 if rows else 1)
+
+
+def test_what_a_step_did_in_vain_is_not_counted(
+    settings: Settings, started: list[str], assets: list[dg.AssetsDefinition]
+) -> None:
+    tried: list[int] = []
+    keys = [dg.AssetKey(["shop", "first"]), dg.AssetKey(["shop", "second"])]
+
+    @dg.multi_asset(
+        specs=[dg.AssetSpec(key) for key in keys],
+        check_specs=[quarantine_check_spec(keys[0])],
+        retry_policy=dg.RetryPolicy(max_retries=1),
+    )
+    def both() -> Iterator[Any]:
+        tried.append(1)
+        found = Quarantined(5, 0, "why")
+        result = check_quarantine(keys[0], found)
+        yield dg.MaterializeResult(
+            asset_key=keys[0],
+            metadata={"dagster/row_count": 7, **found.metadata},
+            check_results=[result],
+        )
+        if len(tried) == 1:
+            raise ValueError("away")
+        yield dg.MaterializeResult(asset_key=keys[1])
+
+    assets[:] = [both]
+
+    outcomes = run_domain(settings, Shop(None), None)
+
+    assert len(tried) == 2
+    assert quarantined_assets(outcomes) == {"shop/first": Quarantined(5, 0, "why")}
+    assert [(x.key, x.rows) for x in outcomes[0].assets] == [
+        ("shop/first", 7),
+        ("shop/second", None),
+    ]
+    assert outcomes[0].checks_warned == 1
+
+
+@given(text=st.text(max_size=2000))
+def test_a_text_of_others_takes_one_line_and_commands_no_terminal(text: str) -> None:
+    line = one_line(f"error: {text}")
+
+    assert line.startswith("error:")
+    assert line.isprintable()
+    assert len(line) < 320
 
 
 @pytest.mark.parametrize("asked", ["2017-12-31", "yesterday"])
