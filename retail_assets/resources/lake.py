@@ -155,6 +155,10 @@ class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
         """
 
     @abstractmethod
+    def table_files(self, zone: str, dataset: Dataset) -> list[str]:
+        """Names of all Parquet files of a table in ``processed`` or ``quarantine``, in order."""
+
+    @abstractmethod
     def local_copies(self, uris: Sequence[str]) -> list[str]:
         """Local files of what ``partition_uris`` named, for a reader that knows no bucket."""
 
@@ -345,6 +349,11 @@ class LocalLake(LakeResource):
             for key in keys
             for file in _parquet_files(self.partition_path(dataset.zone, dataset, column, key))
         ]
+
+    def table_files(self, zone: str, dataset: Dataset) -> list[str]:
+        """Names of all Parquet files of a table in ``processed`` or ``quarantine``, in order."""
+        found = _scan(str(self.path(f"{zone}/{dataset.folder}")), f"{zone}/{dataset.folder}/")
+        return sorted(name for name, _ in found if name.endswith(".parquet"))
 
     def local_copies(self, uris: Sequence[str]) -> list[str]:
         """The files themselves."""

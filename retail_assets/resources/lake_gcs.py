@@ -257,6 +257,17 @@ class GcsLake(LakeResource):
             for file in manifest.partitions.get(partition_folder(column, key), ())
         ]
 
+    def table_files(self, zone: str, dataset: Dataset) -> list[str]:
+        """Names of a table's objects, as its manifest has them now.
+
+        Without one, all that lie there: then each was put by its name, and none is replaced.
+        """
+        if self.exists(manifest_name(zone, dataset)):
+            partitions = self.read_manifest(zone, dataset).partitions.values()
+            return sorted(file.name for files in partitions for file in files)
+        found = self._list(f"{_table(zone, dataset)}/")
+        return [stat.name for stat in found if stat.name.endswith(".parquet")]
+
     def partition_rows(
         self, zone: str, dataset: Dataset, column: str, keys: Iterable[str]
     ) -> dict[str, int]:

@@ -386,6 +386,25 @@ def test_partition_rows_counts_what_the_files_hold(lake: LocalLake) -> None:
     assert lake.partition_rows("quarantine", SALES, "day", [D1]) == {D1: 0}
 
 
+def test_table_files_are_those_of_one_zone_by_name(lake: LocalLake) -> None:
+    assert lake.table_files("processed", SALES) == []
+    replace(lake, [D2, D1], rows(D2, 2), rows(D1, 1))
+    adopt(lake, [D3], {f"day={D3}/year=2011": [(3,), (4,)]})
+    Path(lake.root, "processed/shop/sales/notes.txt").write_text("not of the table")
+
+    names = lake.table_files("processed", SALES)
+
+    folder = "processed/shop/sales"
+    assert names == [
+        f"{folder}/day={D1}/part-0.parquet",
+        f"{folder}/day={D2}/part-0.parquet",
+        f"{folder}/day={D3}/year=2011/part-0.parquet",
+        f"{folder}/day={D3}/year=2011/part-1.parquet",
+    ]
+    assert all(lake.exists(name) for name in names)
+    assert lake.table_files("quarantine", SALES) == []
+
+
 NAMES = [
     "raw/sales_a.csv",
     "raw/shop/sales/2011/sales_1.csv",

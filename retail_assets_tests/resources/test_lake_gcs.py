@@ -323,6 +323,30 @@ def test_adopted_files_are_named_within_the_folders_of_their_partition(
     assert list(lake.read_manifest("processed", SALES).partitions) == [f"day={D1}", f"day={D2}"]
 
 
+def test_table_files_are_what_the_manifest_names_or_what_was_put_without_one(
+    store: Store, lake: GcsLake, tmp_path: Path
+) -> None:
+    replace(lake, [D1, D2], rows(D1, 1), rows(D2, 2))
+    (old,) = lake.partition_uris(SALES, [D1])
+    replace(lake, [D1], rows(D1, 3))
+    replace_shops(lake, 1)
+    replace_shops(lake)
+    for name in ("quarantine/shop/sales/b.parquet", "quarantine/shop/sales/a.parquet"):
+        (tmp_path / "file").write_bytes(b"letters")
+        lake.put_file(name, tmp_path / "file")
+
+    names = lake.table_files("processed", SALES)
+
+    assert [lake.uri(name) for name in names] == lake.partition_uris(SALES, [D1, D2])
+    assert old.removeprefix(f"{lake.root}/") in store.names() and len(names) == 2
+    assert store.names("processed/shop/shops/") != []  # retired, and no longer the table
+    assert lake.table_files("processed", SHOPS) == []
+    assert lake.table_files("quarantine", SALES) == [
+        "quarantine/shop/sales/a.parquet",
+        "quarantine/shop/sales/b.parquet",
+    ]
+
+
 def test_equal_files_keep_their_objects_in_whatever_order_they_come(
     store: Store, lake: GcsLake
 ) -> None:
