@@ -199,6 +199,30 @@ def doctor() -> None:
 
 
 @app.command()
+def quarantine(
+    table: Annotated[
+        str | None,
+        typer.Argument(help="such as malaysian_coffee_chain.sales, or a domain; default: all"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON document")] = False,
+    personal: Annotated[bool, typer.Option("--personal", help="show personal data too")] = False,
+) -> None:
+    """List what could not be read, by reason, with a few rows of each."""
+    from retail_assets.commands.quarantine import UnknownTableError, read_quarantine, to_json
+
+    try:
+        found = read_quarantine(_settings(), table, personal=personal)
+    except UnknownTableError as error:
+        raise SystemExit(f"error: {error}") from None
+    if as_json:
+        typer.echo(to_json(found))
+        return
+    from retail_assets.commands.tables import print_quarantine
+
+    print_quarantine(found)
+
+
+@app.command()
 def rebuild(
     table: Annotated[str, typer.Argument(help="for example online_retail.online_retail_data")],
 ) -> None:

@@ -180,6 +180,11 @@ class Dataset:
         return tuple(c.name for c in self.columns)
 
     @cached_property
+    def personal(self) -> frozenset[str]:
+        """The names of the columns that hold personal data."""
+        return frozenset(c.name for c in self.columns if c.pii)
+
+    @cached_property
     def arrow_schema(self) -> "pa.Schema":
         """The Arrow (and Parquet) schema, nullability included."""
         import pyarrow as pa

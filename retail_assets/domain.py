@@ -76,6 +76,21 @@ class MartsPlan:
     changed: Sequence[Dataset] = ()
 
 
+@dataclass(frozen=True)
+class QuarantineTable:
+    """What the lake's quarantine has of a table: rows of its source, each with a reason and a text.
+
+    ``table`` is the table's ``schema.name``; ``dataset`` what lies in quarantine, of whose columns
+    ``places`` say where in the source a row stood. ``mask`` gives reason and text as they may be
+    shown: without what is personal.
+    """
+
+    table: str
+    dataset: Dataset
+    places: tuple[str, ...]
+    mask: Callable[[str, str], tuple[str, str]]
+
+
 class Domain(ABC):
     """A domain, as the rest of the package sees it. It has no state: settings come with each call.
 
@@ -174,6 +189,10 @@ class Domain(ABC):
                 f"{lake.root} holds nothing processed. Run: retail-assets run {self.name}"
             )
         return landing.rebuild(lake, WarehouseResource.of(settings), dataset, versions)
+
+    def quarantines(self) -> Sequence[QuarantineTable]:
+        """The tables that have a quarantine, and how to read it."""
+        return ()
 
     def questions(self, settings: Settings) -> "Iterable[Question]":
         """What ``doctor`` asks of its own outside systems."""

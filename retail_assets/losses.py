@@ -55,7 +55,7 @@ class Quarantined:
         return self.describe(" quarantined") if self else "none quarantined"
 
     def describe(self, verb: str = "") -> str:
-        """How many rows, and values, and the first reason; not for what is falsy."""
+        """How many rows, and values, and the first reason; empty where nothing was."""
         parts = [f"{self.rows:,} {self.unit}{verb}"] if self.rows else []
         parts += [f"{self.values:,} values left out"] if self.values else []
         return ", ".join(parts) + (f"; {self.first}" if self.first else "")

@@ -16,6 +16,7 @@ from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     from retail_assets.commands.doctor import Finding
+    from retail_assets.commands.quarantine import TableQuarantine
     from retail_assets.commands.run import RunOutcome
 
 _PIPE_WIDTH = 170
@@ -72,8 +73,32 @@ def one_line(text: str) -> str:
     return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
 
 
-def _print_line(console: Console, text: str) -> None:
-    console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
+def _print_line(console: Console, text: str, indent: str = "") -> None:
+    line = f"{indent}{one_line(text)}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_quarantine(tables: "Sequence[TableQuarantine]") -> None:
+    """Each table's reasons, with how many rows and values there are of each, and a few of them."""
+    from retail_assets.losses import Quarantined
+
+    console = _console()
+    for table in tables:
+        counted = Quarantined(table.rows, table.values).describe() or "nothing is quarantined"
+        _print_line(console, f"{table.table}: {counted}")
+        for reason in table.reasons:
+            counted = Quarantined(reason.rows, reason.values).describe()
+            _print_line(console, f"{counted}: {reason.expected}", "  ")
+            for sample in reason.samples:
+                place = " ".join(
+                    value if isinstance(value, str) else f"{name} {value}"
+                    for name, value in sample.places.items()
+                    if value is not None
+                )
+                stays = ", the row stays" if sample.row_stays else ""
+                found = f", found {sample.found}" if sample.found else ""
+                text = "" if sample.text is None else f": {sample.text}"
+                _print_line(console, f"{place}{stays}{found}{text}", "    ")
 
 
 class _Speed(ProgressColumn):

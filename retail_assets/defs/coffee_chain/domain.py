@@ -4,7 +4,8 @@ Here: what a whole run takes, what the marts are given, what status and doctor t
 here: assets, jobs and sensors (assets.py, automation.py). Nothing heavy is imported at the top.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from functools import partial
 from typing import TYPE_CHECKING
 
 from retail_assets.dataset import Dataset
@@ -16,7 +17,13 @@ from retail_assets.defs.coffee_chain.contract import (
     LANDED,
     OUTLET,
     PRODUCT,
+    RAW_CUSTOMER,
+    RAW_OUTLET,
+    RAW_PRODUCT,
+    RAW_SALES,
     SALES,
+    RawFiles,
+    quarantine_of,
 )
 from retail_assets.domain import (
     MARTS_STAGE,
@@ -25,6 +32,7 @@ from retail_assets.domain import (
     Execution,
     MartsPlan,
     PlanError,
+    QuarantineTable,
 )
 from retail_assets.settings import Settings
 
@@ -152,6 +160,23 @@ class CoffeeChain(Domain):
 
         return read_known(lake).fingerprints(dataset)
 
+    def quarantines(self) -> Sequence[QuarantineTable]:
+        """That of each table."""
+        return [
+            QuarantineTable(
+                dataset.table,
+                quarantine_of(dataset),
+                ("file",),
+                partial(mask_personal, raw, dataset.personal),
+            )
+            for dataset, raw in (
+                (OUTLET, RAW_OUTLET),
+                (PRODUCT, RAW_PRODUCT),
+                (CUSTOMER, RAW_CUSTOMER),
+                (SALES, RAW_SALES),
+            )
+        ]
+
     def questions(self, settings: Settings) -> "Iterator[Question]":
         """Whether Spark starts and computes."""
         from retail_assets.resources.cloud_checks import Question
@@ -161,6 +186,28 @@ class CoffeeChain(Domain):
             lambda: _probe_spark(settings),
             "set RETAIL_SPARK=embedded, or mend what it names",
         )
+
+
+def mask_personal(raw: RawFiles, personal: Set[str], reason: str, text: str) -> tuple[str, str]:
+    """Reason and text of a quarantined row without its ``personal`` columns.
+
+    Where it cannot be told which value is which column's, the text is masked whole: the row has
+    another number of fields, or a comma in one.
+    """
+    from retail_assets.losses import MASK, public_reason
+
+    if not personal:
+        return reason, text
+    shown = public_reason(reason, personal)
+    values = text.split(",")
+    # Only of a row that has all fields does a reason name a column.
+    has_all_fields = reason.partition(":")[0] in raw.header[1:]
+    if not has_all_fields or len(values) != len(raw.header):
+        return shown, MASK
+    return shown, ",".join(
+        MASK if name in personal and value else value
+        for name, value in zip(raw.header, values, strict=True)
+    )
 
 
 def marts_windows(

@@ -4,6 +4,7 @@ Here: what a whole run of it takes, and its answers to status, doctor and rebuil
 its assets do (assets.py), when they run by themselves (automation.py).
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
@@ -11,7 +12,12 @@ from typing import TYPE_CHECKING
 
 from retail_assets.dataset import Dataset
 from retail_assets.days import changed_window
-from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
+from retail_assets.defs.online_retail.contract import (
+    DOMAIN,
+    ONLINE_RETAIL_DATA,
+    QUARANTINE,
+    SOURCE_COLUMNS,
+)
 from retail_assets.domain import (
     MARTS_STAGE,
     DefsModule,
@@ -19,6 +25,7 @@ from retail_assets.domain import (
     Execution,
     MartsPlan,
     PlanError,
+    QuarantineTable,
 )
 from retail_assets.settings import SAMPLE_SOURCE, Settings
 
@@ -110,6 +117,11 @@ class OnlineRetail(Domain):
 
         return processed_versions(lake)
 
+    def quarantines(self) -> Sequence[QuarantineTable]:
+        """That of its one table."""
+        places = ("source", "row")
+        return [QuarantineTable(ONLINE_RETAIL_DATA.table, QUARANTINE, places, mask_personal)]
+
     def questions(self, settings: Settings) -> "Iterator[Question]":
         """Whether the source answers."""
         from retail_assets.resources.cloud_checks import Question
@@ -126,6 +138,28 @@ class OnlineRetail(Domain):
 
         shown = ", ".join(redact(location) for location in settings.online_retail_locations)
         return {"online_retail_source": shown}
+
+
+def mask_personal(reason: str, text: str) -> tuple[str, str]:
+    """Reason and text of a quarantined row without the customer.
+
+    A text that is not of all columns, such as a row of too many fields, is masked whole.
+    """
+    from retail_assets.losses import MASK, public_reason
+
+    personal = ONLINE_RETAIL_DATA.personal
+    shown = public_reason(reason, personal)
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return shown, MASK
+    if not isinstance(fields, list) or len(fields) != len(SOURCE_COLUMNS):
+        return shown, MASK
+    masked = [
+        MASK if name in personal and field else field
+        for name, field in zip(SOURCE_COLUMNS, fields, strict=True)
+    ]
+    return shown, json.dumps(masked, ensure_ascii=False)
 
 
 def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str] | None:

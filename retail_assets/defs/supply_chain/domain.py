@@ -10,8 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retail_assets.dataset import Dataset
-from retail_assets.defs.supply_chain.contract import DOMAIN, LANDED, TOPIC, TRANSFORMED
-from retail_assets.domain import DefsModule, Domain, Execution, MartsPlan, PlanError
+from retail_assets.defs.supply_chain.contract import (
+    DEAD_LETTERS,
+    DOMAIN,
+    LANDED,
+    MESSAGES,
+    TOPIC,
+    TRANSFORMED,
+)
+from retail_assets.domain import (
+    DefsModule,
+    Domain,
+    Execution,
+    MartsPlan,
+    PlanError,
+    QuarantineTable,
+)
 from retail_assets.settings import Settings, redacted
 
 if TYPE_CHECKING:
@@ -94,6 +108,13 @@ class SupplyChain(Domain):
         from retail_assets.defs.supply_chain.star import star_rows, star_versions
 
         return star_versions(lake, dataset) if star_rows(lake) else {}
+
+    def quarantines(self) -> Sequence[QuarantineTable]:
+        """The dead letters."""
+        from retail_assets.defs.supply_chain.messages import mask_personal
+
+        places = ("topic", "partition", "offset")
+        return [QuarantineTable(MESSAGES.table, DEAD_LETTERS, places, mask_personal)]
 
     def questions(self, settings: Settings) -> "Iterator[Question]":
         """Whether broker and database answer."""

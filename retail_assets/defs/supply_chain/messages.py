@@ -674,3 +674,36 @@ def count_by_reason(dead: "pa.Table") -> Mapping[str, int]:
         expected = reason.partition(", found")[0]
         counts[expected] = counts.get(expected, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+# What is personal.
+
+_PERSONAL = {c.header for c in SOURCE_COLUMNS if c.name in MESSAGES.personal}
+_PUBLIC = set(_HEADERS) - _PERSONAL
+
+
+def mask_personal(reason: str, text: str) -> tuple[str, str]:
+    """Reason and text of a dead letter without what may be personal.
+
+    That is also what stands under an unknown name, holds other values, or is in no object.
+    """
+    from retail_assets.losses import MASK, public_reason
+
+    shown = public_reason(reason, _PERSONAL)
+    if shown.startswith("expected"):  # of the message as a whole
+        shown = shown.partition(", found the ")[0]
+    try:
+        found = _load(text)
+    except (ValueError, RecursionError):
+        return shown, MASK
+    if not isinstance(found, _Pairs):
+        return shown, MASK
+    members = (
+        f"{_quote(name)}:{_render(value if _is_public(name, value) else MASK)}"
+        for name, value in found
+    )
+    return shown, "{" + ",".join(members) + "}"
+
+
+def _is_public(name: str, value: Any) -> bool:
+    return value is None or (name in _PUBLIC and not isinstance(value, list))

@@ -1,0 +1,180 @@
+"""What is in the lake's quarantine: the reasons, how often each, and a few rows of each.
+
+Here: counting, and choosing what is shown. Not here: which tables have a quarantine and what of a
+row is personal (each domain's domain.py), printing (tables.py).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from retail_assets.defs.registry import domains
+from retail_assets.domain import QuarantineTable
+from retail_assets.errors import PermanentError, TransientError
+from retail_assets.resources.lake import LakeResource
+from retail_assets.settings import Settings
+
+_SAMPLES = 3
+# A reason says what was expected, then this and what was found.
+_FOUND = ", found "
+
+
+class UnknownTableError(PermanentError):
+    """No table of that name has a quarantine; the message says which have."""
+
+
+class UnreadQuarantineError(TransientError):
+    """Files of a quarantine could not be read; the message says why."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row of a source that was quarantined, or that stands without the value that was found.
+
+    ``places`` say where in the source it stood, ``file`` which file of the lake has it.
+    """
+
+    places: Mapping[str, str | int | None]
+    found: str | None
+    text: str | None
+    row_stays: bool
+    file: str
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What was expected; of how many rows, and of how many values whose rows stay."""
+
+    expected: str
+    rows: int
+    values: int
+    samples: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class TableQuarantine:
+    """A table's reasons, the most frequent first."""
+
+    table: str
+    reasons: Sequence[Reason]
+
+    @property
+    def rows(self) -> int:
+        """Rows that are not in the table."""
+        return sum(reason.rows for reason in self.reasons)
+
+    @property
+    def values(self) -> int:
+        """Values that are null in rows that stand."""
+        return sum(reason.values for reason in self.reasons)
+
+
+def read_quarantine(
+    settings: Settings, asked: str | None, *, personal: bool
+) -> list[TableQuarantine]:
+    """The quarantine of the table ``asked``, of all tables of the domain ``asked``, or of all.
+
+    Without ``personal``, personal data is masked.
+
+    Raises:
+        UnknownTableError: there is neither a table nor a domain of that name.
+        UnreadQuarantineError: a file could not be read.
+    """
+    tables = {domain.name: domain.quarantines() for domain in domains()}
+    chosen = [
+        table
+        for name, found in tables.items()
+        for table in found
+        if asked in (None, name, table.table)
+    ]
+    if not chosen:
+        names = ", ".join(table.table for found in tables.values() for table in found)
+        raise UnknownTableError(
+            f"{asked!r} is no table that has a quarantine; one of: {names}; or a domain:"
+            f" {', '.join(tables)}"
+        )
+    lake = LakeResource.of(settings)
+    return [_read(lake, table, personal) for table in chosen]
+
+
+def to_json(tables: Sequence[TableQuarantine]) -> str:
+    """One JSON document of what ``read_quarantine`` found."""
+    found = [{"rows": table.rows, "values": table.values, **asdict(table)} for table in tables]
+    return json.dumps({"tables": found}, indent=2, ensure_ascii=False)
+
+
+def _read(lake: LakeResource, table: QuarantineTable, personal: bool) -> TableQuarantine:
+    names = lake.table_files("quarantine", table.dataset)
+    if not names:
+        return TableQuarantine(table.table, [])
+    import duckdb
+
+    try:
+        files = lake.local_copies([lake.uri(name) for name in names])
+        found = _count(files, names, table.places)
+    except (duckdb.IOException, duckdb.InvalidInputException, FileNotFoundError) as error:
+        raise UnreadQuarantineError(
+            f"{lake.uri('quarantine')}/{table.dataset.folder} could not be read"
+            f" ({str(error).splitlines()[0]}). Where a run replaced it meanwhile, run this again."
+        ) from error
+    reasons = [
+        Reason(expected, rows, values, [_sample(table, row, personal) for row in samples])
+        for expected, rows, values, samples in found
+    ]
+    return TableQuarantine(table.table, reasons)
+
+
+def _count(
+    files: Sequence[str], names: Sequence[str], places: Sequence[str]
+) -> list[tuple[str, int, int, list[dict[str, Any]]]]:
+    """Reasons without what was found, rows, values, and some rows of the latest partitions."""
+    import duckdb
+    import pyarrow as pa
+
+    place = ", ".join(f'"{name}": rows."{name}"' for name in places)
+    with duckdb.connect() as connection:
+        connection.register("lake_files", pa.table({"filename": files, "file": names}))
+        # Files of earlier versions do not say whether a row stays: then it does not.
+        return connection.execute(
+            f"""
+            with rows as (
+                select * from read_parquet(
+                    $1, union_by_name = true, filename = true, hive_partitioning = false
+                )
+                union all by name
+                (select null::boolean as row_stays limit 0)
+            ),
+            marked as (
+                select
+                    split_part(reason, $2, 1) as expected,
+                    coalesce(row_stays, false) as stays,
+                    {{
+                        file: lake_files.file,
+                        places: {{{place}}},
+                        reason: reason,
+                        text: text,
+                        stays: coalesce(row_stays, false)
+                    }} as sample
+                from rows join lake_files using (filename)
+            )
+            select
+                expected,
+                count(*) filter (where not stays),
+                count(*) filter (where stays),
+                max(sample, {_SAMPLES})
+            from marked
+            group by expected
+            order by count(*) desc, expected
+            """,
+            [files, _FOUND.rstrip()],
+        ).fetchall()
+
+
+def _sample(table: QuarantineTable, row: Mapping[str, Any], personal: bool) -> Sample:
+    reason, text = row["reason"], row["text"]
+    if not personal:
+        reason, masked = table.mask(reason, text or "")
+        text = masked if text else text
+    _, _, found = reason.partition(_FOUND)
+    return Sample(row["places"], found or None, text, row["stays"], row["file"])
