@@ -202,7 +202,10 @@ def doctor() -> None:
 def quarantine(
     table: Annotated[
         str | None,
-        typer.Argument(help="such as malaysian_coffee_chain.sales, or a domain; default: all"),
+        typer.Argument(
+            metavar="[TABLE]",
+            help="such as malaysian_coffee_chain.sales, or a domain; default: all",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document")] = False,
     personal: Annotated[bool, typer.Option("--personal", help="show personal data too")] = False,

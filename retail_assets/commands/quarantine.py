@@ -100,7 +100,10 @@ def read_quarantine(
 
 def to_json(tables: Sequence[TableQuarantine]) -> str:
     """One JSON document of what ``read_quarantine`` found."""
-    found = [{"rows": table.rows, "values": table.values, **asdict(table)} for table in tables]
+    found = [
+        {"table": table.table, "rows": table.rows, "values": table.values, **asdict(table)}
+        for table in tables
+    ]
     return json.dumps({"tables": found}, indent=2, ensure_ascii=False)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PIPE_WIDTH = 170
 _LONGEST_LINE = 300
+_MOST_REASONS = 20
 
 
 def _console() -> Console:
@@ -86,7 +87,7 @@ def print_quarantine(tables: "Sequence[TableQuarantine]") -> None:
     for table in tables:
         counted = Quarantined(table.rows, table.values).describe() or "nothing is quarantined"
         _print_line(console, f"{table.table}: {counted}")
-        for reason in table.reasons:
+        for reason in table.reasons[:_MOST_REASONS]:
             counted = Quarantined(reason.rows, reason.values).describe()
             _print_line(console, f"{counted}: {reason.expected}", "  ")
             for sample in reason.samples:
@@ -99,6 +100,9 @@ def print_quarantine(tables: "Sequence[TableQuarantine]") -> None:
                 found = f", found {sample.found}" if sample.found else ""
                 text = "" if sample.text is None else f": {sample.text}"
                 _print_line(console, f"{place}{stays}{found}{text}", "    ")
+        more = len(table.reasons) - _MOST_REASONS
+        if more > 0:
+            _print_line(console, f"and {more:,} more reasons: --json has all", "  ")
 
 
 class _Speed(ProgressColumn):

@@ -53,35 +53,50 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return load_settings()
 
 
-def put(lake: LakeResource, table: Dataset, column: str, parts: dict[str, Sequence[Row]]) -> None:
-    """Replace partitions of a quarantine, as the domains' assets do."""
-    schema = table.arrow_schema
-    if any("row_stays" in row for rows in parts.values() for row in rows):
+def put(
+    lake: LakeResource,
+    table: Dataset,
+    key: str,
+    rows: Sequence[Row],
+    row_stays: bool | None = None,
+) -> None:
+    """Replace a partition of a quarantine, as the domains' assets do.
+
+    Without ``row_stays`` the file is an earlier version's, which has no such column.
+    """
+    declared = table.arrow_schema
+    schema = pa.schema([field for field in declared if field.name != "row_stays"])
+    if row_stays is not None:
         schema = schema.append(pa.field("row_stays", pa.bool_()))
-    tables = {key: pa.Table.from_pylist(list(rows), schema=schema) for key, rows in parts.items()}
+        rows = [row | {"row_stays": row_stays} for row in rows]
+    column = "" if not key else table.partition_by or "invoice_date"
     with lake.staging("run") as stage:
-        stage.write_partitions("quarantine", table, column, tables.items())
-        stage.publish("quarantine", table, column, list(parts))
+        written = pa.Table.from_pylist(list(rows), schema=schema)
+        stage.write_partitions("quarantine", table, column, [(key, written)] if rows else [])
+        stage.publish("quarantine", table, column, [key])
 
 
-def put_online(lake: LakeResource, rows: Sequence[tuple[str, str]], day: str = D1) -> None:
+def put_online(lake: LakeResource, rows: Sequence[tuple[str, str]]) -> None:
     parts = [
         {"source": "shop.csv", "row": at, "reason": reason, "text": text}
         for at, (reason, text) in enumerate(rows, start=2)
     ]
-    put(lake, QUARANTINE, "invoice_date", {day: parts})
+    put(lake, QUARANTINE, D1, parts)
 
 
 def put_drop(
-    lake: LakeResource, table: Dataset, rows: Sequence[tuple[str, str]], day: str, **more: Any
+    lake: LakeResource,
+    table: Dataset,
+    rows: Sequence[tuple[str, str]],
+    day: str,
+    row_stays: bool | None = None,
 ) -> None:
     partition = {"drop_date": date.fromisoformat(day)} if table.partition_by else {}
     parts = [
-        {**partition, "file": f"raw/{day}.csv", "reason": reason, "text": text, **more}
+        {**partition, "file": f"raw/{day}.csv", "reason": reason, "text": text}
         for reason, text in rows
     ]
-    column = table.partition_by or ""
-    put(lake, quarantine_of(table), column, {day if column else "": parts})
+    put(lake, quarantine_of(table), day if table.partition_by else "", parts, row_stays)
 
 
 def put_messages(lake: LakeResource, values: Iterable[bytes | None], start: int = 0) -> None:
@@ -310,7 +325,8 @@ def messages(draw: st.DrawFn) -> bytes:
     elif kind == "text":
         return json.dumps(fields[name]).encode()
     elif kind == "row":
-        return ";".join(map(str, fields.values())).encode()
+        # So few that it cannot be a whole row, which would be withheld.
+        return ";".join(map(str, list(fields.values())[:13])).encode()
     elif kind == "nul":
         fields[name] += "\0"
     text = json.dumps(fields, ensure_ascii=draw(st.booleans())).encode()
@@ -376,6 +392,19 @@ def test_the_command_shows_no_personal_value_unless_asked_for(
     assert counts["raw_streaming.supply_chain_data"] == len(letters)
 
 
+def test_reasons_without_end_are_cut_on_a_terminal_alone(settings: Settings) -> None:
+    rows = [(f"date_time: {n} is too late", "") for n in range(30)]
+    put_drop(LakeResource.of(settings), SALES, rows, D1)
+
+    _, output = command("malaysian_coffee_chain.sales")
+
+    assert output.splitlines()[-1] == "  and 10 more reasons: --json has all"
+    assert output.count(" is too late") == 20
+    assert (
+        len(found("malaysian_coffee_chain.sales")["malaysian_coffee_chain.sales"]["reasons"]) == 30
+    )
+
+
 def test_a_text_of_others_stays_on_its_line(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,7 +431,7 @@ def test_a_bucket_is_read_as_a_folder_is(
             put_drop(lake, SALES, [("quantity: expected one, found 'two'", "gone")] * 2, D1)
             put_drop(lake, SALES, [("quantity: expected one, found 'two'", "there")], D1)
             put_drop(lake, OUTLET, [("postcode: expected one, found 'x'", "gone")], D1)
-            put(lake, quarantine_of(OUTLET), "", {"": []})
+            put_drop(lake, OUTLET, [], D1)
             put_messages(lake, [b"1", b"[]"])
 
         there, here = (
