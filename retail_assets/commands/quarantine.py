@@ -7,7 +7,7 @@ row is personal (each domain's domain.py), printing (tables.py).
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from retail_assets.defs.registry import domains
 from retail_assets.domain import QuarantineTable
@@ -16,6 +16,8 @@ from retail_assets.resources.lake import LakeResource
 from retail_assets.settings import Settings
 
 _SAMPLES = 3
+# DuckDB keeps the footer of each file that it reads until all are read, 20 kB each.
+_FILES_AT_ONCE = 10_000
 # A reason says what was expected, then this and what was found.
 _FOUND = ", found "
 
@@ -107,6 +109,12 @@ def to_json(tables: Sequence[TableQuarantine]) -> str:
     return json.dumps({"tables": found}, indent=2, ensure_ascii=False)
 
 
+class _Counted(NamedTuple):
+    rows: int
+    values: int
+    samples: list[dict[str, Any]]
+
+
 def _read(lake: LakeResource, table: QuarantineTable, personal: bool) -> TableQuarantine:
     names = lake.table_files("quarantine", table.dataset)
     if not names:
@@ -122,16 +130,32 @@ def _read(lake: LakeResource, table: QuarantineTable, personal: bool) -> TableQu
             f" ({str(error).splitlines()[0]}). Where a run replaced it meanwhile, run this again."
         ) from error
     reasons = [
-        Reason(expected, rows, values, [_sample(table, row, personal) for row in samples])
-        for expected, rows, values, samples in found
+        Reason(expected, x.rows, x.values, [_sample(table, row, personal) for row in x.samples])
+        for expected, x in found.items()
     ]
     return TableQuarantine(table.table, reasons)
 
 
 def _count(
     files: Sequence[str], names: Sequence[str], places: Sequence[str]
+) -> dict[str, _Counted]:
+    """By reason without what was found, the most frequent first; rows of the latest partitions."""
+    found: dict[str, _Counted] = {}
+    for start in range(0, len(files), _FILES_AT_ONCE):
+        part = slice(start, start + _FILES_AT_ONCE)
+        for expected, rows, values, samples in _count_some(files[part], names[part], places):
+            before = found.get(expected, _Counted(0, 0, []))
+            found[expected] = _Counted(
+                before.rows + rows,
+                before.values + values,
+                [*samples, *before.samples][:_SAMPLES],  # names are in order: these are later
+            )
+    return dict(sorted(found.items(), key=lambda item: (-item[1].rows - item[1].values, item[0])))
+
+
+def _count_some(
+    files: Sequence[str], names: Sequence[str], places: Sequence[str]
 ) -> list[tuple[str, int, int, list[dict[str, Any]]]]:
-    """Reasons without what was found, rows, values, and some rows of the latest partitions."""
     import duckdb
     import pyarrow as pa
 
@@ -168,7 +192,6 @@ def _count(
                 max(sample, {_SAMPLES})
             from marked
             group by expected
-            order by count(*) desc, expected
             """,
             [files, _FOUND.rstrip()],
         ).fetchall()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from retail_assets.cli import app
+from retail_assets.commands import quarantine as module
 from retail_assets.commands.quarantine import UnreadQuarantineError, read_quarantine, to_json
 from retail_assets.commands.tables import print_quarantine
 from retail_assets.dataset import Dataset
@@ -195,6 +196,24 @@ def test_rows_are_counted_by_what_was_expected(settings: Settings) -> None:
         f"  8 rows: {quantity}",
         f"    raw/{D2}.csv, found '3, found x': {line}",
     ]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 10])
+def test_however_many_files_are_read_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(module, "_FILES_AT_ONCE", at_once)
+    lake = LakeResource.of(settings)
+    put_drop(lake, SALES, [("b: expected one, found 1", "")], D2, row_stays=True)
+    for day in ("2022-12-27", "2022-12-28", "2022-12-29", D1):
+        put_drop(lake, SALES, [("a: expected one, found 1", "")] * 2, day)
+
+    first, second = found("malaysian_coffee_chain.sales")["malaysian_coffee_chain.sales"]["reasons"]
+
+    assert (first["expected"], first["rows"], first["values"]) == ("a: expected one", 8, 0)
+    places = [sample["places"]["file"] for sample in first["samples"]]
+    assert places == [f"raw/{day}.csv" for day in (D1, D1, "2022-12-29")]
+    assert (second["rows"], second["values"]) == (0, 1)
 
 
 def test_values_whose_rows_stay_are_counted_apart_beside_files_that_do_not_know_them(

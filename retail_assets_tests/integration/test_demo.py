@@ -1,5 +1,6 @@
 """The commands in the order a newcomer types them, on the generated sample."""
 
+import json
 import re
 from pathlib import Path
 
@@ -69,6 +70,20 @@ def test_status_shows_settings_and_tables(home: Path, retail_assets: Command) ->
     assert "transformed_data/fact_order" in done.stdout
     assert "supply_chain_core/inventory_levels" in done.stdout
     assert "never" not in done.stdout
+
+
+def test_quarantine_lists_what_the_sample_has_that_cannot_be_read(
+    home: Path, retail_assets: Command
+) -> None:
+    done = retail_assets("quarantine", "--json", home=home)
+    assert done.returncode == 0, done.stderr
+    tables = {table["table"]: table for table in json.loads(done.stdout)["tables"]}
+    sales = tables["malaysian_coffee_chain.sales"]
+    kinds = {reason["expected"].partition(":")[0] for reason in sales["reasons"]}
+    assert kinds == {"date_time", "quantity"}
+    samples = [sample for reason in sales["reasons"] for sample in reason["samples"]]
+    assert all(re.fullmatch("none|'.*'", sample["found"]) for sample in samples)
+    assert tables["raw_streaming.supply_chain_data"]["reasons"] == []
 
 
 def test_status_redacts_credentials(tmp_path: Path, retail_assets: Command) -> None:
