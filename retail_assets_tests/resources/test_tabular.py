@@ -1,13 +1,17 @@
 """Tests of retail_assets.resources.tabular, over real files in every container and encoding."""
 
+import bz2
 import csv
 import gzip
 import hashlib
 import io
+import lzma
 import random
+import re
+import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +20,19 @@ import xlsxwriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retail_assets.resources import tabular
 from retail_assets.resources.tabular import (
+    CELL_MARKS,
+    NO_VALUE_MARK,
     RejectedRow,
     ScannedCsv,
+    TextTable,
     UnreadableFileError,
+    clean_name,
     open_tables,
     scan_csv,
+    workbook_xml,
 )
+from retail_assets.resources.tabular import scan as scanning
 
 Cells = list[str | None]
 
@@ -41,24 +50,28 @@ class Content:
     numbers: list[int]
     count: int
     rejected: list[RejectedRow]
+    delimiter: str
+    has_marked_cells: bool
+
+
+def content_of(table: TextTable) -> Content:
+    records = [row for batch in table.batches for row in batch.to_pylist()]
+    return Content(
+        table.label,
+        table.header,
+        [[r[str(i)] for i in range(len(table.header))] for r in records],
+        [r["row"] for r in records],
+        table.rows,
+        table.rejected,
+        table.delimiter,
+        table.has_marked_cells,
+    )
 
 
 def read(path: Path) -> list[Content]:
     scratch = path.parent / "scratch"
-    found = []
-    with open_tables(path, scratch) as tables:
-        for table in tables:
-            records = [row for batch in table.batches for row in batch.to_pylist()]
-            found.append(
-                Content(
-                    table.label,
-                    table.header,
-                    [[r[str(i)] for i in range(len(table.header))] for r in records],
-                    [r["row"] for r in records],
-                    table.rows,
-                    table.rejected,
-                )
-            )
+    with open_tables(path, scratch) as opened:
+        found = [content_of(table) for table in opened.tables]
     assert list(scratch.iterdir()) == []
     return found
 
@@ -183,14 +196,6 @@ def test_broken_utf8_in_a_ragged_row_does_not_stop_the_file(written: Written) ->
     assert len(table.rejected) == 1
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_utf16_is_refused(written: Written, encoding: str) -> None:
-    mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
-
-    with pytest.raises(UnreadableFileError, match="UTF-16"):
-        read(written(mark + "a,b\n1,2\n".encode(encoding)))
-
-
 def test_ragged_rows_are_told_with_line_reason_and_text(written: Written) -> None:
     (table,) = read(written("a,b\n1,2\n3\n4,5\n6,7,8\n3\n9,10\n"))
 
@@ -277,7 +282,7 @@ def test_a_gzip_of_nothing_is_refused(written: Written) -> None:
         read(written(gzip.compress(b""), "table.csv.gz"))
 
 
-@pytest.mark.parametrize("text", ["\n", "\n\n", ",,\n1,2,3\n"])
+@pytest.mark.parametrize("text", ["\n", "\n\n", ",,\n", ' \t\n"",\n;;\n', "sep=;\n;\n"])
 def test_a_file_without_a_header_is_refused(written: Written, text: str) -> None:
     with pytest.raises(UnreadableFileError, match="no header"):
         read(written(text))
@@ -389,7 +394,7 @@ def test_two_zips_with_a_member_of_one_name_share_a_scratch(
     ):
         found = [
             [row["0"] for batch in table.batches for row in batch.to_pylist()]
-            for table in (*ones, *twos)
+            for table in (*ones.tables, *twos.tables)
         ]
 
     assert found == [["1"], ["2"]]
@@ -402,7 +407,7 @@ def test_gzip_within_a_zip_is_read(written: Written) -> None:
 
 
 def test_scratch_is_left_clean_when_the_reader_fails(written: Written, tmp_path: Path) -> None:
-    path = written(zipped(("a.csv", "x\n1\n"), ("b.csv", b"\xff\xfex\x00")), "t.zip")
+    path = written(zipped(("a.csv", "x\n1\n"), ("b.csv", b"%PDF-1.7")), "t.zip")
 
     with pytest.raises(UnreadableFileError), open_tables(path, tmp_path / "scratch"):
         pass
@@ -498,9 +503,516 @@ def test_what_the_csv_module_writes_is_what_is_read(
         path.write_bytes(gzip.compress(data) if packed else data)
         (table,) = read(path)
 
-    assert table.rows == [[value or None for value in row] for row in rows]
-    assert table.numbers == list(range(2, len(rows) + 2))
+    filled = {at: row for at, row in enumerate(rows, start=2) if "".join(row).strip(" \t")}
+    assert table.rows == [[value or None for value in row] for row in filled.values()]
+    assert table.numbers == list(filled)
     assert table.rejected == []
+
+
+# ---- headers, dialects, other formats
+
+
+def is_wanted(names: Sequence[str]) -> bool:
+    return {"code", "price"} <= set(names)
+
+
+def read_wanted(path: Path) -> tuple[list[Content], list[str]]:
+    with open_tables(path, path.parent / "scratch", is_header=is_wanted) as opened:
+        return [content_of(table) for table in opened.tables], opened.skipped
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("declared", ["", "sep=", '"sep=', "SEP="])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"], ids=["LF", "CRLF", "CR"])
+def test_the_header_says_what_separates_fields(
+    written: Written, delimiter: str, declared: str, newline: str
+) -> None:
+    first = declared and declared + delimiter + '"' * declared.startswith('"') + newline
+    rows = [["code", "price"], ["a", '"2,5;|"'], ["", ""], ["b"], ["c", "3"]]
+    path = written(first + "".join(delimiter.join(row) + newline for row in rows))
+
+    (table,) = read(path)
+
+    assert table.header == ["code", "price"]
+    assert table.delimiter == delimiter
+    assert table.rows == [["a", "2,5;|"], ["c", "3"]]
+    assert [r.row for r in table.rejected] == [5 if declared else 4]
+    assert table.count == 3
+    assert read_wanted(path) == ([table], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [
+        ("a b\n1;2\n", ["a b"]),
+        ("a;b,c\n", ["a;b", "c"]),
+        ("a;b;c,d\n", ["a", "b", "c,d"]),
+        ('"a,b,c";d\n', ["a,b,c", "d"]),
+        ("sep=;\na,b,c\n1;2\n", ["a,b,c"]),
+        ("sep=^\na^b\n", ["a", "b"]),
+        ("sep=\na,b\n", ["sep="]),
+    ],
+)
+def test_without_a_wanted_header_most_fields_decide_then_the_comma(
+    written: Written, text: str, header: list[str]
+) -> None:
+    assert [table.header for table in read(written(text))] == [header]
+
+
+def test_the_wanted_header_decides_against_more_fields_and_a_declaration(written: Written) -> None:
+    text = "sep=;\ncode,price,a;b;c;d;e\n1,2,3\n"
+
+    ((table,), skipped) = read_wanted(written(text))
+
+    assert table.rows == [["1", "2", "3"]]
+    assert skipped == []
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        "Sales of May\n",
+        "Sales of May,,\n,,\n",
+        "\n\nSales; of | May\nby me\n\n",
+        'An "odd" title\n',
+        '"A quote never closed\n',
+        '"two\nlines",x\n',
+        "code,costs\n" * 19,
+    ],
+)
+def test_rows_above_the_header_are_skipped_and_said(written: Written, above: str) -> None:
+    text = above + 'code,"price"\n1,2\n3\n4,5\n'
+
+    ((table,), skipped) = read_wanted(written(text))
+
+    lines = above.count("\n")
+    assert table.rows == [["1", "2"], ["4", "5"]]
+    assert table.numbers == [lines + 2, lines + 3]
+    assert [(r.row, r.text) for r in table.rejected] == [(lines + 3, "3")]
+    (said,) = skipped
+    assert re.fullmatch(r"table\.csv: \d+ rows? above the header", said)
+
+
+def test_a_header_far_below_is_none(written: Written) -> None:
+    ((table,), skipped) = read_wanted(written("code,costs\n" * 20 + "code,price\n1,2\n"))
+
+    assert table.header == ["code", "costs"]
+    assert skipped == []
+
+
+def test_names_of_several_lines_are_one_header(written: Written) -> None:
+    ((table,), _) = read_wanted(written('code,"the\nlong\r\nname"," price\xa0"\n1,2,3\n'))
+
+    assert table.header == ["code", "the long name", "price"]
+    assert (table.rows, table.numbers) == ([["1", "2", "3"]], [4])
+
+
+def test_a_quote_never_closed_in_a_header_takes_no_rows(written: Written) -> None:
+    (table,) = read(written('a,"b\n1,2\n3,4\n'))
+
+    assert table.header == ["a", "b"]
+    assert table.rows == [["1", "2"], ["3", "4"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("\ufeffInvoiceNo", "InvoiceNo"),
+        ('\ufeff"Invoice\xa0No"', "Invoice No"),
+        ("Customer\r\nID ", "Customer ID"),
+        ('""', ""),
+        ("Zoë's  \t price", "Zoë's price"),
+    ],
+)
+def test_a_cleaned_name(text: str, name: str) -> None:
+    assert clean_name(text) == name
+    assert clean_name(name) == name
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_utf16_is_read_with_its_mark_or_without(
+    written: Written, encoding: str, is_marked: bool, pack: Callable[[bytes], bytes]
+) -> None:
+    mark = "\ufeff" if is_marked and encoding != "utf-16" else ""
+    text = mark + "code,price\r\n日本 €,1\r\n" + "😀,2\r\n" * 3000 + "3\r\n"
+
+    ((table,), _) = read_wanted(written(pack(text.encode(encoding))))
+
+    assert table.header == ["code", "price"]
+    assert table.rows == [["日本 €", "1"], *[["😀", "2"]] * 3000]
+    assert [(r.row, r.text) for r in table.rejected] == [(3003, "3")]
+
+
+def test_half_a_character_of_utf16_rejects_its_row_alone(written: Written) -> None:
+    data = "code,price\n1,2\n".encode("utf-16-le") + b"\x00\xd8,\x003\x00\n\x00"
+
+    (table,) = read(written(data + "4,5\n6,7".encode("utf-16-le") + b"8"))
+
+    assert table.rows == [["1", "2"], ["4", "5"]]
+    assert [(r.row, r.text) for r in table.rejected] == [(3, "\\x00\\xd8,3"), (5, "6,7\\x38")]
+
+
+OTHER_FORMATS = {
+    "old workbook": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), r"\.xls\).*encrypted"),
+    "bzip2": (bz2.compress(b"a,b\n1,2\n"), "bzip2"),
+    "xz": (lzma.compress(b"a,b\n1,2\n"), "xz"),
+    "lzma": (lzma.compress(b"a,b\n1,2\n", format=lzma.FORMAT_ALONE), "LZMA"),
+    "Zstandard": (b"\x28\xb5\x2f\xfd\x04\x58", "Zstandard"),
+    "7z": (b"7z\xbc\xaf\x27\x1c\x00\x04", "7-Zip"),
+    "rar": (b"Rar!\x1a\x07\x01\x00", "RAR"),
+    "Parquet": (b"PAR1\x15\x04", "Parquet"),
+    "PDF": (b"%PDF-1.7\n%\xe2\xe3", "PDF"),
+    "HTML": (b"\xef\xbb\xbf\n <!DOCTYPE html><html>", "HTML"),
+    "HTML in UTF-16": ("<HTML>\n".encode("utf-16"), "HTML"),
+    "spreadsheet in XML": (b'<?xml version="1.0"?>\n<?mso-application?>', "XML"),
+    "UTF-32": ("a,b\n1,2\n".encode("utf-32"), "UTF-32"),
+    "UTF-32 without a mark": ("a,b\n1,2\n".encode("utf-32-be"), "UTF-32"),
+    "NULs": (bytes(2000), "binary"),
+    "binary": (bytes(range(256)) * 20, "binary"),
+    "random": (random.Random(2).randbytes(5000), "binary"),
+    "gzip within": (gzip.compress(b"a,b\n1,2\n"), "gzip"),
+}
+
+
+@pytest.mark.parametrize("name", ["source.csv", "source.xlsx", "source"])
+@pytest.mark.parametrize("pack", ["", "gz", "zip"])
+@pytest.mark.parametrize("kind", OTHER_FORMATS)
+def test_another_format_is_refused_by_its_name(
+    written: Written, kind: str, pack: str, name: str
+) -> None:
+    data, named = OTHER_FORMATS[kind]
+    if kind == "gzip within" and pack != "gz":
+        pytest.skip("a gzip is read")
+    if pack == "zip":
+        data, name = zipped((f"{name}.csv", data)), "t.zip"
+    path = written(gzip.compress(data) if pack == "gz" else data, name)
+
+    with pytest.raises(UnreadableFileError, match=named) as error:
+        read(path)
+
+    assert str(error.value).isprintable()
+    assert name in str(error.value)
+    assert "ave it" in str(error.value) or "npack it" in str(error.value)
+
+
+def test_a_tar_is_refused_by_its_name(written: Written) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.csv"))
+
+    with pytest.raises(UnreadableFileError, match="tar archive"):
+        read(written(buffer.getvalue(), "t.tgz"))
+
+
+@pytest.mark.parametrize(
+    ("member", "named"),
+    [("xl/workbook.bin", "xlsb"), ("content.xml", "OpenDocument"), ("Index/Document.iwa", "Num")],
+)
+def test_other_workbooks_are_refused_by_name(written: Written, member: str, named: str) -> None:
+    with pytest.raises(UnreadableFileError, match=named):
+        read(written(zipped((member, "x")), "book.xlsx"))
+
+
+def test_parts_without_the_header_are_skipped_and_said(written: Written, tmp_path: Path) -> None:
+    book = workbook(
+        tmp_path / "book.xlsx",
+        Notes=[["note"], ["see below"]],
+        Data=[["Report"], [], ["code", "price"], ["x", 1], [" ", None], ["y", 2]],
+        Empty=[],
+    )
+    path = written(
+        zipped(
+            ("README.txt", "Read me, please\n"),
+            ("empty.csv", ""),
+            ("blank.csv", ",,\n"),
+            ("other.csv", "a;b\n1;2\n"),
+            ("data.csv", "code;price\n1;2\n"),
+            ("book.xlsx", book.read_bytes()),
+            ("scan.pdf", "%PDF-"),
+        ),
+        "t.zip",
+    )
+
+    found, skipped = read_wanted(path)
+
+    assert [(t.label, t.delimiter, t.rows, t.numbers) for t in found] == [
+        ("t.zip/data.csv", ";", [["1", "2"]], [2]),
+        ("t.zip/book.xlsx[Data]", ",", [["x", "1"], ["y", "2"]], [4, 6]),
+    ]
+    assert [text.split(":")[0] for text in sorted(skipped)] == [
+        "t.zip/README.txt",
+        "t.zip/blank.csv has no header; expected the table's column names.",
+        "t.zip/book.xlsx[Data]",
+        "t.zip/book.xlsx[Notes]",
+        "t.zip/empty.csv is empty; expected a header and rows. Fetch it again.",
+        "t.zip/other.csv",
+        "t.zip/scan.pdf",
+    ]
+
+
+def test_where_no_part_has_the_header_the_first_rows_are_shown(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "b.xlsx", A=[[], ["a", "b"], [1, 2]], B=[["c"]])
+
+    found, skipped = read_wanted(path)
+
+    assert [(t.header, t.rows, t.numbers) for t in found] == [
+        (["a", "b"], [["1", "2"]], [3]),
+        (["c"], [], []),
+    ]
+    assert skipped == []
+
+
+NAMES = ["code", "price", "name"]
+cell = st.text(st.sampled_from('ab1,;|\t "\n.é'), max_size=5)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    delimiter=st.sampled_from(",;\t|"),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    newline=st.sampled_from(["\n", "\r\n"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"]),
+    titles=st.lists(
+        st.sampled_from(["", ",,", ";", "A title", "Sales, May;", '"x;y"']), max_size=9
+    ),
+    declared=st.booleans(),
+    rows=st.lists(
+        st.one_of(
+            st.lists(cell, min_size=3, max_size=3),
+            st.lists(st.sampled_from(["", " ", "\t"]), min_size=1, max_size=5),
+        ),
+        max_size=8,
+    ),
+)
+def test_any_dialect_is_read_as_the_csv_module_wrote_it(
+    delimiter: str,
+    quoting: int,
+    newline: str,
+    encoding: str,
+    titles: list[str],
+    declared: bool,
+    rows: list[list[str]],
+) -> None:
+    buffer = io.StringIO()
+    buffer.write(f"sep={delimiter}{newline}" * declared)
+    buffer.writelines(title + newline for title in titles)
+    writer = csv.writer(
+        buffer,
+        delimiter=delimiter,
+        quoting=quoting,
+        lineterminator=newline,  # type: ignore[arg-type]
+    )
+    writer.writerows([NAMES, *rows])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.csv"
+        path.write_bytes(buffer.getvalue().encode(encoding))
+        ((table,), skipped) = read_wanted(path)
+
+    filled = [row for row in rows if any(value.strip(" \t") for value in row)]
+    assert table.header == NAMES
+    assert table.delimiter == delimiter
+    assert table.rows == [[value or None for value in row] for row in filled]
+    assert (table.rejected, table.count) == ([], len(filled))
+    above = sum(bool(title.strip(",;")) for title in titles)
+    assert skipped == [f"table.csv: {above} row{'s' * (above > 1)} above the header"] * bool(above)
+
+
+# ---- cells that are not what they seem
+
+
+def edited(book: Path, member: str, *changes: tuple[str, str]) -> Path:
+    """The workbook with texts of one of its files replaced, each of which must be there."""
+    with zipfile.ZipFile(book) as archive:
+        members = {i.filename: archive.read(i) for i in archive.infolist()}
+    text = members[member].decode()
+    for old, new in changes:
+        assert old in text, (old, text)
+        text = text.replace(old, new)
+    members[member] = text.encode()
+    book.write_bytes(zipped(*members.items()))
+    return book
+
+
+FORMULAS = {
+    "no value": ('<c r="B2"><f>1+2</f></c>', NO_VALUE_MARK),
+    "openpyxl's": ('<c r="B2"><f>Other!B2</f><v /></c>', NO_VALUE_MARK),
+    "an empty value": ('<c r="B2" s="1"><f>1+2</f><v></v></c>', NO_VALUE_MARK),
+    "a value of blanks": ('<c r="B2"><f>1+2</f>\n<v> </v>\n</c>', NO_VALUE_MARK),
+    "shared": ('<c r="B2"><f t="shared" si="0"/><v/></c>', NO_VALUE_MARK),
+    "a text without a value": ('<c r="B2" t="str"><f>A1&amp;"&gt;"</f></c>', NO_VALUE_MARK),
+    "another type": ('<c r="B2" t="n"><f>1+2</f><v/></c>', NO_VALUE_MARK),
+    "an empty text": ('<c r="B2" t="str"><f>""</f><v></v></c>', None),
+    "an empty text in short": ("<c r='B2' t='str'><f>\"\"</f><v/></c>", None),
+    "a value": ('<c r="B2"><f>1+2</f><v>3</v></c>', "3"),
+    "a text": ('<c r="B2" t="str"><f>A1</f><v>x</v></c>', "x"),
+    "a text inline": ('<c r="B2" t="inlineStr"><f>A1</f><is><t>x</t></is></c>', "x"),
+    "an error": ('<c r="B2" t="e"><f>1/0</f><v>#DIV/0!</v></c>', "#DIV/0!"),
+    "no formula": ('<c r="B2"><v/></c>', None),
+    "no cell": ("", None),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "x:"])
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_a_formula_without_a_value_is_no_empty_cell(tmp_path: Path, kind: str, prefix: str) -> None:
+    cell, expected = FORMULAS[kind]
+    book = workbook(tmp_path / "b.xlsx", one=[["a", "b", "c"], [1, 777, 8], [2, 5, 9]])
+    edited(book, "xl/worksheets/sheet1.xml", ('<c r="B2"><v>777</v></c>', cell))
+    if prefix:
+        opening = re.compile(r"<(/?)(\w)")
+        with zipfile.ZipFile(book) as archive:
+            sheet = archive.read("xl/worksheets/sheet1.xml").decode()
+        plain = sheet.removeprefix(sheet.split("\n", 1)[0])
+        named = opening.sub(rf"<\1{prefix}\2", plain).replace("xmlns=", f"xmlns:{prefix[:-1]}=")
+        edited(book, "xl/worksheets/sheet1.xml", (plain, named))
+
+    (table,) = read(book)
+
+    assert table.rows == [["1", expected, "8"], ["2", "5", "9"]]
+    assert table.numbers == [2, 3]
+    assert table.has_marked_cells == (expected in CELL_MARKS)
+
+
+def test_a_formula_of_several_cells_has_no_value_in_each(tmp_path: Path) -> None:
+    rows = [["a", "b", "c"], *([n, 777, n] for n in range(1, 5))]
+    book = workbook(tmp_path / "b.xlsx", one=rows, two=rows)
+    array = '<c r="B3"><f t="array" ref="B3:C4">x</f><v/></c>'
+    edited(
+        book,
+        "xl/worksheets/sheet1.xml",
+        ('<c r="B3"><v>777</v></c>', array),
+        ('<c r="B4"><v>777</v></c>', '<c r="B4" s="0"/>'),
+        ('<c r="C4"><v>3</v></c>', ""),
+    )
+
+    one, two = read(book)
+
+    mark = NO_VALUE_MARK
+    assert one.rows == [["1", "777", "1"], ["2", mark, "2"], ["3", mark, mark], ["4", "777", "4"]]
+    assert (one.has_marked_cells, two.has_marked_cells) == (True, False)
+    assert two.rows == [[str(value) for value in row] for row in rows[1:]]
+
+
+def test_formulas_are_found_wherever_a_sheet_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = workbook(tmp_path / "b.xlsx", one=[["a", "b"], *([n, 777] for n in range(30))])
+    edited(book, "xl/worksheets/sheet1.xml", ("<v>777</v>", "<f>1+2</f><v></v>"))
+    for size in range(150, 400, 7):
+        monkeypatch.setattr(workbook_xml, "_READ_BYTES", size)
+
+        (table,) = read(book)
+
+        assert table.rows == [[str(n), NO_VALUE_MARK] for n in range(30)]
+
+
+def test_error_cells_are_marks(tmp_path: Path) -> None:
+    book = workbook(tmp_path / "b.xlsx", one=[[], ["a", "b"], [1, 777]])
+    edited(book, "xl/worksheets/sheet1.xml", ("><v>777</v>", ' t="e"><v>#N/A</v>'))
+
+    (table,) = read(book)
+
+    assert table.rows == [["1", "#N/A"]]
+    assert table.has_marked_cells
+    assert "#N/A" in CELL_MARKS
+
+
+SERIAL, MOMENT = 40513.35138888889, "2010-12-01 08:26:00"
+FORMATS = {
+    **dict.fromkeys([14, 22, 27, 30, 31, 36, 50, 57, 58, 71, 77, 81], True),
+    **dict.fromkeys([1, 2, 9, 37, 46, 48, 49, 59, 68, 79], False),
+    **dict.fromkeys(
+        [
+            'yyyy"年"m"月"d"日"',
+            '[$-411]ggge"年"m"月"d"日"',
+            "[$-411]ge.m.d",
+            'ggge"年"',
+            'E"年"',
+            "[$-D07041E]bbbb",
+            "[$-804]aaaa",
+            "dd.mm.yyyy hh:mm",
+            "dd/mm/yy h:mm AM/PM;@",
+            "[Red]d\\-m\\-yyyy",
+            "mm:ss.0",
+        ],
+        True,
+    ),
+    **dict.fromkeys(
+        [
+            "[h]:mm",
+            "[mm]:ss",
+            "General",
+            "Standard",
+            "0.00E+00",
+            '0.00" days"',
+            "0.00 g",
+            "[Red]0.00",
+            "#,##0\\ \\d",
+            "@",
+        ],
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("epoch", [1900, 1904])
+def test_number_formats_of_all_languages_say_what_is_a_date(tmp_path: Path, epoch: int) -> None:
+    path = tmp_path / "b.xlsx"
+    with xlsxwriter.Workbook(str(path), {"date_1904": epoch == 1904}) as book:
+        sheet = book.add_worksheet()
+        sheet.write(0, 0, "a")
+        for row, code in enumerate(FORMATS, start=1):
+            style = book.add_format()
+            style.set_num_format(code)
+            sheet.write_number(row, 0, SERIAL - 1462 * (epoch == 1904), style)
+
+    (table,) = read(path)
+
+    found = {code: value for code, (value,) in zip(FORMATS, table.rows, strict=True)}
+    assert {code: value == MOMENT for code, value in found.items()} == FORMATS
+    assert not table.has_marked_cells
+
+
+def test_hidden_sheets_are_skipped_and_said(tmp_path: Path) -> None:
+    book = workbook(
+        tmp_path / "b.xlsx",
+        shown=[["code", "price"], [1, 2]],
+        old=[["code", "price"]],
+        deep=[["x"]],
+    )
+    edited(
+        book,
+        "xl/workbook.xml",
+        ('sheetId="2"', 'sheetId="2" state="hidden"'),
+        ('sheetId="3"', 'sheetId="3" state="veryHidden"'),
+    )
+
+    found, skipped = read_wanted(book)
+
+    assert [t.label for t in found] == ["b.xlsx[shown]"]
+    assert skipped == ["b.xlsx[old]: the sheet is hidden", "b.xlsx[deep]: the sheet is hidden"]
+
+
+@pytest.mark.parametrize("beside", [{}, {"blank": []}])
+def test_a_workbook_whose_rows_are_all_hidden_is_refused(
+    tmp_path: Path, beside: dict[str, list[list[object]]]
+) -> None:
+    book = workbook(tmp_path / "b.xlsx", old=[["code", "price"], [1, 2]], **beside)
+    edited(book, "xl/workbook.xml", ('sheetId="1"', 'sheetId="1" state="hidden"'))
+
+    with pytest.raises(UnreadableFileError, match=r"hidden sheets \(old\) are not read"):
+        read(book)
+
+
+@pytest.mark.parametrize("name", ["book.xls", "book.csv", "book.ods", "book"])
+def test_a_workbook_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
+    path = workbook(tmp_path / "book.xlsx", one=[["a"], ["x"]]).rename(tmp_path / name)
+
+    (table,) = read(path)
+
+    assert table.rows == [["x"]]
 
 
 # ---- scans
@@ -534,7 +1046,7 @@ PLAIN = [
     "a,b,c\n1,2,3\n",
     "a,b,c\n1,2,3",
     "a,b,c\n",
-    "a,b,c\n,,\n,,",
+    "a,b,c\n,,3\n,2,",
     "a,b,c\ncafé,日本, x \n\t,\x0b,\x85\u2028\n",
     "a,b,c\n1,2,é",
 ]
@@ -586,6 +1098,18 @@ NOT_PLAIN: dict[str, Shape] = {
         False,
     ),
     "blank lines": (b"a,b,c\n\n1,2,3\n\n\n", [["1", "2", "3"]], [], False),
+    "commas alone": (b"a,b,c\n,,\n1,2,3\n,,\n", [["1", "2", "3"]], [], False),
+    "commas alone in the last": (b"a,b,c\n1,2,3\n,,", [["1", "2", "3"]], [], False),
+    "commas alone, ragged": (b"a,b,c\n,\n1,2,3\n , ,\t,\n", [["1", "2", "3"]], [], False),
+    "a header in quotes and blanks": (
+        '\ufeff" a\xa0","b\n",  c\n1,2,3\n'.encode(),
+        [["1", "2", "3"]],
+        [],
+        False,
+    ),
+    "a title above": (b"Report\n\na,b,c\n1,2,3\n", [["1", "2", "3"]], [], False),
+    "semicolons": (b"a;b;c\n1;2,5;3\n", [["1", "2,5", "3"]], [], True),
+    "UTF-16": ("a,b,c\n1,2,3é\n".encode("utf-16-le"), [["1", "2", "3é"]], [], False),
     "NUL": (b"a,b,c\n1,2,3\0\n", [["1", "2", "3\0"]], [], True),
     "gzip": (gzip.compress(b"a,b,c\n1,2,3\n"), [["1", "2", "3"]], [], False),
     "zip": (zipped(("x.csv", "a,b,c\n1,2,3\n")), [["1", "2", "3"]], [], False),
@@ -596,14 +1120,14 @@ NOT_PLAIN: dict[str, Shape] = {
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Of the look at a file's bytes; the reader of CSV takes no blocks shorter than a row."""
     size = int(request.param)
-    plain = tabular._scan_plain
+    plain = scanning._scan_plain
 
     def scan_plain(path: Path, header: tuple[str, ...]) -> tuple[str, int | None]:
         with monkeypatch.context() as patched:
-            patched.setattr(tabular, "_BLOCK_BYTES", size)
+            patched.setattr(scanning, "BLOCK_BYTES", size)
             return plain(path, header)
 
-    monkeypatch.setattr(tabular, "_scan_plain", scan_plain)
+    monkeypatch.setattr(scanning, "_scan_plain", scan_plain)
     return size
 
 
@@ -657,7 +1181,7 @@ def test_files_of_one_name_have_copies_of_their_own(written: Written, tmp_path: 
 @pytest.mark.usefixtures("block_bytes")
 @pytest.mark.parametrize(
     "header",
-    ["a,b", "a,b,c,d", "a,c,b", "A,b,c", "a,b, c", "a,b,cc", "a;b;c", "x,b,c", '"a,b,c"', ",b,c"],
+    ["a,b", "a,b,c,d", "a,c,b", "A,b,c", "a,b,cc", "x,b,c", '"a,b,c"', ",b,c"],
 )
 @pytest.mark.parametrize("rows", ["", "\n1,2,3\n", '\n"1",2,3\r\n'])
 def test_another_header_is_refused_with_what_was_expected_and_found(
@@ -669,6 +1193,27 @@ def test_another_header_is_refused_with_what_was_expected_and_found(
     message = str(error.value)
     assert message.startswith("table.csv has the header " + repr(header.replace('"', "")))
     assert "expected 'a,b,c'" in message
+
+
+def test_a_scan_says_what_it_skipped_and_by_what_fields_were_separated(written: Written) -> None:
+    members = [("README.txt", "Read me\n"), ("x.csv", "A title\na;b;c\n1;2;3\n")]
+
+    found = scan(written(zipped(*members), "t.zip"))
+
+    assert scanned_rows(found) == [["1", "2", "3"]]
+    assert found.delimiter == ";"
+    assert found.skipped == (
+        "t.zip/README.txt: no row of it is the header",
+        "t.zip/x.csv: 1 row above the header",
+    )
+
+
+def test_an_index_without_a_name_may_have_the_name_that_pandas_gives_it(written: Written) -> None:
+    data = "Unnamed: 0,b\n1,2\n"
+
+    assert scanned_rows(scan(written(data), ("", "b")), fields=2) == [["1", "2"]]
+    with pytest.raises(UnreadableFileError, match="has the header"):
+        scan(written(data), ("a", "b"))
 
 
 def test_a_header_may_begin_with_a_name_of_no_characters(written: Written) -> None:
@@ -703,7 +1248,13 @@ plain_text = st.text(
 
 @settings(deadline=None, max_examples=100)
 @given(
-    rows=st.lists(st.lists(plain_text, min_size=3, max_size=3), max_size=12),
+    # A row of commas and blanks is one to the look at bytes, and none to the reader.
+    rows=st.lists(
+        st.lists(plain_text, min_size=3, max_size=3).filter(
+            lambda row: not "".join(row) or "".join(row).strip(" \t")
+        ),
+        max_size=12,
+    ),
     is_ended=st.booleans(),
     block=st.integers(1, 64),
 )
@@ -712,11 +1263,13 @@ def test_any_plain_file_is_never_copied(rows: list[list[str]], is_ended: bool, b
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patched:
         path = Path(folder) / "table.csv"
         path.write_bytes(text.encode())
-        patched.setattr(tabular, "_BLOCK_BYTES", block)
+        patched.setattr(scanning, "BLOCK_BYTES", block)
         found = scan(path)
 
-        assert found == ScannedCsv(path, found.sha256, len(rows))
-        assert scanned_rows(found) == [[value or None for value in row] for row in rows]
+        filled = [row for row in rows if "".join(row)]
+        assert found.rows == len(filled)
+        assert (found.file == path) == (len(filled) == len(rows))
+        assert scanned_rows(found) == [[value or None for value in row] for row in filled]
 
 
 @settings(deadline=None, max_examples=200)

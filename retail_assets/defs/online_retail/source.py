@@ -24,6 +24,7 @@ from retail_assets.defs.online_retail.transforms import (
     ReadTable,
     day_ledgers,
     days_outside,
+    is_header,
     match_header,
     quarantine_table,
     quarantined_rows,
@@ -34,7 +35,7 @@ from retail_assets.losses import Quarantined, public_reason, refuse_to_shrink
 from retail_assets.moments import Order
 from retail_assets.resources.download import Fingerprint, fetch, is_url, probe, redact
 from retail_assets.resources.lake import LakeResource
-from retail_assets.resources.tabular import TextTable, open_tables
+from retail_assets.resources.tabular import CELL_MARKS, TextTable, open_tables
 from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Manifest:
     unplaced: int
     days: Mapping[str, DayLedger]
     first_reason: str | None = None
+    skipped: tuple[str, ...] = ()
 
     @property
     def quarantined(self) -> Quarantined:
@@ -129,7 +131,17 @@ class Manifest:
             unplaced=state["unplaced"],
             days={day: DayLedger(*rest) for day, rest in state["days"].items()},
             first_reason=state.get("first_reason"),
+            skipped=tuple(state.get("skipped", ())),
         )
+
+
+@dataclass(frozen=True)
+class TypedFiles:
+    """The tables of the source's files, all read, and what of the files is none of the table."""
+
+    tables: Sequence[TextTable]
+    matches: Sequence[HeaderMatch]
+    skipped: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -324,8 +336,8 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             scratch = stack.enter_context(lake.scratch())
             partial = scratch / "typed.parquet"
             raw = [lake.local_file(file.raw) for file in files]
-            tables = self._type(connection, raw, scratch / "unpacked", partial)
-            manifest, unplaced = self._describe(connection, partial, tables, files, version)
+            typed_files = self._type(connection, raw, scratch / "unpacked", partial)
+            manifest, unplaced = self._describe(connection, partial, typed_files, files, version)
             try:
                 _require_a_day(lake, manifest)
                 if processed is not None:
@@ -348,7 +360,7 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         raw: Sequence[Path],
         scratch: Path,
         target: Path,
-    ) -> list[tuple[TextTable, HeaderMatch]]:
+    ) -> TypedFiles:
         """Type the tables of the files into ``target``, each in the reading that all of it says.
 
         A table is read in the usual order of dates, which its values prove right or wrong: where
@@ -360,12 +372,14 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         readings: list[Reading] = []
         while True:
             with ExitStack() as stack:
-                tables: list[TextTable] = []
-                for file in raw:
-                    tables += stack.enter_context(open_tables(file, scratch))
+                opened = [
+                    stack.enter_context(open_tables(file, scratch, is_header=is_header))
+                    for file in raw
+                ]
+                tables = [table for file in opened for table in file.tables]
                 assumed = readings or [Reading(order or Reading.order)] * len(tables)
                 reads = [
-                    ReadTable(table, match_header(table.header, table.label), reading)
+                    ReadTable(table, match_header(table.header, table.label), reading, CELL_MARKS)
                     for table, reading in zip(tables, assumed, strict=True)
                 ]
                 try:
@@ -378,20 +392,21 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
                     raise
             readings = [table.settle(order) for table in reads]
             if readings == assumed:
-                return [(table, read.match) for table, read in zip(tables, reads, strict=True)]
+                skipped = tuple(note for file in opened for note in file.skipped)
+                return TypedFiles(tables, [read.match for read in reads], skipped)
 
     def _describe(
         self,
         connection: "duckdb.DuckDBPyConnection",
         typed: Path,
-        found: Sequence[tuple[TextTable, HeaderMatch]],
+        found: TypedFiles,
         files: tuple[SourceFile, ...],
         version: str,
     ) -> "tuple[Manifest, pa.Table]":
         """The manifest of the typed rows, and the rows that no partition can take."""
         import pyarrow as pa
 
-        tables = [table for table, _ in found]
+        tables = found.tables
         labels = [table.label for table in tables]
         read = sum(table.rows for table in tables)
         if read == 0:
@@ -416,7 +431,8 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             version=version,
             files=files,
             tables=tuple(labels),
-            extra_columns=tuple(sorted({name for _, match in found for name in match.extra})),
+            skipped=found.skipped,
+            extra_columns=tuple(sorted({name for match in found.matches for name in match.extra})),
             read=read,
             unplaced=unplaced.num_rows,
             days=day_ledgers(connection, relation, first, last),
@@ -527,5 +543,6 @@ def manifest_metadata(manifest: Manifest) -> dict[str, Any]:
         "files": dg.MetadataValue.json([asdict(file) for file in manifest.files]),
         "tables": ", ".join(manifest.tables),
         "extra_columns": ", ".join(manifest.extra_columns) or "none",
+        "skipped": "; ".join(manifest.skipped) or "nothing",
         "version": manifest.version,
     } | manifest.quarantined.metadata

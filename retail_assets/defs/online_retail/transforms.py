@@ -200,6 +200,15 @@ def match_header(header: Sequence[str], label: str) -> HeaderMatch:
     return HeaderMatch(positions, extra)
 
 
+def is_header(names: Sequence[str]) -> bool:
+    """Whether a row of a file is the header: all our columns stand there, each once."""
+    try:
+        match_header(names, "")
+    except SchemaDriftError:
+        return False
+    return True
+
+
 def _whole_number(column: str) -> str:
     # A cast alone would round 6.5 and take 1e3; `17850.0` is how exports write integers.
     return (

@@ -39,7 +39,8 @@ def test_the_workbook_holds_the_rows(tmp_path: Path) -> None:
     expected = list(sample_rows(3, 40))
     write_sample(path, days=3, lines_a_day=40)
 
-    with open_tables(path, tmp_path / "scratch") as (table,):
+    with open_tables(path, tmp_path / "scratch") as opened:
+        (table,) = opened.tables
         found = [row for batch in table.batches for row in batch.to_pylist()]
 
     assert table.header == list(HEADER)

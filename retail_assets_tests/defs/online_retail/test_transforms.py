@@ -758,7 +758,7 @@ def identities(folder: Path, *files: tuple[str, bytes]) -> dict[str, int]:
         for name, data in files:
             path = folder / name
             path.write_bytes(data)
-            tables += stack.enter_context(open_tables(path, folder / "scratch"))
+            tables += stack.enter_context(open_tables(path, folder / "scratch")).tables
         with typed(*tables) as connection:
             found = records(connection.sql("from typed"))
     assert [row["reason"] for row in found if row["reason"]] == []
