@@ -22,6 +22,10 @@ ROWS = "rows"
 MASK = "***"
 
 
+# What of a file is no part of the table, such as a sheet of notes: left out, and told.
+SKIPPED = "skipped"
+
+
 class ShrunkError(PermanentError):
     """A table would lose more of its rows than the settings allow; nothing was changed."""
 

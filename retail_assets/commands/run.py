@@ -41,6 +41,8 @@ class AssetOutcome:
     seconds: float
     where: str
     quarantined: "Quarantined"
+    skipped: tuple[str, ...] = ()
+    """What of its files is no part of the table, as each partition tells it."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def _outcome(
     tables: dict[str, str],
     rows_of: dict[str, int],
 ) -> RunOutcome:
-    from retail_assets.losses import QUARANTINE_CHECK, Quarantined
+    from retail_assets.losses import QUARANTINE_CHECK, SKIPPED, Quarantined
 
     seconds: dict[str, float] = {}
     for event in result.filter_events(lambda e: e.is_step_success):
@@ -250,6 +252,9 @@ def _outcome(
                 where=str(where.value) if where else tables[key],
                 quarantined=reduce(
                     add, (Quarantined.of_metadata(m.metadata) for m in found.values())
+                ),
+                skipped=tuple(
+                    str(m.metadata[SKIPPED].value) for m in found.values() if SKIPPED in m.metadata
                 ),
             )
         )

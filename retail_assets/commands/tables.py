@@ -53,6 +53,9 @@ def print_outcomes(outcomes: "Sequence[RunOutcome]", seconds: float) -> None:
                 asset.where,
             )
         console.print(table)
+    for asset in (asset for outcome in outcomes for asset in outcome.assets):
+        for note in asset.skipped:
+            _print_line(console, f"skipped: {asset.key}: {note}")
     for key, found in quarantined_assets(outcomes).items():
         _print_line(console, f"quarantined: {key}: {found.describe()}")
     for warning in (warning for outcome in outcomes for warning in outcome.warnings):

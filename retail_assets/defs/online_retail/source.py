@@ -31,7 +31,7 @@ from retail_assets.defs.online_retail.transforms import (
     type_rows,
 )
 from retail_assets.errors import PermanentError
-from retail_assets.losses import Quarantined, public_reason, refuse_to_shrink
+from retail_assets.losses import SKIPPED, Quarantined, public_reason, refuse_to_shrink
 from retail_assets.moments import Order
 from retail_assets.resources.download import Fingerprint, fetch, is_url, probe, redact
 from retail_assets.resources.lake import LakeResource
@@ -533,16 +533,20 @@ def _file_name(location: str) -> str:
 def manifest_metadata(manifest: Manifest) -> dict[str, Any]:
     """What a materialization shows of the source in the UI."""
     first, last = manifest.span
-    return {
-        "dagster/row_count": manifest.read,
-        "read": manifest.read,
-        "duplicates": sum(d.duplicates for d in manifest.days.values()),
-        "quarantined_with_a_day": sum(d.quarantined for d in manifest.days.values()),
-        "first_day": first,
-        "last_day": last,
-        "files": dg.MetadataValue.json([asdict(file) for file in manifest.files]),
-        "tables": ", ".join(manifest.tables),
-        "extra_columns": ", ".join(manifest.extra_columns) or "none",
-        "skipped": "; ".join(manifest.skipped) or "nothing",
-        "version": manifest.version,
-    } | manifest.quarantined.metadata
+    skipped = {SKIPPED: "; ".join(manifest.skipped)} if manifest.skipped else {}
+    return (
+        {
+            "dagster/row_count": manifest.read,
+            "read": manifest.read,
+            "duplicates": sum(d.duplicates for d in manifest.days.values()),
+            "quarantined_with_a_day": sum(d.quarantined for d in manifest.days.values()),
+            "first_day": first,
+            "last_day": last,
+            "files": dg.MetadataValue.json([asdict(file) for file in manifest.files]),
+            "tables": ", ".join(manifest.tables),
+            "extra_columns": ", ".join(manifest.extra_columns) or "none",
+            "version": manifest.version,
+        }
+        | skipped
+        | manifest.quarantined.metadata
+    )
