@@ -6,6 +6,7 @@ here: models (dbt_project/), which of them an asset builds (defs/marts/dbt.py).
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from retail_assets.errors import PermanentError
 from retail_assets.resources import row_groups
 from retail_assets.resources.dbt_worker import waiting_dbt
+from retail_assets.resources.waiting import lock_file
 from retail_assets.settings import DBT_PROJECT_DIR, Settings
 
 if TYPE_CHECKING:
@@ -84,13 +86,11 @@ def dbt_build(settings: Settings, windows: Windows) -> Iterator[Path]:
     The windows go as environment variables rather than ``--vars``, of which any change would have
     dbt parse the whole project.
     """
-    from filelock import FileLock
-
     warm_up_dbt()
     merges = settings.bigquery is None and row_groups.are_merged_now(settings.warehouse_path)
     names = _window_variables(windows) | {"DBT_MERGES_ROW_GROUPS": str(merges).lower()}
     before = {name: os.environ.get(name) for name in names}
-    with FileLock(_parsed_dir(settings).with_name("build.lock")):
+    with lock_file(_parsed_dir(settings).with_name("build.lock"), math.inf):
         target = build_target_dir(settings)
         os.environ.update(names)
         try:

@@ -23,6 +23,7 @@ import dagster as dg
 
 from retail_assets.dataset import Dataset
 from retail_assets.errors import PermanentError, TransientError
+from retail_assets.resources.waiting import HeldError, lock_file
 from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -408,17 +409,14 @@ class LocalLake(LakeResource):
     @contextmanager
     def lock(self, name: str, timeout_s: float = 3600) -> Iterator[None]:
         """Hold a lock file; other runs, in any process, wait."""
-        from filelock import FileLock, Timeout
-
         path = self.path(f"_state/{name}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(path, timeout=timeout_s):
+            with lock_file(path, timeout_s):
                 yield
-        except Timeout as error:
+        except HeldError as error:
             raise LakeBusyError(
-                f"{path} was held by another run for {timeout_s:.0f} s. See the runs in progress"
-                " in the UI; end the one that hangs and run this again."
+                f"{path} was held by another run for {timeout_s:.0f} s: {error}. See the runs in"
+                " progress in the UI; end the one that hangs and run this again."
             ) from error
 
 

@@ -42,6 +42,7 @@ from retail_assets.resources.lake import (
     Stage,
     partition_folder,
 )
+from retail_assets.resources.waiting import Wait, this_process
 from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -815,7 +816,7 @@ class _Lease:
     def __init__(self, lake: GcsLake, name: str) -> None:
         self._lake = lake
         self._name = name
-        self._owner = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
+        self._owner = f"{this_process()} on {socket.gethostname()}, {uuid.uuid4().hex}"
         self._generation = 0
         self._stop = threading.Event()
         self._renewal = threading.Thread(target=self._renew, daemon=True)
@@ -828,6 +829,7 @@ class _Lease:
             LakeBusyError: others held it for ``timeout_s`` seconds.
         """
         deadline = time.monotonic() + timeout_s
+        told = Wait(self._lake.uri(self._name))
         watched, since, wait = 0, time.monotonic(), 0.1
         while True:
             found = self._lake._stat(self._name)
@@ -839,14 +841,17 @@ class _Lease:
                     self._renewal.start()
                     return
             elif time.monotonic() >= deadline:
-                holder = self._read()[0].get("owner", "an unknown run")
                 raise LakeBusyError(
-                    f"{self._lake.uri(self._name)} was held by another run ({holder}) for"
-                    f" {timeout_s:.0f} s. See the runs in progress in the UI; end the one that"
-                    " hangs and run this again."
+                    f"{self._lake.uri(self._name)} was held by another run for {timeout_s:.0f} s:"
+                    f" {self._holder()}. See the runs in progress in the UI; end the one that hangs"
+                    " and run this again."
                 )
+            told.tell(self._holder)
             time.sleep(min(wait, max(0.01, deadline - time.monotonic())))
             wait = min(wait * 1.5, self._lake.lease_s / 4, 5)
+
+    def _holder(self) -> str:
+        return str(self._read()[0].get("owner", "an unknown run"))
 
     def _expired(self, found: _Stat, since: float) -> bool:
         lease_s = self._lake.lease_s

@@ -6,6 +6,7 @@ was loaded from. Not here: BigQuery (warehouse_bigquery.py), dbt's models (defs/
 partition should hold (defs/).
 """
 
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,15 @@ import dagster as dg
 from retail_assets.dataset import Dataset, SchemaDrift
 from retail_assets.errors import PermanentError, TransientError
 from retail_assets.resources import row_groups
+from retail_assets.resources.waiting import HeldError, Wait, lock_file
 from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     import duckdb
+    from tenacity import RetryCallState
 
 _RECORD = "retail_operations.loaded_partitions"
+_HOLDER = re.compile(r"lock is held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
 _FILES = "read_parquet(?, hive_partitioning = false, union_by_name = true)"
 
 
@@ -177,15 +181,12 @@ class DuckDBWarehouse(WarehouseResource):
         Raises:
             WarehouseBusyError: the file was not free in time.
         """
-        from filelock import FileLock, Timeout
-
         wait = self.timeout_s if timeout_s is None else timeout_s
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(f"{self.path}.lock", timeout=wait):
+            with lock_file(Path(f"{self.path}.lock"), wait):
                 yield
-        except Timeout as error:
-            raise self._busy(wait) from error
+        except HeldError as error:
+            raise self._busy(wait, str(error)) from error
 
     @contextmanager
     def kept_open(self, timeout_s: float | None = None) -> Iterator[None]:
@@ -223,30 +224,37 @@ class DuckDBWarehouse(WarehouseResource):
         def locked(error: BaseException) -> bool:
             return isinstance(error, duckdb.IOException) and "Could not set lock" in str(error)
 
+        def tell(state: "RetryCallState") -> None:
+            error = state.outcome.exception() if state.outcome else None
+            told.tell(lambda: _foreign_holder(error))
+
         config: dict[str, str] = {"memory_limit": self.memory_limit} if self.memory_limit else {}
         if not row_groups.are_merged_now(Path(self.path)):
             config[row_groups.SETTING] = row_groups.NONE
         with self.exclusive(wait):
+            told = Wait(self.path)
             try:
                 connection = Retrying(
                     retry=retry_if_exception(locked),
                     stop=stop_after_delay(wait),
                     wait=wait_fixed(0.2),
+                    before_sleep=tell,
                     reraise=True,
                 )(duckdb.connect, self.path, config=config)
             except duckdb.IOException as error:
                 if locked(error):
-                    raise self._busy(wait) from error
+                    raise self._busy(wait, _foreign_holder(error)) from error
                 raise
             try:
                 yield connection
             finally:
                 connection.close()
 
-    def _busy(self, wait: float) -> WarehouseBusyError:
+    def _busy(self, wait: float, holder: str) -> WarehouseBusyError:
         return WarehouseBusyError(
-            f"{self.path} was kept open by another process for {wait:.0f} s. Close notebooks and"
-            " DuckDB shells that hold it, or wait for the run in progress, and run this again."
+            f"{self.path} was kept open by another process for {wait:.0f} s: {holder}. Close"
+            " notebooks and DuckDB shells that hold it, or wait for the run in progress, and run"
+            " this again."
         )
 
     def replace_partitions(
@@ -323,6 +331,12 @@ class DuckDBWarehouse(WarehouseResource):
                 for catalog, schema, name in names
             )
             return dict(self.query(counts))
+
+
+def _foreign_holder(error: BaseException | None) -> str:
+    """Who has the file open, by what DuckDB says of it."""
+    found = _HOLDER.search(str(error))
+    return f"{found['program']} (process {found['pid']})" if found else "another process"
 
 
 @contextmanager
