@@ -4,15 +4,20 @@ Here: what became of a wish's runs, and whether to ask again. Not here: what a d
 (its automation.py).
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 import dagster as dg
 
+from retail_assets.dataset import Dataset
+
+# Fingerprint of each partition of each landed table.
+Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
 REQUEST_TAG = "retail_assets/request"
 _MOST_ATTEMPTS = 3
 _MOST_REQUESTS_A_TICK = 20
@@ -61,6 +66,18 @@ class History:
 
     count: int = 0
     latest: tuple[RunState, ...] = ()
+
+
+def marts_wish(job_name: str, landed: Versions, built: Versions) -> Wish | None:
+    """A build of the marts, where they are not of what is landed; once a state of that."""
+    if not all(landed.values()) or landed == built:
+        return None  # without a landed table dbt could not build
+    text = "\n".join(
+        f"{dataset.name} {key} {version}"
+        for dataset, found in sorted(landed.items(), key=lambda item: item[0].name)
+        for key, version in sorted(found.items())
+    )
+    return Wish(f"{job_name}:{hashlib.sha256(text.encode()).hexdigest()[:12]}", job_name, ())
 
 
 def next_request(wish: Wish, history: History) -> dg.RunRequest | str:

@@ -6,11 +6,9 @@ Here: what to ask for and when. Not here: what a run does (assets.py), what chan
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TypeAlias
 
 import dagster as dg
 
-from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain.assets import (
     DELETED_CHECK,
     DROPS,
@@ -35,7 +33,14 @@ from retail_assets.defs.coffee_chain.drops import (
     remember_touched,
 )
 from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
-from retail_assets.requests import Wish, has_failed_for_good, requests_for, runs_underway
+from retail_assets.requests import (
+    Versions,
+    Wish,
+    has_failed_for_good,
+    marts_wish,
+    requests_for,
+    runs_underway,
+)
 from retail_assets.resources.lake import LakeObject, LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings
@@ -51,8 +56,6 @@ _MOST_DROPS_A_RUN = 500
 _PARTS_OF_A_FAILED_RANGE = 20
 _MOST_EVENTS_A_TICK = 500
 _WAREHOUSE_WAIT_S = 5.0
-# Fingerprint of each partition of each landed table.
-Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
 
 
 def drop_ranges(
@@ -125,17 +128,17 @@ def drop_wishes(
             yield wish
 
 
-def drops_underway(instance: dg.DagsterInstance) -> set[str]:
-    """Drops that a requested run has in hand, whatever was asked for together with them."""
+def drops_underway(instance: dg.DagsterInstance) -> dict[str, str]:
+    """Drops that a requested run has in hand, whatever was asked for together: to the run's id."""
     ranges = [
-        tuple(run.tags.get(tag, "") for tag in RANGE_TAGS)
+        (run.run_id, *(run.tags.get(tag, "") for tag in RANGE_TAGS))
         for run in runs_underway(instance, LARGE_JOB)
     ]
     registered = list(instance.get_dynamic_partitions(DROPS_NAME)) if ranges else []
     place = {key: i for i, key in enumerate(registered)}
     return {
-        key
-        for first, last in ranges
+        key: run_id
+        for run_id, first, last in ranges
         if first in place and last in place
         for key in registered[place[first] : place[last] + 1]
     }
@@ -182,18 +185,6 @@ def small_wish(tables: Iterable[str], listing: Listing) -> Wish:
     )
 
 
-def marts_wish(landed: Versions, built: Versions) -> Wish | None:
-    """A build of the marts, where they are not of what is landed; once a state of that."""
-    if not all(landed.values()) or landed == built:
-        return None  # without a landed table dbt could not build
-    versions = {
-        f"{dataset.name} {key}": value
-        for dataset, found in landed.items()
-        for key, value in found.items()
-    }
-    return Wish(f"{MARTS_JOB}:{version_of(versions)}", MARTS_JOB, ())
-
-
 def drop_events(
     changes: Changes, dates: Iterable[str], most: int = _MOST_EVENTS_A_TICK
 ) -> list[dg.AssetMaterialization]:
@@ -228,7 +219,7 @@ def ask(
     """
     # Before the look at the files: of what ends in between, the look shows the outcome.
     in_hand = drops_underway(instance)
-    is_small_underway = bool(runs_underway(instance, SMALL_JOB))
+    small_in_hand = runs_underway(instance, SMALL_JOB)
     listing, known = list_raw(lake), read_known(lake)
     changes = compare(lake, listing, known)
     remember_touched(lake, changes)
@@ -246,16 +237,17 @@ def ask(
         state = dict.fromkeys(unloaded - dates, "not landed")
         dates |= unloaded  # of a deleted file too: its rows stay
         small |= unloaded_small
-        marts = marts_wish(landed, built)
+        marts = marts_wish(MARTS_JOB, landed, built)
     except WarehouseBusyError as busy:
         notes.append(str(busy))
-    if waiting := dates & in_hand:
-        notes.append(f"{describe_drops(waiting)} underway")
-        dates -= in_hand
-    if small and is_small_underway:
-        notes.append(f"{SMALL_JOB} is underway")
+    if waiting := dates & in_hand.keys():
+        runs = sorted({in_hand[key] for key in waiting})[:3]
+        notes.append(f"{describe_drops(waiting)} underway (run {', '.join(runs)})")
+        dates -= waiting
+    if small and small_in_hand:
+        notes.append(f"{SMALL_JOB} is underway (run {small_in_hand[0].run_id})")
         small = set()
-    if in_hand or is_small_underway:
+    if in_hand or small_in_hand:
         marts = None
     if not (dates or small or marts):
         return dg.SkipReason("; ".join(notes) or "no raw file has changed")
@@ -289,7 +281,7 @@ def catch_up(
     listing, known = list_raw(lake), read_known(lake)
     changes = compare(lake, listing, known)
     remember_touched(lake, changes)
-    dates = changes.dates - in_hand
+    dates = changes.dates - in_hand.keys()
     registered = list(instance.get_dynamic_partitions(DROPS_NAME))
     if new := sorted(dates.difference(registered)):
         instance.add_dynamic_partitions(DROPS_NAME, new)
@@ -297,7 +289,11 @@ def catch_up(
     return [
         dg.RunRequest(run_key=f"{run_key}:{first}", tags=range_tags(first, last))
         for first, last, _ in ranges
-    ] or dg.SkipReason("the drops are underway" if changes.dates else "no drop has changed")
+    ] or dg.SkipReason(
+        f"the drops are underway (run {', '.join(sorted(set(in_hand.values()))[:3])})"
+        if changes.dates
+        else "no drop has changed"
+    )
 
 
 def build_defs(settings: Settings) -> dg.Definitions:

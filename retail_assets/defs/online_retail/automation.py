@@ -20,14 +20,20 @@ from retail_assets.defs.online_retail.source import (
     source_token,
 )
 from retail_assets.defs.online_retail.transforms import DayLedger
-from retail_assets.domain import range_tags
-from retail_assets.requests import Wish, requests_for
+from retail_assets.domain import MARTS_STAGE, range_tags
+from retail_assets.requests import Wish, marts_wish, requests_for, runs_underway
 from retail_assets.resources.download import DownloadError, Fingerprint
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings
 
+SOURCE_JOB = f"{DOMAIN}_source_to_lake"
+LOAD_JOB = f"{DOMAIN}_lake_to_warehouse"
+DAYS_JOB = f"{DOMAIN}_changed_days"
+MARTS_JOB = f"{DOMAIN}_marts"
 _WAREHOUSE_WAIT_S = 5.0
+# Dagster's job of the assets that a person or a backfill materializes without naming a job.
+_UNNAMED_JOB = "__ASSET_JOB"
 
 
 def source_wish(origins: Sequence[Fingerprint], manifest: Manifest | None) -> Wish:
@@ -39,7 +45,7 @@ def source_wish(origins: Sequence[Fingerprint], manifest: Manifest | None) -> Wi
     versioned = all(origin.etag or origin.last_modified for origin in origins)
     return Wish(
         f"source:{source_token(origins)}",
-        "online_retail_source_to_lake",
+        SOURCE_JOB,
         (RAW,),
         once=not versioned and manifest is not None,
     )
@@ -88,22 +94,93 @@ def pending_days(
     return tuple(sorted(changed & set(valid)))
 
 
+def runs_of_days(instance: dg.DagsterInstance) -> list[str]:
+    """Runs that bring days on, or build the marts of them, whoever asked for them; as told."""
+    jobs = (SOURCE_JOB, DAYS_JOB, LOAD_JOB, MARTS_JOB, DOMAIN, _UNNAMED_JOB)
+    return [
+        f"{'a run of assets' if job == _UNNAMED_JOB else job} is underway (run {run.run_id})"
+        for job in jobs
+        for run in runs_underway(instance, job, requested=False)
+        if job != _UNNAMED_JOB or {RAW, PROCESSED, LANDED} & set(run.asset_selection or ())
+    ]
+
+
+def pending_marts(warehouse: WarehouseResource) -> list[Wish]:
+    """The marts, where they are not of what is landed."""
+    with warehouse.kept_open(_WAREHOUSE_WAIT_S):
+        landed, built = (
+            {ONLINE_RETAIL_DATA: warehouse.loaded_versions(ONLINE_RETAIL_DATA, stage)}
+            for stage in ("landed", MARTS_STAGE)
+        )
+    wish = marts_wish(MARTS_JOB, landed, built)
+    return [] if wish is None else [wish]
+
+
+def ask(
+    instance: dg.DagsterInstance,
+    lake: LakeResource,
+    warehouse: WarehouseResource,
+    source: OnlineRetailSource,
+    valid: Iterable[str],
+) -> dg.SensorResult | dg.SkipReason:
+    """One look at origin, lake and warehouse: requests for the source, the days, then the marts.
+
+    The marts are asked for when no day is asked for or underway: they then are of all that is
+    landed. Days that failed for good do not keep them back.
+    """
+    notes: list[str] = []
+    try:
+        origins = source.probe()
+    except DownloadError as error:
+        notes.append(f"the source does not answer: {error}")
+        origins = None
+    busy: list[str] = []
+
+    def wishes() -> list[Wish]:
+        manifest = read_manifest(lake)
+        found = []
+        if origins is not None and (manifest is None or not manifest.is_of(origins)):
+            found.append(source_wish(origins, manifest))
+        if manifest is not None:
+            try:
+                pending = pending_days(lake, warehouse, valid)
+            except WarehouseBusyError as error:
+                busy[:] = [str(error)]
+            else:
+                found += day_wishes(pending, manifest.days, DAYS_JOB, (PROCESSED, LANDED))
+        return found
+
+    requests, reasons = requests_for(wishes, instance)
+    underway = runs_of_days(instance)
+    if not (requests or busy or underway):
+        try:
+            requests, more = requests_for(lambda: pending_marts(warehouse), instance)
+            reasons += more
+        except WarehouseBusyError as error:
+            busy.append(str(error))
+    if requests:
+        return dg.SensorResult(run_requests=requests)
+    return dg.SkipReason(
+        "; ".join(notes + busy + reasons + underway) or "the source has not changed"
+    )
+
+
 def build_defs(settings: Settings) -> dg.Definitions:
     """Jobs, schedules and the sensor of the domain."""
     days = day_partitions(settings)
 
     source_to_lake = dg.define_asset_job(
-        "online_retail_source_to_lake",
+        SOURCE_JOB,
         selection=dg.AssetSelection.assets(RAW, PROCESSED),
         description="Fetch the source, and write days of it to the lake.",
     )
     lake_to_warehouse = dg.define_asset_job(
-        "online_retail_lake_to_warehouse",
+        LOAD_JOB,
         selection=dg.AssetSelection.assets(LANDED),
         description="Load days of the lake into the warehouse.",
     )
     marts = dg.define_asset_job(
-        "online_retail_marts",
+        MARTS_JOB,
         selection=dg.AssetSelection.groups(DOMAIN)
         - dg.AssetSelection.assets(RAW, PROCESSED, LANDED),
         description="Build and test the dbt models of the domain.",
@@ -114,7 +191,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         description="Everything of the domain, for a range of days.",
     )
     changed = dg.define_asset_job(
-        "online_retail_changed_days",
+        DAYS_JOB,
         selection=dg.AssetSelection.assets(PROCESSED, LANDED),
         description="Days that the source changed, to the lake and on to the warehouse.",
     )
@@ -167,10 +244,11 @@ def build_defs(settings: Settings) -> dg.Definitions:
 
     @dg.sensor(
         name="online_retail_source_sensor",
-        jobs=[source_to_lake, changed],
+        jobs=[source_to_lake, changed, marts],
         minimum_interval_seconds=60,
         description=(
-            "Asks for the source once a version of it, then for exactly the days that it changed."
+            "Asks for the source once a version of it, then for exactly the days that it changed,"
+            " then for the marts."
         ),
     )
     def source_sensor(
@@ -179,32 +257,8 @@ def build_defs(settings: Settings) -> dg.Definitions:
         warehouse: WarehouseResource,
         online_retail_source: OnlineRetailSource,
     ) -> dg.SensorResult | dg.SkipReason:
-        notes: list[str] = []
         valid = days.get_partition_keys()
-        try:
-            origins = online_retail_source.probe()
-        except DownloadError as error:
-            notes.append(f"the source does not answer: {error}")
-            origins = None
-
-        def wishes() -> list[Wish]:
-            found = []
-            manifest = read_manifest(lake)
-            if origins is not None and (manifest is None or not manifest.is_of(origins)):
-                found.append(source_wish(origins, manifest))
-            if manifest is not None:
-                try:
-                    pending = pending_days(lake, warehouse, valid)
-                except WarehouseBusyError as busy:
-                    notes.append(str(busy))
-                else:
-                    found += day_wishes(pending, manifest.days, changed.name, (PROCESSED, LANDED))
-            return found
-
-        requests, reasons = requests_for(wishes, context.instance)
-        if requests:
-            return dg.SensorResult(run_requests=requests)
-        return dg.SkipReason("; ".join(notes + reasons) or "the source has not changed")
+        return ask(context.instance, lake, warehouse, online_retail_source, valid)
 
     return dg.Definitions(
         jobs=[source_to_lake, lake_to_warehouse, marts, whole, changed],

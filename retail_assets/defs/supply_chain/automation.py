@@ -4,14 +4,12 @@ Here: what to ask for and when. Not here: what a run does (assets.py), how messa
 (batches.py).
 """
 
-import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any
 
 import dagster as dg
 
-from retail_assets.dataset import Dataset
 from retail_assets.defs.supply_chain.assets import (
     MESSAGES_KEY,
     MICRO_BATCH,
@@ -24,7 +22,7 @@ from retail_assets.defs.supply_chain.assets import (
 from retail_assets.defs.supply_chain.batches import plan_ranges, read_positions
 from retail_assets.defs.supply_chain.contract import DOMAIN, LANDED, TOPIC
 from retail_assets.domain import MARTS_STAGE
-from retail_assets.requests import Wish, requests_for, runs_underway
+from retail_assets.requests import Wish, marts_wish, requests_for, runs_underway
 from retail_assets.resources.broker import BrokerResource, UnknownTopicError
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
@@ -38,8 +36,6 @@ MARTS_JOB = f"{DOMAIN}_marts"
 # A run lands these in batches of its own; more would keep the next run waiting.
 _MOST_MESSAGES_A_RUN = 500_000
 _WAREHOUSE_WAIT_S = 5.0
-# Fingerprint of each partition of each landed table.
-Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
 
 
 def messages_config(**values: Any) -> dict[str, Any]:
@@ -64,19 +60,6 @@ def messages_wish(
     )
 
 
-def marts_wish(landed: Versions, built: Versions) -> Wish | None:
-    """A build of the marts, where they are not of what is landed; once a state of that."""
-    if not all(landed.values()) or landed == built:
-        return None  # without a landed table dbt could not build
-    text = "\n".join(
-        f"{dataset.name} {key} {version}"
-        for dataset, found in sorted(landed.items(), key=lambda item: item[0].name)
-        for key, version in sorted(found.items())
-    )
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return Wish(f"{MARTS_JOB}:{digest}", MARTS_JOB, ())
-
-
 def ask(
     instance: dg.DagsterInstance,
     lake: LakeResource,
@@ -92,8 +75,8 @@ def ask(
     wishes: list[Wish] = []
     notes: list[str] = []
     events: list[dg.AssetObservation] = []
-    if runs_underway(instance, MESSAGES_JOB):
-        notes.append(f"{MESSAGES_JOB} is underway")
+    if underway := runs_underway(instance, MESSAGES_JOB):
+        notes.append(f"{MESSAGES_JOB} is underway (run {underway[0].run_id})")
     elif not broker.running:
         notes.append(
             "no embedded broker is running: retail-assets dev starts one, as does"
@@ -112,8 +95,13 @@ def ask(
                 events.append(
                     dg.AssetObservation(TOPIC_KEY, metadata=observe_topic(broker).metadata)
                 )
-    if any(runs_underway(instance, job, requested=False) for job in (BATCH_JOB, LOAD_JOB, DOMAIN)):
-        notes.append("tables are being loaded")
+    loading = [
+        f"{job}, run {run.run_id}"
+        for job in (BATCH_JOB, LOAD_JOB, DOMAIN)
+        for run in runs_underway(instance, job, requested=False)
+    ]
+    if loading:
+        notes.append(f"tables are being loaded ({'; '.join(loading)})")
     else:
         try:
             if (marts := pending_marts(warehouse)) is not None:
@@ -150,7 +138,7 @@ def pending_marts(warehouse: WarehouseResource) -> Wish | None:
             {dataset: warehouse.loaded_versions(dataset, stage) for dataset in LANDED}
             for stage in ("landed", MARTS_STAGE)
         )
-    return marts_wish(landed, built)
+    return marts_wish(MARTS_JOB, landed, built)
 
 
 def build_defs(settings: Settings) -> dg.Definitions:

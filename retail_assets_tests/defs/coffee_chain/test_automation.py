@@ -32,7 +32,6 @@ from retail_assets.defs.coffee_chain.automation import (
     MARTS_JOB,
     NIGHTLY_JOB,
     SMALL_JOB,
-    catch_up,
     drop_ranges,
     drop_wishes,
     drops_underway,
@@ -413,10 +412,11 @@ def test_what_is_underway_is_not_asked_for_again(house: House) -> None:
     deliver(house, D1, D2)
     requests = house.sense()
     assert isinstance(requests, list)
-    for request in requests:
-        house.record(request, dg.DagsterRunStatus.NOT_STARTED)
+    small, large = (house.record(x, dg.DagsterRunStatus.NOT_STARTED) for x in requests)
 
-    assert house.sense() == f"{D1}, {D2} underway; {SMALL_JOB} is underway"
+    assert house.sense() == (
+        f"{D1}, {D2} underway (run {large}); {SMALL_JOB} is underway (run {small})"
+    )
 
     deliver(house, D4)
     assert house.shown(only(house.sense())) == D4
@@ -426,23 +426,22 @@ def test_what_is_underway_is_not_asked_for_again(house: House) -> None:
 def test_a_run_is_left_to_its_work_at_every_stage(house: House, stage: str) -> None:
     house.settle()
     deliver(house, D1, D2)
-    request = only(house.sense())
-    house.record(request, STARTED)
+    run_id = house.record(only(house.sense()), STARTED)
     if stage != "nothing":
         house.process([D1, D2])
     if stage == "landed":
         house.land([D1, D2])
 
-    assert house.sense() == (NOTHING if stage == "landed" else f"{D1}, {D2} underway")
-    assert drops_underway(house.instance) == {D1, D2}
+    expected = NOTHING if stage == "landed" else f"{D1}, {D2} underway (run {run_id})"
+    assert house.sense() == expected
+    assert drops_underway(house.instance) == {D1: run_id, D2: run_id}
 
 
 def test_runs_of_small_files_are_left_to_their_work(house: House) -> None:
-    request = only(house.sense())
-    house.record(request, STARTED)
+    run_id = house.record(only(house.sense()), STARTED)
     write_small(house.raw.lake, "run", SMALL_FILES[0])
 
-    assert house.sense() == f"{SMALL_JOB} is underway"
+    assert house.sense() == f"{SMALL_JOB} is underway (run {run_id})"
 
 
 def test_a_run_of_yesterday_is_dead_whatever_dagster_says(
@@ -450,9 +449,9 @@ def test_a_run_of_yesterday_is_dead_whatever_dagster_says(
 ) -> None:
     house.settle()
     deliver(house, D1)
-    house.record(only(house.sense()), STARTED)
+    run_id = house.record(only(house.sense()), STARTED)
     deliver(house, D1, rows=2)
-    assert house.sense() == f"{D1} underway"
+    assert house.sense() == f"{D1} underway (run {run_id})"
 
     monkeypatch.setattr(requests, "_LONGEST_RUN", timedelta(0))
 
@@ -692,12 +691,11 @@ def test_the_schedule_leaves_to_a_run_what_it_has_in_hand(scheduled: House) -> N
     house = scheduled
     house.settle()
     deliver(house, D1)
-    house.record(only(house.sense()), STARTED)
+    run_id = house.record(only(house.sense()), STARTED)
 
-    assert schedule(house) == "the drops are underway"
+    assert schedule(house) == f"the drops are underway (run {run_id})"
     deliver(house, D2)
     assert house.keys_of(only(schedule(house))) == [D2]
-    assert catch_up(house.instance, house.raw.lake, "x") != "the drops are underway"
 
 
 def test_jobs_run_as_often_as_promised_and_nothing_by_itself(house: House) -> None:

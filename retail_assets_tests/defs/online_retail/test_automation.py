@@ -5,7 +5,7 @@ Over a real Dagster instance, lake, warehouse and source file.
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -26,8 +26,16 @@ from retail_assets.defs.online_retail.assets import (
     processed_versions,
     write_days,
 )
-from retail_assets.defs.online_retail.automation import day_wishes, pending_days, source_wish
-from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
+from retail_assets.defs.online_retail.automation import (
+    DAYS_JOB,
+    LOAD_JOB,
+    MARTS_JOB,
+    SOURCE_JOB,
+    day_wishes,
+    pending_days,
+    source_wish,
+)
+from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.source import (
     OnlineRetailSource,
     read_manifest,
@@ -35,6 +43,7 @@ from retail_assets.defs.online_retail.source import (
     record_processed,
 )
 from retail_assets.defs.online_retail.transforms import DayLedger
+from retail_assets.domain import MARTS_STAGE
 from retail_assets.resources.download import Fingerprint
 from retail_assets.resources.lake import LocalLake
 from retail_assets.resources.warehouse import DuckDBWarehouse
@@ -42,6 +51,7 @@ from retail_assets.settings import Settings, load_settings
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 START, END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+OTHER = dg.AssetKey(["coffee_chain", "processed_sales"])
 SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
 
 
@@ -51,11 +61,22 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield found
 
 
-def record(instance: dg.DagsterInstance, tags: dict[str, str], status: dg.DagsterRunStatus) -> None:
-    """A run that carries ``tags``, as the daemon would have launched it."""
-    instance.add_run(
-        dg.DagsterRun(job_name="job", run_id=str(uuid.uuid4()), tags=tags, status=status)
+def record(
+    instance: dg.DagsterInstance,
+    job_name: str,
+    status: dg.DagsterRunStatus,
+    tags: Mapping[str, str] | None = None,
+    assets: Iterable[dg.AssetKey] = (),
+) -> str:
+    """A run, as the daemon would have launched it; its id."""
+    run = dg.DagsterRun(
+        job_name=job_name,
+        run_id=str(uuid.uuid4()),
+        tags=dict(tags or {}),
+        status=status,
+        asset_selection=frozenset(assets) or None,
     )
+    return instance.add_run(run).run_id
 
 
 # ---- wishes
@@ -178,11 +199,14 @@ class House:
         ) as context:
             return _answer(schedule(context))
 
-    def run(self, request: dg.RunRequest, status: dg.DagsterRunStatus = SUCCESS) -> None:
-        """Do what the requested run would do, and record the run."""
+    def run(self, request: dg.RunRequest, status: dg.DagsterRunStatus = SUCCESS) -> str:
+        """Do what the requested run would do, and record the run; its id."""
         selection = request.asset_selection or []
         if status is SUCCESS:
-            if RAW in selection:
+            if request.job_name == MARTS_JOB:
+                landed = self.warehouse.loaded_versions(ONLINE_RETAIL_DATA)
+                self.warehouse.record_versions(ONLINE_RETAIL_DATA, MARTS_STAGE, landed)
+            elif RAW in selection:
                 self.source.refresh(self.lake, allow_emptying=True)
             else:
                 days = days_of(request)
@@ -194,7 +218,7 @@ class House:
                         self.lake.partition_uris(ONLINE_RETAIL_DATA, days),
                         processed_versions(self.lake, days),
                     )
-        record(self.instance, dict(request.tags), status)
+        return record(self.instance, str(request.job_name), status, request.tags)
 
     def settle(self) -> list[list[str]]:
         """Do whatever the sensor asks for until it asks for nothing; the days of each request."""
@@ -205,7 +229,8 @@ class House:
                 return done
             for request in answer:
                 self.run(request)
-                done.append(days_of(request) if START in request.tags else ["source"])
+                other = "marts" if request.job_name == MARTS_JOB else "source"
+                done.append(days_of(request) if START in request.tags else [other])
         raise AssertionError(f"the sensor never rests: {done}")
 
     def landed(self) -> dict[str, int]:
@@ -286,10 +311,10 @@ def test_the_sensor_asks_for_a_new_source_once(house: House) -> None:
     assert request.job_name == "online_retail_source_to_lake"
     assert request.asset_selection == [RAW]
     assert START not in request.tags
-    house.run(request, dg.DagsterRunStatus.STARTED)
+    run_id = house.run(request, dg.DagsterRunStatus.STARTED)
     answer = house.sense()
     assert isinstance(answer, str)
-    assert "underway" in answer
+    assert f"online_retail_source_to_lake is underway (run {run_id})" in answer
 
 
 def test_the_sensor_then_asks_for_exactly_the_days_of_the_source(house: House) -> None:
@@ -302,6 +327,7 @@ def test_the_sensor_then_asks_for_exactly_the_days_of_the_source(house: House) -
     assert request.asset_selection == [PROCESSED, LANDED]
     assert days_of(request) == [f"2010-12-0{n}" for n in range(1, 6)]
     house.run(request)
+    assert house.settle() == [["marts"]]
     assert house.sense() == "the source has not changed"
     assert house.landed() == {"01": 1, "02": 2, "05": 1}
 
@@ -312,7 +338,7 @@ def test_only_changed_and_vanished_days_are_asked_for_again(house: House) -> Non
 
     house.publish(d01=1, d02=2, d03=1, d07=1)
 
-    assert house.settle() == [["source"], ["2010-12-02"], ["2010-12-06"]]
+    assert house.settle() == [["source"], ["2010-12-02"], ["2010-12-06"], ["marts"]]
     assert house.landed() == {"01": 1, "02": 2, "03": 1, "07": 1}
 
 
@@ -413,6 +439,64 @@ def test_ranges_that_cannot_be_done_do_not_keep_others_waiting(
             house.run(request, FAILURE)
 
     assert asked == set(vanished)
+
+
+def test_the_marts_are_asked_for_once_a_state_of_what_is_landed(house: House) -> None:
+    house.publish(d01=1)
+    house.run(only(house.sense()))
+    assert house.settle() == [["2010-12-01"], ["marts"]]
+
+    house.publish(d01=2)
+    house.run(only(house.sense()))
+    house.run(only(house.sense()))
+    request = only(house.sense())
+
+    assert (request.job_name, request.asset_selection) == (MARTS_JOB, None)
+    run_id = house.run(request, dg.DagsterRunStatus.STARTED)
+    assert house.sense() == f"{MARTS_JOB} is underway (run {run_id})"
+    house.instance.delete_run(run_id)
+    house.run(request)
+    assert house.sense() == "the source has not changed"
+
+
+@pytest.mark.parametrize(
+    ("job", "assets"),
+    [
+        *((job, ()) for job in (SOURCE_JOB, DAYS_JOB, LOAD_JOB, DOMAIN, MARTS_JOB)),
+        ("__ASSET_JOB", (LANDED,)),
+        ("__ASSET_JOB", (RAW, PROCESSED)),
+    ],
+)
+def test_the_marts_wait_for_days_that_are_underway(
+    house: House, job: str, assets: tuple[dg.AssetKey, ...]
+) -> None:
+    """Whoever brings them on: the sensor, a schedule, a person, a backfill of assets."""
+    house.publish(d01=1)
+    house.run(only(house.sense()))
+    house.run(only(house.sense()))
+    other = record(house.instance, "__ASSET_JOB", dg.DagsterRunStatus.STARTED, assets=[OTHER])
+    run_id = record(house.instance, job, dg.DagsterRunStatus.STARTED, assets=assets)
+
+    answer = house.sense()
+
+    assert isinstance(answer, str) and f"is underway (run {run_id})" in answer
+    assert other not in answer
+    house.instance.delete_run(run_id)
+    assert only(house.sense()).job_name == MARTS_JOB
+
+
+def test_days_that_failed_for_good_do_not_keep_the_marts_back(house: House) -> None:
+    house.publish(d01=1)
+    house.run(only(house.sense()))
+    house.run(only(house.sense()))
+    house.publish(d01=1, d03=1)
+    house.run(only(house.sense()))
+    for _ in range(3):
+        request = only(house.sense())
+        assert days_of(request) == ["2010-12-02", "2010-12-03"]
+        house.run(request, FAILURE)
+
+    assert only(house.sense()).job_name == MARTS_JOB
 
 
 def test_an_origin_that_does_not_answer_is_told(house: House) -> None:
