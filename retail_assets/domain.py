@@ -101,11 +101,14 @@ class Domain(ABC):
         datasets: the landed tables that it owns in the warehouse.
         lake_takes_all_cores: a run's dbt then parses when an asset asks for it, after the lake,
             rather than at once.
+        loads_by_the_clock: its landed tables are materialized whether or not there is news: to
+            Dagster what is built of them is then stale by data versions alone, not by time.
     """
 
     name: ClassVar[str]
     datasets: ClassVar[tuple[Dataset, ...]]
     lake_takes_all_cores: ClassVar[bool] = False
+    loads_by_the_clock: ClassVar[bool] = False
 
     @abstractmethod
     def modules(self) -> Sequence[DefsModule]:

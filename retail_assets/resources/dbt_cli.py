@@ -21,6 +21,7 @@ from retail_assets.process import without_package
 with without_package("dbt"):
     from dagster_dbt import (
         DagsterDbtTranslator,
+        DagsterDbtTranslatorSettings,
         DbtCliInvocation,
         DbtCliResource,
         DbtProject,
@@ -33,7 +34,13 @@ with without_package("dbt"):
     )
     from dagster_dbt.dbt_manifest import DbtManifestParam, validate_manifest
 
-__all__ = ["DagsterDbtTranslator", "DbtProject", "LeanDbtCliResource", "dbt_assets"]
+__all__ = [
+    "DagsterDbtTranslator",
+    "DagsterDbtTranslatorSettings",
+    "DbtProject",
+    "LeanDbtCliResource",
+    "dbt_assets",
+]
 
 # What dagster-dbt selects where an asset definition has every model of its manifest.
 _EVERYTHING = ["--select", "fqn:*"]

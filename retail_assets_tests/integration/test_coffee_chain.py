@@ -5,6 +5,7 @@ compared row for row with what plain DuckDB and Python make of the raw files as 
 """
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -464,6 +465,29 @@ def test_a_drop_delivered_again_changes_its_rows_alone(
         assert 9 in new[0]
     assert 1 <= len(found["state_revenue"][1]) <= 2
     hold(home)
+
+
+def test_nothing_is_stale_after_it(home: Home) -> None:
+    """In Dagster's eyes: neither a view of a table that was loaded, nor what was left out."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RETAIL_")}
+    environment |= {"RETAIL_HOME": str(home.path), "DAGSTER_HOME": str(home.path / "dagster")}
+    answer = home.path / "stale.json"
+    subprocess.run(
+        [
+            str(Path(sys.executable).with_name("dagster-graphql")),
+            *("-m", "retail_assets.definitions", "-o", str(answer)),
+            *("-t", "{assetNodes {assetKey {path} groupName staleStatus}}"),
+        ],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    nodes = json.loads(answer.read_text())["data"]["assetNodes"]
+    found = {node["assetKey"]["path"][-1]: node for node in nodes if node["groupName"] == DOMAIN}
+    assert {"stg_sales", "coffee_chain_dim_outlet", "fact_sales"} <= found.keys()
+    assert {name for name, node in found.items() if node["staleStatus"] != "FRESH"} == set()
 
 
 def test_a_late_customer_fills_in_the_sales_before(home: Home, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class SupplyChain(Domain):
     name = DOMAIN
     datasets = LANDED
     lake_takes_all_cores = True
+    loads_by_the_clock = True
 
     def modules(self) -> Sequence[DefsModule]:
         """Assets and automation."""
