@@ -15,20 +15,22 @@ class PermanentError(Exception):
 
 
 class TransientError(Exception):
-    """It may pass by itself: a retry is worth while."""
+    """It may pass by itself: a retry is worth while, unless who raised it has made its own."""
 
     retry_after_s: float | None = None
+    already_retried: bool = False
 
 
 @contextmanager
 def failures_by_kind(retry_number: int) -> Iterator[None]:
-    """Tell Dagster which failures to retry: transient ones, with a growing wait.
+    """Tell Dagster which failures to retry: transient ones not yet retried, with a growing wait.
 
     ``retry_number`` is the context's: 0 on the first try. Errors of neither kind pass unchanged
     and are not retried: they are defects.
 
     Raises:
-        dagster.Failure: for a PermanentError, with ``allow_retries=False``.
+        dagster.Failure: for a PermanentError, and for a TransientError that was already retried,
+            with ``allow_retries=False``.
         dagster.RetryRequested: for a TransientError.
     """
     import dagster as dg
@@ -38,5 +40,7 @@ def failures_by_kind(retry_number: int) -> Iterator[None]:
     except PermanentError as error:
         raise dg.Failure(str(error), allow_retries=False) from error
     except TransientError as error:
+        if error.already_retried:
+            raise dg.Failure(str(error), allow_retries=False) from error
         wait = error.retry_after_s or _FIRST_WAIT_S * 2**retry_number
         raise dg.RetryRequested(_MOST_RETRIES, seconds_to_wait=wait) from error

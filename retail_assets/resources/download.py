@@ -718,6 +718,8 @@ def _retrying(retries: Retries, shown: str, attempt: Callable[[], _T]) -> _T:
         error = failure.becomes(f"{shown}: {failure}{asked} Gave up after {tries}.")
         if isinstance(error, TransientDownloadError):
             error.retry_after_s = failure.retry_after_s
+            # Not where the server asks for a longer wait than is made here: then a step may wait.
+            error.already_retried = made >= retries.attempts
         raise error from failure.__cause__
 
 

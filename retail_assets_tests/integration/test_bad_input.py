@@ -7,6 +7,8 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ import pytest
 import xlsxwriter
 
 from retail_assets.definitions import build_resources
+from retail_assets.defs.online_retail import source
 from retail_assets.defs.online_retail.assets import (
     build_assets,
     ledger_balances,
     schema_matches_contract,
 )
-from retail_assets.settings import load_settings
+from retail_assets.defs.online_retail.domain import OnlineRetail
+from retail_assets.resources.download import FETCH_RETRIES, fetch
+from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.conftest import Command
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
@@ -35,13 +40,16 @@ class Domain:
     def __init__(self, home: Path) -> None:
         self.home = home
 
-    def run(self, *sources: Path | str, **config: bool) -> dg.ExecuteInProcessResult:
-        settings = load_settings(
+    def settings(self, *sources: Path | str) -> Settings:
+        return load_settings(
             home=self.home,
             online_retail_source=",".join(map(str, sources)),
             online_retail_start="2010-12-01",
             online_retail_end="2010-12-20",
         )
+
+    def run(self, *sources: Path | str, **config: bool | str) -> dg.ExecuteInProcessResult:
+        settings = self.settings(*sources)
         with dg.DagsterInstance.ephemeral() as instance:
             return dg.materialize(
                 [*build_assets(settings), ledger_balances, schema_matches_contract],
@@ -55,9 +63,9 @@ class Domain:
                 },
             )
 
-    def fails(self, *sources: Path | str) -> str:
+    def fails(self, *sources: Path | str, **config: bool | str) -> str:
         """The one error that the run on these sources ends with; nothing was retried."""
-        result = self.run(*sources)
+        result = self.run(*sources, **config)
         assert not result.success
         assert not result.filter_events(lambda e: e.is_step_up_for_retry)
         (failure,) = result.filter_events(lambda e: e.is_step_failure)
@@ -155,6 +163,86 @@ def test_404(domain: Domain, server: str) -> None:
     assert "404" in message
     assert "s3cr3t" not in message
     assert domain.state() == before
+
+
+@dataclass
+class Down:
+    """A server that answers nothing but that it is down."""
+
+    url: str = ""
+    asked: int = 0
+    retry_after: str | None = None
+
+
+@pytest.fixture
+def down() -> Iterator[Down]:
+    found = Down()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found.asked += 1
+            self.send_response(503)
+            if found.retry_after is not None:
+                self.send_header("Retry-After", found.retry_after)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        found.url = f"http://127.0.0.1:{serving.server_port}/online_retail.zip"
+        yield found
+        serving.shutdown()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads are tried as often as ever, without the waits between."""
+    retries = replace(FETCH_RETRIES, sleep=lambda _: None)
+    monkeypatch.setattr(source, "fetch", partial(fetch, retries=retries))
+
+
+def test_a_step_asks_an_origin_that_is_down_one_set_of_times(
+    domain: Domain, down: Down, hasty: None
+) -> None:
+    message = domain.fails(down.url)
+
+    assert "expected HTTP 200, found HTTP 503" in message
+    assert down.asked == FETCH_RETRIES.attempts
+
+
+def test_a_command_asks_an_origin_that_is_down_one_set_of_times(
+    domain: Domain, down: Down, hasty: None
+) -> None:
+    """Before its run, which then is the record of it."""
+    before = domain.state()
+    (execution,) = OnlineRetail().plan(
+        domain.settings(down.url), None, allow_emptying=False, instance=dg.DagsterInstance.get
+    )
+    assert down.asked == FETCH_RETRIES.attempts
+
+    (config,) = (op["config"] for op in execution.run_config["ops"].values())
+    message = domain.fails(down.url, **config)
+
+    assert "expected HTTP 200, found HTTP 503" in message
+    assert f"Gave up after {FETCH_RETRIES.attempts} attempts." in message
+    assert down.asked == FETCH_RETRIES.attempts
+    assert domain.state() == before
+
+
+def test_a_wait_that_the_origin_asks_for_is_left_to_the_step(
+    domain: Domain, down: Down, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    down.retry_after = "1"
+    retries = replace(FETCH_RETRIES, max_retry_after_s=0.5)
+    monkeypatch.setattr(source, "fetch", partial(fetch, retries=retries))
+
+    result = domain.run(down.url)
+
+    assert not result.success
+    assert len(result.filter_events(lambda e: e.is_step_up_for_retry)) == 3
+    assert down.asked == 4
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.9])

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
+from pydantic import Field
 
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA, QUARANTINE
 from retail_assets.defs.online_retail.source import (
@@ -46,6 +47,12 @@ _DAY = "invoice_date"
 _BATCH_ROWS = 122_880
 
 
+class RefreshConfig(EmptyingConfig):
+    """What a materialization of the source may do, or why it need not try."""
+
+    refused: str = Field(default="", description="why `retail-assets run` could not look at it")
+
+
 def day_partitions(settings: Settings) -> dg.DailyPartitionsDefinition:
     """The days of the configured span; an open end reaches to today."""
     end = settings.online_retail_end
@@ -70,10 +77,12 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     )
     def raw_online_retail(
         context: dg.AssetExecutionContext,
-        config: EmptyingConfig,
+        config: RefreshConfig,
         lake: LakeResource,
         online_retail_source: OnlineRetailSource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        if config.refused:  # the run is the record of it: nothing is tried again
+            raise dg.Failure(config.refused, allow_retries=False)
         with failures_by_kind(context.retry_number):
             found = online_retail_source.refresh(lake, allow_emptying=config.allow_emptying)
         context.log.info(

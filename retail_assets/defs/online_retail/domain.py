@@ -27,6 +27,7 @@ from retail_assets.domain import (
     PlanError,
     QuarantineTable,
 )
+from retail_assets.errors import PermanentError, TransientError
 from retail_assets.settings import SAMPLE_SOURCE, Settings
 
 if TYPE_CHECKING:
@@ -83,13 +84,20 @@ class OnlineRetail(Domain):
     ) -> list[Execution]:
         """One job over the days asked for, or all that the source has.
 
-        Where the source cannot be had, the job's first step alone: it says why, on record.
+        Where the source cannot be had, the job's first step alone: it says why, on record, and
+        tries nothing again.
         """
-        span = partitions or source_span(settings, allow_emptying=allow_emptying)
+        span = partitions
+        config: dict[str, bool | str] = {"allow_emptying": allow_emptying}
+        if span is None:
+            try:
+                span = source_span(settings, allow_emptying=allow_emptying)
+            except (PermanentError, TransientError) as error:
+                config["refused"] = str(error)
         from retail_assets.defs.online_retail.assets import RAW
 
-        config = {RAW.to_python_identifier(): {"config": {"allow_emptying": allow_emptying}}}
-        return [Execution(DOMAIN, span, {"ops": config}, None if span else [RAW])]
+        ops = {RAW.to_python_identifier(): {"config": config}}
+        return [Execution(DOMAIN, span, {"ops": ops}, None if span else [RAW])]
 
     def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
         """The days that differ."""
@@ -162,21 +170,18 @@ def mask_personal(reason: str, text: str) -> tuple[str, str]:
     return shown, json.dumps(masked, ensure_ascii=False)
 
 
-def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str] | None:
+def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str]:
     """First and last day to run: the source's, and those that it no longer has.
 
-    None where the source cannot be had: the run's own first step then says why, on record.
+    Raises:
+        PermanentError, TransientError: the source cannot be had.
     """
     from retail_assets.defs.online_retail.source import OnlineRetailSource
-    from retail_assets.errors import PermanentError, TransientError
     from retail_assets.resources.lake import LakeResource
 
     lake, source = LakeResource.of(settings), OnlineRetailSource.of(settings)
-    try:
-        found = source.refresh(lake, allow_emptying=allow_emptying)
-        days = {*found.manifest.span, *found.changed_days}
-    except (PermanentError, TransientError):
-        return None
+    found = source.refresh(lake, allow_emptying=allow_emptying)
+    days = {*found.manifest.span, *found.changed_days}
     first, last = str(settings.online_retail_start), settings.online_retail_end
     inside = [day for day in days if day >= first and (last is None or day <= str(last))]
     return min(inside), max(inside)

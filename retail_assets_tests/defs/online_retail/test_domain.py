@@ -74,6 +74,8 @@ def test_a_source_that_cannot_be_had_is_left_to_its_asset(settings: Settings) ->
     execution = plan(settings)
 
     assert (execution.partitions, execution.asset_selection) == (None, [RAW])
+    (op,) = execution.run_config["ops"].values()
+    assert "origin.csv: expected a file, found nothing" in op["config"]["refused"]
 
 
 @pytest.mark.parametrize(
