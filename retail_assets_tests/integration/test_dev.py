@@ -21,6 +21,8 @@ REPOSITORY = {
     "repositoryLocationName": "retail_assets",
 }
 SENSOR = "online_retail_source_sensor"
+MARTS = "online_retail_marts"
+ENDED = ("SUCCESS", "FAILURE")
 DAYS = [f"2010-12-{day:02}" for day in range(1, 11)]
 
 Ask = Callable[..., dict[str, Any]]
@@ -124,8 +126,8 @@ def test_the_sensor_asks_for_the_source_and_then_for_its_days(ask: Ask) -> None:
 
     def done() -> list[dict[str, Any]]:
         found = runs(ask, **{"dagster/sensor_name": SENSOR})
-        finished = [run for run in found if run["status"] in ("SUCCESS", "FAILURE")]
-        return finished if len(finished) >= 2 else []
+        finished = [run for run in found if run["status"] in ENDED]
+        return finished[-2:] if len(finished) >= 2 else []
 
     days, source = wait_for("the sensor's two runs", done, 240)
     assert [source["status"], days["status"]] == ["SUCCESS", "SUCCESS"]
@@ -135,31 +137,73 @@ def test_the_sensor_asks_for_the_source_and_then_for_its_days(ask: Ask) -> None:
     assert tag(days, "dagster/asset_partition_range_end") == DAYS[-1]
 
 
-def test_a_backfill_is_one_run(ask: Ask) -> None:
-    launched = ask(
-        "mutation($parameters: LaunchBackfillParams!) {launchPartitionBackfill("
-        "backfillParams: $parameters) {... on LaunchBackfillSuccess {backfillId}"
-        " ... on PythonError {message}}}",
-        parameters={
+def test_the_sensor_then_asks_for_the_marts_and_nothing_is_stale(ask: Ask) -> None:
+    def marts() -> list[dict[str, Any]]:
+        found = runs(ask, **{"dagster/sensor_name": SENSOR})
+        return [x for x in found if x["jobName"] == MARTS and x["status"] in ENDED]
+
+    (run,) = wait_for("the marts", marts, 180)
+
+    assert run["status"] == "SUCCESS"
+    found = ask("{assetNodes {assetKey {path} groupName staleStatus}}")["assetNodes"]
+    status = {
+        node["assetKey"]["path"][-1]: node["staleStatus"]
+        for node in found
+        if node["groupName"] == "online_retail"
+    }
+    assert {"stg_online_retail_data", "fact_returns"} <= status.keys()
+    assert set(status.values()) == {"FRESH"}
+
+
+BACKFILLS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "of assets": (
+        {
             "assetSelection": [
                 {"path": ["online_retail", "processed_online_retail_data"]},
                 {"path": ["online_retail", "online_retail_data"]},
-            ],
-            "partitionNames": DAYS,
+            ]
         },
-    )["launchPartitionBackfill"]
-    backfill = launched["backfillId"]
+        DAYS[:5],
+    ),
+    "of a job": (
+        {
+            "selector": {
+                "partitionSetName": "online_retail_changed_days_partition_set",
+                "repositorySelector": REPOSITORY,
+            }
+        },
+        DAYS[5:],
+    ),
+}
 
+
+@pytest.fixture(scope="module")
+def backfills(ask: Ask) -> dict[str, str]:
+    """Ids of the backfills, which are underway at once."""
+    return {
+        name: ask(
+            "mutation($parameters: LaunchBackfillParams!) {launchPartitionBackfill("
+            "backfillParams: $parameters) {... on LaunchBackfillSuccess {backfillId}"
+            " ... on PythonError {message}}}",
+            parameters=target | {"partitionNames": days},
+        )["launchPartitionBackfill"]["backfillId"]
+        for name, (target, days) in BACKFILLS.items()
+    }
+
+
+@pytest.mark.parametrize("name", BACKFILLS)
+def test_a_backfill_is_one_run(ask: Ask, backfills: dict[str, str], name: str) -> None:
     def status() -> str | None:
         found = ask(
             "query($id: String!) {partitionBackfillOrError(backfillId: $id)"
             " {... on PartitionBackfill {status}}}",
-            id=backfill,
+            id=backfills[name],
         )["partitionBackfillOrError"]["status"]
         return None if found in ("REQUESTED", "COMPLETING") else str(found)
 
     assert wait_for("the backfill", status, 180) == "COMPLETED_SUCCESS"
-    (run,) = runs(ask, **{"dagster/backfill": backfill})
+    (run,) = runs(ask, **{"dagster/backfill": backfills[name]})
     assert run["status"] == "SUCCESS"
-    assert tag(run, "dagster/asset_partition_range_start") == DAYS[0]
-    assert tag(run, "dagster/asset_partition_range_end") == DAYS[-1]
+    days = BACKFILLS[name][1]
+    assert tag(run, "dagster/asset_partition_range_start") == days[0]
+    assert tag(run, "dagster/asset_partition_range_end") == days[-1]
