@@ -122,11 +122,14 @@ def _models(settings: Settings, manifest: Mapping[str, Any], domain: Domain) -> 
         except WarehouseBusyError:
             raise
         except Exception:
+            _leave_open(plan, warehouse)
             if is_partial:  # what was left out may be what it missed
                 _record_models(plan, {domain.name: ""}, warehouse)
             raise
         # A subset may leave a fact behind: then the window stays open for the next whole run.
-        if not context.is_subset:
+        if context.is_subset:
+            _leave_open(plan, warehouse)
+        else:
             with warehouse.kept_open():
                 for dataset, versions in plan.versions.items():
                     warehouse.record_versions(dataset, MARTS_STAGE, versions)
@@ -184,6 +187,19 @@ def _may_be_partial(
     return bool(plan.changed) and models == warehouse.loaded_versions(
         next(iter(plan.versions)), MODELS_STAGE
     )
+
+
+def _leave_open(plan: MartsPlan, warehouse: WarehouseResource) -> None:
+    """Record that the marts are of no version of what the build was of: some may have taken it.
+
+    Else a table that went back to what the marts were last built from would look built.
+    """
+    with warehouse.kept_open():
+        for dataset, versions in plan.versions.items():
+            built = warehouse.loaded_versions(dataset, MARTS_STAGE)
+            unsure = {key: "" for key, version in versions.items() if built.get(key) != version}
+            if unsure:
+                warehouse.record_versions(dataset, MARTS_STAGE, unsure)
 
 
 def _record_models(
