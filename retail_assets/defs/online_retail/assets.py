@@ -213,7 +213,7 @@ def write_days(lake: LakeResource, run_id: str, days: Sequence[str]) -> DaysWrit
             f" from {typed} where reason is null and {where} group by all"
         ).fetchall()
         reasons = first_reasons(connection, typed, where) if quarantined else {}
-    personal = [column.name for column in ONLINE_RETAIL_DATA.columns if column.pii]
+    personal = ONLINE_RETAIL_DATA.personal
     return DaysWritten(
         dict(revenue), {day: public_reason(text, personal) for day, text in reasons.items()}
     )

@@ -425,7 +425,6 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         ]
         if rejected:  # Arrow imports pandas to make columns of Python's values
             unplaced = pa.concat_tables([unplaced, quarantine_table(rejected)])
-        personal = [column.name for column in ONLINE_RETAIL_DATA.columns if column.pii]
         first_bad = unplaced.slice(0, 1).to_pylist()
         manifest = Manifest(
             version=version,
@@ -439,7 +438,7 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             first_reason=next(
                 (
                     f"{bad['source']}, row {bad['row'] or 'unknown'}:"
-                    f" {public_reason(bad['reason'], personal)}"
+                    f" {public_reason(bad['reason'], ONLINE_RETAIL_DATA.personal)}"
                     for bad in first_bad
                 ),
                 None,
