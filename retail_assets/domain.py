@@ -5,7 +5,7 @@ which domains there are (defs/registry.py). Dagster is not imported: the command
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MARTS_STAGE = "marts"
 # Of which state of dbt's project the marts are; recorded with one of the domain's tables.
 MODELS_STAGE = "models"
+# Metadata of a failure that names the partitions without which the others could be taken.
+REFUSED_PARTITIONS = "refused_partitions"
 # The tags by which Dagster takes a range of partitions in one run: its first, its last.
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
@@ -154,6 +156,20 @@ class Domain(ABC):
         Raises:
             PlanError: there is nothing to run.
         """
+
+    def plan_without(
+        self,
+        settings: Settings,
+        execution: Execution,
+        refused: Mapping[str, Collection[str]],
+        instance: "dg.DagsterInstance",
+    ) -> list[Execution]:
+        """What is executed in place of a failed ``execution``, for the partitions not ``refused``.
+
+        ``refused`` has, by step, the partitions that the failure names (REFUSED_PARTITIONS).
+        Nothing where none is left, or where a domain's partitions do not stand for themselves.
+        """
+        return []
 
     def plan_stream(self, settings: Settings, file: Path) -> list[Execution]:
         """What a whole run executes that produces ``file`` to the domain's topic meanwhile.

@@ -3,15 +3,23 @@
 Here: the kinds. Not here: particular errors, which derive from them beside the code that raises.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 _MOST_RETRIES = 3
 _FIRST_WAIT_S = 5.0
 
 
 class PermanentError(Exception):
-    """No retry mends it: the message says what was expected, what was found, what to do."""
+    """No retry mends it: the message says what was expected, what was found, what to do.
+
+    Attributes:
+        metadata: what Dagster's record of the failure says besides the message.
+    """
+
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
 
 class TransientError(Exception):
@@ -38,7 +46,7 @@ def failures_by_kind(retry_number: int) -> Iterator[None]:
     try:
         yield
     except PermanentError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+        raise dg.Failure(str(error), metadata=dict(error.metadata), allow_retries=False) from error
     except TransientError as error:
         if error.already_retried:
             raise dg.Failure(str(error), allow_retries=False) from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from retail_assets.commands.status import count_rows, table_names
 from retail_assets.defs.registry import domains
-from retail_assets.domain import Domain, Execution, parse_partitions
+from retail_assets.domain import REFUSED_PARTITIONS, Domain, Execution, parse_partitions
 from retail_assets.instance import open_instance
 from retail_assets.settings import Settings
 
@@ -143,10 +143,13 @@ def _execute(
     # dbt's lines and Dagster's go to a file: the terminal gets the table, or the reason.
     log = settings.home / "logs" / f"{domain.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    results = []
+    done: list[tuple[Execution, dg.ExecuteInProcessResult]] = []
+    refusals: list[str] = []
+    waiting = list(executions)
     opened = instance()
     with log.open("w") as sink, redirect_stdout(sink), redirect_stderr(sink):
-        for execution in executions:
+        while waiting:
+            execution = waiting.pop(0)
             result = definitions.resolve_job_def(execution.job_name).execute_in_process(
                 instance=opened,
                 tags=execution.tags,
@@ -154,20 +157,47 @@ def _execute(
                 asset_selection=execution.asset_selection,
                 run_config=dict(execution.run_config),
             )
-            if not result.success:
-                raise RunFailed(f"{_why(result)} (log: {log})")
-            results.append(result)
+            if result.success:
+                done.append((execution, result))
+                continue
+            refused = _refused(result)
+            others = domain.plan_without(settings, execution, refused, opened) if refused else []
+            if not refused or not (others or waiting):  # nothing, or no use in going on
+                raise RunFailed(f"{' '.join([*refusals, _why(result)])} (log: {log})")
+            reasons = _reasons(result)
+            refusals += [reasons[step] for step in refused]
+            waiting = others + waiting
+    if refusals:
+        raise RunFailed(
+            f"{' '.join(refusals)} All others were taken, by runs of their own. (log: {log})"
+        )
     tables = {key.to_user_string(): name for key, name in table_names(definitions).items()}
     rows = count_rows(settings, [domain])
-    return [
-        _outcome(result, execution.partitions, tables, rows)
-        for result, execution in zip(results, executions, strict=True)
-    ]
+    return [_outcome(result, execution.partitions, tables, rows) for execution, result in done]
+
+
+def _refused(result: "dg.ExecuteInProcessResult") -> dict[str, list[str]]:
+    """By step, the partitions that its failure names as those that cannot be taken."""
+    import dagster as dg
+
+    refused = {}
+    for event in result.filter_events(lambda e: e.is_step_failure):
+        failure = event.step_failure_data.user_failure_data
+        named = failure.metadata.get(REFUSED_PARTITIONS) if failure else None
+        if isinstance(named, dg.JsonMetadataValue):
+            refused[str(event.step_key)] = [str(key) for key in named.data or ()]
+    return refused
 
 
 def _why(result: "dg.ExecuteInProcessResult") -> str:
     """The run's failure in one line: the failed check, or the error of the first failed step."""
+    return next(iter(_reasons(result).values()), "the run failed; see its log in the UI (make dev)")
+
+
+def _reasons(result: "dg.ExecuteInProcessResult") -> dict[str, str]:
+    """Why each step failed, in one line each."""
     failed = [_told(check) for check in _checks(result) if not check.passed and _is_error(check)]
+    reasons = {}
     for event in result.filter_events(lambda e: e.is_step_failure):
         error = event.step_failure_data.error
         cause = error.cause if error is not None and error.cause is not None else error
@@ -176,8 +206,9 @@ def _why(result: "dg.ExecuteInProcessResult") -> str:
         message = text or (cause.message if cause is not None else "no message")
         if failed:
             message = f"check failed: {'; '.join(failed[:5])}. {message}"
-        return f"{event.step_key}: {' '.join(message.split())}"
-    return "the run failed; see its log in the UI (make dev)"
+        step = str(event.step_key)
+        reasons[step] = f"{step}: {' '.join(message.split())}"
+    return reasons
 
 
 def _checks(result: "dg.ExecuteInProcessResult") -> "list[dg.AssetCheckEvaluation]":

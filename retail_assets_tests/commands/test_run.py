@@ -1,6 +1,6 @@
 """Tests of retail_assets.commands.run, with a domain of the test's own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,14 @@ from retail_assets.commands.run import (
 from retail_assets.commands.tables import one_line, print_outcomes
 from retail_assets.dataset import Dataset
 from retail_assets.defs.registry import domains
-from retail_assets.domain import DefsModule, Domain, Execution, MartsPlan, PlanError
+from retail_assets.domain import (
+    REFUSED_PARTITIONS,
+    DefsModule,
+    Domain,
+    Execution,
+    MartsPlan,
+    PlanError,
+)
 from retail_assets.errors import PermanentError
 from retail_assets.losses import Quarantined, check_quarantine, quarantine_check_spec
 from retail_assets.resources.lake import LakeResource
@@ -30,12 +37,18 @@ from retail_assets.settings import Settings, load_settings
 
 DROPS = dg.DynamicPartitionsDefinition(name="drops")
 LANDED = dg.AssetKey(["shop", "landed"])
+KEYS = ["1", "refused-a", "20", "bad", "300", "refused-b"]
 
 
 @dg.asset(key=LANDED, partitions_def=DROPS, backfill_policy=dg.BackfillPolicy.single_run())
 def landed(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
     if "bad" in context.partition_keys:
         raise dg.Failure("bad: expected a drop, found none")
+    if refused := [key for key in context.partition_keys if key.startswith("refused")]:
+        raise dg.Failure(
+            f"{', '.join(refused)}: expected a drop, found another",
+            metadata={REFUSED_PARTITIONS: refused},
+        )
     print("printed by an asset")
     for key in context.partition_keys:
         context.add_asset_metadata({"dagster/partition_row_count": int(key)}, partition_key=key)
@@ -76,8 +89,21 @@ class Shop(Domain):
         self.asked = partitions, allow_emptying
         if not self.ranges:
             raise PlanError("the lake has no drop")
-        instance().add_dynamic_partitions("drops", ["1", "20", "300", "bad"])
+        instance().add_dynamic_partitions("drops", KEYS)
         return [Execution("shop_drops", found) for found in self.ranges]
+
+    def plan_without(
+        self,
+        settings: Settings,
+        execution: Execution,
+        refused: Mapping[str, Collection[str]],
+        instance: dg.DagsterInstance,
+    ) -> list[Execution]:
+        assert execution.partitions
+        first, last = map(KEYS.index, execution.partitions)
+        keys = set(KEYS[first : last + 1]).difference(*refused.values())
+        assert set(refused) == {"shop__landed"}
+        return [Execution("shop_drops", (key, key)) for key in sorted(keys)]
 
     def plan_marts(self, warehouse: object) -> MartsPlan:
         raise NotImplementedError
@@ -127,14 +153,14 @@ def started(
 def test_a_run_is_each_execution_that_the_domain_plans(
     settings: Settings, started: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shop = Shop(("1", "20"), ("300", "300"))
+    shop = Shop(("20", "20"), ("1", "1"))
 
     outcomes = run_domain(settings, shop, None)
 
-    assert [x.partitions for x in outcomes] == [("1", "20"), ("300", "300")]
+    assert [x.partitions for x in outcomes] == [("20", "20"), ("1", "1")]
     assert [[(a.key, a.rows, a.partitions) for a in x.assets] for x in outcomes] == [
-        [("shop/landed", 21, 2)],
-        [("shop/landed", 300, 1)],
+        [("shop/landed", 20, 1)],
+        [("shop/landed", 1, 1)],
     ]
     assert len({x.run_id for x in outcomes}) == 2
     assert shop.asked == (None, False)
@@ -151,6 +177,39 @@ def test_a_failed_execution_is_the_last(settings: Settings, started: list[str]) 
     with dg.DagsterInstance.from_config(str(settings.instance_dir)) as instance:
         assert instance.get_materialized_partitions(LANDED) == {"1"}
     assert started == ["shop", "ended"]
+
+
+def materialized(settings: Settings) -> set[str]:
+    with dg.DagsterInstance.from_config(str(settings.instance_dir)) as instance:
+        return set(instance.get_materialized_partitions(LANDED))
+
+
+def test_partitions_that_are_refused_hold_back_no_others_and_fail_at_the_end(
+    settings: Settings, started: list[str]
+) -> None:
+    shop = Shop(("refused-b", "refused-b"), ("1", "20"), ("300", "300"))
+
+    with pytest.raises(RunFailed) as error:
+        run_domain(settings, shop, None)
+
+    assert materialized(settings) == {"1", "20", "300"}
+    assert str(error.value).startswith(
+        "shop__landed: refused-b: expected a drop, found another"
+        " shop__landed: refused-a: expected a drop, found another"
+        " All others were taken, by runs of their own. (log: "
+    )
+
+
+def test_where_all_is_refused_or_something_else_fails_the_run_ends(
+    settings: Settings, started: list[str]
+) -> None:
+    with pytest.raises(RunFailed, match=r"found another \(log"):
+        run_domain(settings, Shop(("refused-a", "refused-a")), None)
+    (settings.home / "prepared").rmdir()
+    with pytest.raises(RunFailed, match=r"refused-b: .* bad: expected a drop, found none \(log"):
+        run_domain(settings, Shop(("300", "refused-b"), ("bad", "bad"), ("1", "1")), None)
+
+    assert materialized(settings) == {"300"}
 
 
 def test_what_was_asked_for_reaches_the_plan(settings: Settings, started: list[str]) -> None:
