@@ -1133,6 +1133,18 @@ def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return size
 
 
+@pytest.mark.parametrize("name", ["", "index", "Unnamed: 0", "Unnamed: 12"])
+def test_a_column_without_a_name_may_have_the_one_that_pandas_gives(
+    written: Written, name: str
+) -> None:
+    path = written(f"{name},b\n1,2\n")
+
+    assert scanned_rows(scan(path, ("", "b")), 2) == [["1", "2"]]
+    for other in (("a", "b"), ("", "b", ""), ("",), ("b", "")):
+        with pytest.raises(UnreadableFileError, match="has the header"):
+            scan(path, other)
+
+
 @pytest.mark.usefixtures("block_bytes")
 @pytest.mark.parametrize("text", PLAIN)
 def test_a_plain_file_is_counted_and_not_copied(written: Written, text: str) -> None:
@@ -1208,14 +1220,6 @@ def test_a_scan_says_what_it_skipped_and_by_what_fields_were_separated(written: 
         "t.zip/README.txt: no row of it is the header",
         "t.zip/x.csv: 1 row above the header",
     )
-
-
-def test_an_index_without_a_name_may_have_the_name_that_pandas_gives_it(written: Written) -> None:
-    data = "Unnamed: 0,b\n1,2\n"
-
-    assert scanned_rows(scan(written(data), ("", "b")), fields=2) == [["1", "2"]]
-    with pytest.raises(UnreadableFileError, match="has the header"):
-        scan(written(data), ("a", "b"))
 
 
 def test_a_header_may_begin_with_a_name_of_no_characters(written: Written) -> None:

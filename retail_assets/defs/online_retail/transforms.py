@@ -178,11 +178,13 @@ def match_header(header: Sequence[str], label: str) -> HeaderMatch:
         SchemaDriftError: a column is missing or stands there twice.
     """
     cleaned = [" ".join(name.strip().strip("\ufeff").strip('"').split()) for name in header]
-    folded = [name.casefold() for name in cleaned]
+    # Case and blanks differ from program to program, a line break within a name among them.
+    folded = ["".join(name.split()).casefold() for name in cleaned]
     positions: dict[str, int] = {}
     missing = []
     for column, spellings in SOURCE_COLUMNS.items():
-        found = [i for i, name in enumerate(folded) if name in {s.casefold() for s in spellings}]
+        ours = {"".join(spelling.split()).casefold() for spelling in spellings}
+        found = [i for i, name in enumerate(folded) if name in ours]
         if len(found) > 1:
             names = ", ".join(cleaned[i] for i in found)
             raise SchemaDriftError(f"{label}: {column} stands there {len(found)} times ({names}).")

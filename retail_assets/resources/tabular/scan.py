@@ -18,7 +18,7 @@ from retail_assets.resources.tabular.tables import (
 )
 
 _NO_SEPARATORS = bytes(set(range(256)) - set(b",\n"))
-_INDEX = re.compile(r"(Unnamed: 0)?")  # what pandas makes of an index without a name
+_INDEX = re.compile(r"(index|Unnamed: [0-9]+)?")  # as pandas writes one without a name
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def scan_csv(path: Path, header: Sequence[str], scratch: Path) -> ScannedCsv:
     Plain is valid UTF-8 without quotes, lines ending in a line feed, of as many fields each (two
     or more) and not all of them empty: such a file is hashed and counted at the disk's speed, and
     nothing of it is copied. Of others the good rows are copied to ``scratch``, and the bad ones
-    told.
+    told. Where ``header`` has a column without a name, a row's index, the file may name it as
+    pandas does.
 
     Raises:
         UnreadableFileError: the header is another, or the file is no CSV; see ``open_tables``.

@@ -836,8 +836,10 @@ def test_a_header_matches_in_any_order(order: list[int], header: list[str]) -> N
     assert [order[place] for place in match.positions.values()] == list(range(8))
 
 
-@pytest.mark.parametrize("first", ["\ufeffInvoiceNo", '\ufeff"InvoiceNo"', "InvoiceNo"])
-def test_a_byte_order_mark_is_no_part_of_a_name(first: str) -> None:
+@pytest.mark.parametrize(
+    "first", ["\ufeffInvoiceNo", '\ufeff"InvoiceNo"', "InvoiceNo", "Invoice\nNo", "\xa0Invoice No "]
+)
+def test_a_mark_and_blanks_are_no_part_of_a_name(first: str) -> None:
     assert match_header([first, *HEADER[1:]], "t").positions["invoice_no"] == 0
 
 
