@@ -6,9 +6,10 @@ which files there are and are known (drops.py), when anything runs (automation.p
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
@@ -21,6 +22,7 @@ from retail_assets.defs.coffee_chain.drops import (
     DropError,
     DroppedFiles,
     Ledger,
+    RefusedDropsError,
     SmallFile,
     describe_drops,
     list_raw,
@@ -28,13 +30,23 @@ from retail_assets.defs.coffee_chain.drops import (
     record_drops,
 )
 from retail_assets.defs.coffee_chain.transforms import (
+    LEFT_OUT,
     REJECTED,
     STAGED,
     TYPING_VERSION,
+    split_left_out,
     split_rejected,
 )
-from retail_assets.errors import failures_by_kind
+from retail_assets.errors import PermanentError, failures_by_kind
 from retail_assets.landing import landed_asset
+from retail_assets.losses import (
+    EmptyingConfig,
+    Quarantined,
+    check_quarantine,
+    public_reason,
+    quarantine_check_spec,
+    refuse_to_shrink,
+)
 from retail_assets.resources.dbt import warm_up_dbt
 from retail_assets.resources.lake import LakeObject, LakeResource, Stage
 from retail_assets.resources.spark import SparkResource, WrittenFile
@@ -56,6 +68,21 @@ _MOST_BYTES_A_JOB = 96 * 1024**2
 _MOST_FILES_A_JOB = 32
 _JOBS_AT_ONCE = 2
 _SMALL_BYTES = 16 * 1024**2
+
+
+class Taken(NamedTuple):
+    """What was taken of a raw file, and what of it could not be."""
+
+    ledger: Ledger
+    quarantined: Quarantined
+
+
+class Bad(NamedTuple):
+    """What cannot be read of a row: why, the row's text, and whether the row stands without it."""
+
+    reason: str
+    text: str
+    row_stays: bool = False
 
 
 def raw_key(dataset: Dataset) -> dg.AssetKey:
@@ -122,6 +149,7 @@ def _check_specs(dataset: Dataset) -> list[dg.AssetCheckSpec]:
             blocking=True,
             description="The Parquet files' columns and types are those of the contract.",
         ),
+        quarantine_check_spec(processed_key(dataset)),
     ]
 
 
@@ -139,14 +167,18 @@ def _processed_small(settings: Settings, small: SmallFile) -> dg.AssetsDefinitio
         metadata={"dagster/column_schema": dataset.table_schema()},
         check_specs=_check_specs(dataset),
     )
-    def processed(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def processed(
+        context: dg.AssetExecutionContext, config: EmptyingConfig, lake: LakeResource
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with failures_by_kind(context.retry_number):
-            ledger = write_small(lake, context.run.run_id, small)
+            taken = write_small(
+                lake, context.run.run_id, small, most_lost=_most_lost(settings, config)
+            )
         return dg.MaterializeResult(
-            metadata=ledger_metadata(ledger)
+            metadata=taken_metadata(taken)
             | {"path": dg.MetadataValue.path(lake.uri(f"processed/{dataset.folder}"))},
-            data_version=dg.DataVersion(ledger.fingerprint),
-            check_results=check_processed(lake, dataset, {WHOLE_TABLE: ledger}),
+            data_version=dg.DataVersion(taken.ledger.fingerprint),
+            check_results=check_processed(lake, dataset, {WHOLE_TABLE: taken}),
         )
 
     return processed
@@ -169,15 +201,25 @@ def _processed_drops(settings: Settings, large: DroppedFiles) -> dg.AssetsDefini
         check_specs=_check_specs(dataset),
     )
     def processed(
-        context: dg.AssetExecutionContext, lake: LakeResource, spark: SparkResource
+        context: dg.AssetExecutionContext,
+        config: EmptyingConfig,
+        lake: LakeResource,
+        spark: SparkResource,
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         dates = context.partition_keys
         with failures_by_kind(context.retry_number):
-            ledgers = write_drops(lake, spark, context.run.run_id, large, dates)
+            taken = write_drops(
+                lake,
+                spark,
+                context.run.run_id,
+                large,
+                dates,
+                most_lost=_most_lost(settings, config),
+            )
         for key in dates:
-            found = ledgers.get(key)
+            found = taken.get(key)
             context.add_asset_metadata(
-                ledger_metadata(found) if found else {"dagster/partition_row_count": 0},
+                taken_metadata(found) if found else {"dagster/partition_row_count": 0},
                 partition_key=key,
             )
         return dg.MaterializeResult(
@@ -185,10 +227,14 @@ def _processed_drops(settings: Settings, large: DroppedFiles) -> dg.AssetsDefini
                 "path": dg.MetadataValue.path(lake.uri(f"processed/{dataset.folder}")),
                 "partitions_in_run": len(dates),
             },
-            check_results=check_processed(lake, dataset, ledgers),
+            check_results=check_processed(lake, dataset, taken),
         )
 
     return processed
+
+
+def _most_lost(settings: Settings, config: EmptyingConfig) -> float:
+    return 1.0 if config.allow_emptying else settings.most_rows_lost
 
 
 def _landed(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
@@ -205,12 +251,15 @@ def _landed(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
     )
 
 
-def write_small(lake: LakeResource, run_id: str, small: SmallFile) -> Ledger:
+def write_small(lake: LakeResource, run_id: str, small: SmallFile, *, most_lost: float) -> Taken:
     """Replace a small table and its quarantine by what its raw file holds.
+
+    ``most_lost`` is the share of its rows that the table may lose; of 1, all.
 
     Raises:
         DropError: the file is not there, was replaced meanwhile, or its rows do not add up.
-        UnreadableFileError: it is not the table that it should be. Nothing was touched.
+        UnreadableFileError: it is not the table that it should be.
+        ShrunkError: it has too few rows. Nothing was touched.
     """
     import pandas as pd
     import pyarrow as pa
@@ -224,14 +273,16 @@ def write_small(lake: LakeResource, run_id: str, small: SmallFile) -> Ledger:
         )
     with lake.scratch() as scratch, lake.staging(run_id) as stage:
         file = lake.local_file(entry.name)
-        before = _stamp(file)
+        stamp = _stamp(file)
         scanned = scan_csv(file, small.raw.header, scratch)
         # By position: a copy's header has a name for the index.
         raw = pd.read_csv(scanned.file, dtype="string", keep_default_na=False, na_values=[""])
-        _require_unchanged(entry.name, file, before)
+        _require_unchanged(entry.name, file, stamp)
         typed = small.type_rows(raw.set_axis(list(small.raw.header), axis="columns"))
         rows = pa.Table.from_pandas(typed.rows, dataset.arrow_schema, preserve_index=False)
-        bad = [(row.reason, row.text) for row in scanned.rejected] + list(typed.rejected)
+        bad = [Bad(row.reason, row.text) for row in scanned.rejected]
+        bad += [Bad(*told) for told in typed.rejected]
+        bad += [Bad(*told, row_stays=True) for told in typed.left_out]
         ledger = Ledger(
             entry.version,
             entry.size,
@@ -240,55 +291,126 @@ def write_small(lake: LakeResource, run_id: str, small: SmallFile) -> Ledger:
             read=scanned.rows,
             written=rows.num_rows,
             duplicates=typed.duplicates,
-            quarantined=len(bad),
+            quarantined=len(bad) - len(typed.left_out),
+            left_out=len(typed.left_out),
         )
         _require_balance(entry.name, ledger)
+        taken = Taken(ledger, _quarantined(dataset, ledger, bad))
+        had = lake.partition_rows("processed", dataset, "", [WHOLE_TABLE])
+        before = read_known(lake).ledgers(dataset)
+        _require_rows(dataset, WHOLE_TABLE, had, before, taken, most_lost)
         stage.write_partitions("processed", dataset, "", [(WHOLE_TABLE, rows)])
         if bad:
-            rejected = _quarantined(quarantine, WHOLE_TABLE, entry.name, bad)
+            rejected = _quarantine_table(quarantine, WHOLE_TABLE, entry.name, bad)
             stage.write_partitions("quarantine", quarantine, "", [(WHOLE_TABLE, rejected)])
         _publish(lake, stage, dataset, {WHOLE_TABLE: ledger})
-    return ledger
+    return taken
 
 
 def write_drops(
-    lake: LakeResource, spark: SparkResource, run_id: str, large: DroppedFiles, dates: Sequence[str]
-) -> dict[str, Ledger]:
+    lake: LakeResource,
+    spark: SparkResource,
+    run_id: str,
+    large: DroppedFiles,
+    dates: Sequence[str],
+    *,
+    most_lost: float,
+) -> dict[str, Taken]:
     """Replace the processed and quarantined partitions ``dates`` by what their raw files hold.
 
     A date without a file of this table is an empty partition; one whose file was taken before and
-    then deleted stays as it is. Returns the ledger of each date that has one.
+    then deleted stays as it is. Returns what was taken of each date that has a file, or had one.
+    ``most_lost`` is the share of its rows that a drop may lose; of 1, all.
 
     Raises:
-        DropError: a date has no file of any table, a file was replaced meanwhile, or its rows
-            do not add up.
-        UnreadableFileError: a file has another header, or is no CSV. No partition was touched.
+        RefusedDropsError: dates have no file of any table, or one that has another header or is no
+            CSV, that was replaced meanwhile, has too few rows, or whose rows do not add up. All
+            such are named, and no partition was touched.
     """
     dataset = large.dataset
     listing, known = list_raw(lake), read_known(lake)
     asked = set(dates)
     files = {key: entry for key, entry in listing.of(dataset).items() if key in asked}
-    taken = {key: text for key, text in known.of(dataset).items() if key in asked}
-    if missing := asked - listing.dates - known.dates:
-        raise DropError(
-            f"no raw file has the date {describe_drops(missing)}; expected"
-            f" {large.raw.name(min(missing))} or the other table's. Nothing was touched. Deliver"
-            " the drop, or delete its partition in the UI."
+    before = {
+        key: Ledger.from_text(text) for key, text in known.of(dataset).items() if key in asked
+    }
+    refused: dict[str, PermanentError] = {
+        key: DropError(
+            f"no raw file has the date {key}; expected {large.raw.name(key)} or the other table's."
+            " Deliver the drop, or delete its partition in the UI."
         )
+        for key in asked - listing.dates - known.dates
+    }
     if all(_is_one_job(listing.of(other.dataset), asked) for other in DROPPED_FILES):
         warm_up_dbt()  # one job after another leaves a core free now and then
-    ledgers: dict[str, Ledger] = {}
+    taken: dict[str, Taken] = {}
     with lake.staging(run_id) as stage:
         # Two at once: one's scan and writing, a core each, go beside the other's group-by.
         with ThreadPoolExecutor(_JOBS_AT_ONCE) as pool:
             for found in pool.map(
-                lambda batch: _stage_batch(lake, spark, run_id, stage, large, batch),
+                lambda batch: _stage_batch(lake, spark, run_id, stage, large, batch, refused),
                 _batches(files),
             ):
-                ledgers |= found
-        _publish(lake, stage, dataset, ledgers, empty=asked.difference(files, taken))
-    kept = {key: Ledger.from_text(text) for key, text in taken.items() if key not in files}
-    return kept | ledgers
+                taken |= found
+        empty = asked.difference(files, before, refused)
+        had = lake.partition_rows("processed", dataset, dataset.partition_by or "", asked)
+        for key in sorted({*taken, *empty}):
+            with _refusing(key, refused):
+                _require_rows(dataset, key, had, before, taken.get(key), most_lost)
+        if refused:
+            raise RefusedDropsError(refused, len(asked))
+        _publish(lake, stage, dataset, {key: x.ledger for key, x in taken.items()}, empty)
+    kept = before.keys() - files.keys()
+    return taken | {key: Taken(before[key], _quarantined(dataset, before[key], ())) for key in kept}
+
+
+@contextmanager
+def _refusing(key: str, refused: dict[str, PermanentError]) -> Iterator[None]:
+    """Take note that a drop cannot be taken, so that the others are looked at all the same."""
+    try:
+        yield
+    except PermanentError as error:
+        refused[key] = error
+
+
+def _quarantined(dataset: Dataset, ledger: Ledger, bad: Iterable[Bad]) -> Quarantined:
+    """What a drop lost, with the first reason: of a row that was lost, if there is one."""
+    personal = [column.name for column in dataset.columns if column.pii]
+    first = min(((x.row_stays, x.reason) for x in bad), default=None)
+    return Quarantined(
+        ledger.quarantined,
+        ledger.left_out,
+        public_reason(first[1], personal) if first else None,
+    )
+
+
+def _require_rows(
+    dataset: Dataset,
+    key: str,
+    had: Mapping[str, int],
+    before: Mapping[str, Ledger],
+    taken: Taken | None,
+    most_lost: float,
+) -> None:
+    """Refuse what would take too many of the rows that a partition has in the lake's own files.
+
+    Not of those that its ledger counts, which may be lost. What was let through without a row
+    is not refused again.
+    """
+    ledger = before.get(key)
+    is_same = taken and ledger and not had[key] and ledger.sha256 == taken.ledger.sha256
+    if is_same or most_lost == 1:
+        return
+    refuse_to_shrink(
+        f"{dataset.table}{f', drop {key}' if key else ''}",
+        had[key],
+        taken.ledger.written if taken else 0,
+        taken.quarantined if taken else Quarantined(),
+        most_lost=most_lost,
+        force=f"run: retail-assets run {DOMAIN}{f' --partitions {key}' if key else ''}"
+        f" --allow-emptying (in the UI: config allow_emptying: true on"
+        f" {processed_key(dataset).to_user_string()})",
+    )
 
 
 def _batches(files: Mapping[str, LakeObject]) -> Iterator[dict[str, LakeObject]]:
@@ -315,14 +437,21 @@ def _stage_batch(
     stage: Stage,
     large: DroppedFiles,
     files: Mapping[str, LakeObject],
-) -> dict[str, Ledger]:
-    """Type a batch of drops by one Spark job and stage what came out; returns their ledgers."""
+    refused: dict[str, PermanentError],
+) -> dict[str, Taken]:
+    """Type a batch of drops by one Spark job and stage what came out; returns what was taken.
+
+    Drops that cannot be are put to ``refused``.
+    """
     with spark.exchange(lake, run_id) as exchange:
         local = {key: lake.local_file(entry.name) for key, entry in files.items()}
         before = {key: _stamp(file) for key, file in local.items()}
-        scanned = {
-            key: scan_csv(file, large.raw.header, exchange.folder) for key, file in local.items()
-        }
+        scanned: dict[str, ScannedCsv] = {}
+        for key, file in local.items():
+            with _refusing(key, refused):
+                scanned[key] = scan_csv(file, large.raw.header, exchange.folder)
+        if not scanned:
+            return {}
         frames = []
         for key, found in scanned.items():
             as_delivered = files[key] if found.file == local[key] else None
@@ -331,19 +460,13 @@ def _stage_batch(
             frames.append(large.stage_rows(rows, key))
         union = reduce(lambda left, right: left.unionAll(right), frames)
         written = spark.write(union, exchange.target("written"), STAGED)
-        for key, file in local.items():
-            _require_unchanged(files[key].name, file, before[key])
-        return {
-            key: _stage_drop(
-                stage,
-                large,
-                key,
-                files[key],
-                found,
-                [file for file in written if file.values[0] == key],
-            )
-            for key, found in scanned.items()
-        }
+        taken = {}
+        for key, found in scanned.items():
+            of_drop = [file for file in written if file.values[0] == key]
+            with _refusing(key, refused):
+                _require_unchanged(files[key].name, local[key], before[key])
+                taken[key] = _stage_drop(stage, large, key, files[key], found, of_drop)
+        return taken
 
 
 def _stamp(file: Path) -> tuple[int, int]:
@@ -366,23 +489,30 @@ def _stage_drop(
     entry: LakeObject,
     scanned: ScannedCsv,
     written: Iterable[WrittenFile],
-) -> Ledger:
+) -> Taken:
     """Stage what Spark wrote of one drop: good rows by part, rejected ones as a table of ours."""
     import pyarrow.parquet as pq
 
     dataset, quarantine = large.dataset, quarantine_of(large.dataset)
-    rows = duplicates = 0
-    bad = [(row.reason, row.text) for row in scanned.rejected]
+    rows = duplicates = left_out = 0
+    bad = [Bad(row.reason, row.text) for row in scanned.rejected]
     parts: dict[str, list[Path]] = {}
+    lines: set[str] = set()
     for file in written:
         _, part, copies = file.values
         if part == REJECTED:
             identities = pq.read_table(file.path, columns=[dataset.column_names[0]])[0].to_pylist()
-            bad += [split_rejected(text) for text in identities for _ in range(int(copies))]
+            bad += [Bad(*split_rejected(text)) for text in identities for _ in range(int(copies))]
             continue
-        count = pq.read_metadata(file.path).num_rows
+        count = total = pq.read_metadata(file.path).num_rows
+        if part.startswith(LEFT_OUT):
+            part = part.removeprefix(LEFT_OUT)
+            told = _restore_left_out(dataset, file.path, lines)
+            bad += told
+            count = len(told)
+            left_out += count
         rows += count
-        duplicates += count * (int(copies) - 1)
+        duplicates += total * int(copies) - count
         folder = f"{dataset.partition_by}={key}"
         if large.part_column:
             folder += f"/{large.part_column}={part}"
@@ -397,14 +527,37 @@ def _stage_drop(
         read=scanned.rows,
         written=rows,
         duplicates=duplicates,
-        quarantined=len(bad),
+        quarantined=len(bad) - left_out,
+        left_out=left_out,
     )
     _require_balance(entry.name, ledger)
     if bad:
         assert dataset.partition_by is not None
-        rejected = _quarantined(quarantine, key, entry.name, bad)
+        rejected = _quarantine_table(quarantine, key, entry.name, bad)
         stage.write_partitions("quarantine", quarantine, dataset.partition_by, [(key, rejected)])
-    return ledger
+    return Taken(ledger, _quarantined(dataset, ledger, bad))
+
+
+def _restore_left_out(dataset: Dataset, file: Path, lines: set[str]) -> list[Bad]:
+    """Write a file of rows with values left out anew as rows of the table; what is told of each.
+
+    ``lines`` are the identities that the drop's files had so far: of copies, one stays.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file, partitioning=None).cast(dataset.arrow_schema)
+    found = [split_left_out(packed) for packed in table[0].to_pylist()]
+    kept = []
+    for number in sorted(range(len(found)), key=found.__getitem__):
+        if found[number].line_id not in lines:
+            lines.add(found[number].line_id)
+            kept.append(number)
+    rows = table.set_column(
+        0, dataset.arrow_schema.field(0), pa.array([row.row_id for row in found])
+    ).take(pa.array(kept, pa.int64()))
+    pq.write_table(rows, file, compression="zstd")
+    return [Bad(found[number].reason, found[number].text, row_stays=True) for number in kept]
 
 
 def _require_balance(file: str, ledger: Ledger) -> None:
@@ -429,14 +582,13 @@ def _merge_small(dataset: Dataset, files: list[Path]) -> list[Path]:
     return files[:1]
 
 
-def _quarantined(
-    quarantine: Dataset, key: str, file: str, bad: Sequence[tuple[str, str]]
-) -> "pa.Table":
+def _quarantine_table(quarantine: Dataset, key: str, file: str, bad: Sequence[Bad]) -> "pa.Table":
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    reasons, texts = zip(*sorted(bad), strict=True)
-    columns = {"file": pa.repeat(file, len(bad)), "reason": list(reasons), "text": list(texts)}
+    told = zip(Bad._fields, zip(*sorted(bad), strict=True), strict=True)
+    columns = {name: list(values) for name, values in told}
+    columns["file"] = pa.repeat(file, len(bad))
     if quarantine.partition_by:
         columns[quarantine.partition_by] = pc.cast(pa.repeat(key, len(bad)), pa.date32())
     return pa.table(
@@ -460,26 +612,32 @@ def _publish(
     record_drops(lake, dataset, ledgers)
 
 
-def ledger_metadata(ledger: Ledger) -> dict[str, int | str]:
-    """A drop's ledger as the UI shows it."""
+def taken_metadata(taken: Taken) -> dict[str, int | str]:
+    """A drop's ledger as the UI shows it, and what of the drop could not be taken."""
+    ledger, quarantined = taken
     return {
         "dagster/partition_row_count": ledger.written,
         "read": ledger.read,
         "duplicates": ledger.duplicates,
-        "quarantined": ledger.quarantined,
+        **quarantined.metadata,
         "bytes": ledger.size,
         "sha256": ledger.sha256,
     }
 
 
 def check_processed(
-    lake: LakeResource, dataset: Dataset, ledgers: Mapping[str, Ledger]
+    lake: LakeResource, dataset: Dataset, taken: Mapping[str, Taken]
 ) -> list[dg.AssetCheckResult]:
-    """Hold what was just written against the ledgers and the contract, by the lake's own files."""
+    """Hold what was just written against the ledgers and the contract, by the lake's own files.
+
+    Also what of it could not be taken.
+    """
+    ledgers = {key: x.ledger for key, x in taken.items()}
     column = dataset.partition_by or ""
     quarantine = quarantine_of(dataset)
     written = lake.partition_rows("processed", dataset, column, ledgers)
-    quarantined = lake.partition_rows("quarantine", quarantine, column, ledgers)
+    told = lake.partition_rows("quarantine", quarantine, column, ledgers)
+    quarantined = {key: told[key] - x.left_out for key, x in ledgers.items()}
     off = {
         key: f"read {x.read}, duplicates {x.duplicates}, found {written[key]} rows and"
         f" {quarantined[key]} quarantined"
@@ -520,6 +678,9 @@ def check_processed(
                 "found": dg.MetadataValue.json(drifted or expected),
             },
         ),
+        check_quarantine(
+            processed_key(dataset), sum((x.quarantined for x in taken.values()), Quarantined())
+        ),
     ]
 
 
@@ -531,8 +692,11 @@ def processed_versions(lake: LakeResource, dataset: Dataset, keys: Sequence[str]
     """
     known = read_known(lake)
     versions = known.fingerprints(dataset)
-    dates = known.dates
-    if missing := [key for key in keys if key not in versions and key not in dates]:
+    missing = set(keys).difference(versions, known.dates)
+    if missing:  # also a date whose file of the other table was delivered, and refused
+        listing = list_raw(lake)
+        missing -= listing.dates - listing.of(dataset).keys()
+    if missing:
         raise DropError(
             f"{processed_key(dataset).to_user_string()} has nothing for"
             f" {describe_drops(missing) or 'the table'}. Nothing was loaded. Materialize it first."
@@ -558,7 +722,8 @@ def no_drop_was_deleted(lake: LakeResource) -> dg.AssetCheckResult:
         description=(
             f"{count} raw files were taken and are gone"
             f" ({describe_drops({key for keys in deleted.values() for key in keys})}). Their rows"
-            " stay. Put the files back; to remove rows, deliver the drop with a header alone."
+            " stay. Put the files back; to remove rows, deliver the drop with a header alone, and"
+            " run it with --allow-emptying."
             if count
             else None
         ),

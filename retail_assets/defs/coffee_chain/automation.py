@@ -173,6 +173,28 @@ def is_small_landed(known: Known, warehouse: WarehouseResource) -> bool:
         return False
 
 
+def are_marts_behind(warehouse: WarehouseResource) -> bool:
+    """Whether the marts can be built, and are not of all that is landed.
+
+    Also where the warehouse is busy: a step of the run will wait, on record.
+    """
+    try:
+        with warehouse.kept_open(_WAREHOUSE_WAIT_S):
+            landed, built = versions_of(warehouse)
+    except WarehouseBusyError:
+        return True
+    return marts_wish(landed, built) is not None
+
+
+def versions_of(warehouse: WarehouseResource) -> tuple[Versions, Versions]:
+    """What is landed, and what the marts are built of."""
+    landed, built = (
+        {dataset: warehouse.loaded_versions(dataset, stage) for dataset in LANDED}
+        for stage in ("landed", MARTS_STAGE)
+    )
+    return landed, built
+
+
 def small_wish(tables: Iterable[str], listing: Listing) -> Wish:
     """The small files, identified by their versions and by which of them are wanted."""
     versions = {
@@ -229,10 +251,7 @@ def ask(
     marts = None
     try:
         with warehouse.kept_open(_WAREHOUSE_WAIT_S):
-            landed, built = (
-                {dataset: warehouse.loaded_versions(dataset, stage) for dataset in LANDED}
-                for stage in ("landed", MARTS_STAGE)
-            )
+            landed, built = versions_of(warehouse)
         unloaded, unloaded_small = pending_landed(known, landed)
         state = dict.fromkeys(unloaded - dates, "not landed")
         dates |= unloaded  # of a deleted file too: its rows stay

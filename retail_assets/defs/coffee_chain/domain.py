@@ -4,9 +4,9 @@ Here: what a whole run takes, what the marts are given, what status and doctor t
 here: assets, jobs and sensors (assets.py, automation.py). Nothing heavy is imported at the top.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retail_assets.dataset import Dataset
 from retail_assets.days import ranges_within
@@ -125,9 +125,61 @@ class CoffeeChain(Domain):
         last = DROPS_JOB if is_small_left_out else DOMAIN
         jobs = [LARGE_JOB] * (len(ranges) - 1) + [last]
         return [
-            Execution(job, (first, last))
+            Execution(job, (first, last), _emptying_config(job) if allow_emptying else {})
             for job, (first, last, _) in zip(jobs, ranges, strict=True)
         ]
+
+    def plan_without(
+        self,
+        settings: Settings,
+        execution: Execution,
+        refused: Mapping[str, Collection[str]],
+        instance: "dg.DagsterInstance",
+    ) -> list[Execution]:
+        """The other drops of the range, by the same job; where none is left, the marts.
+
+        Of a drop of which one table's file was refused, the other table's was taken by the run that
+        failed; where that refused files of both tables, it is taken before the other drops.
+        """
+        from retail_assets.defs.coffee_chain.assets import DROPS_NAME, landed_key, processed_key
+        from retail_assets.defs.coffee_chain.automation import (
+            LARGE_JOB,
+            MARTS_JOB,
+            are_marts_behind,
+            drop_ranges,
+        )
+        from retail_assets.defs.coffee_chain.drops import DROPPED_FILES
+        from retail_assets.resources.warehouse import WarehouseResource
+
+        if execution.partitions is None:
+            return []
+        registered = list(instance.get_dynamic_partitions(DROPS_NAME))
+        first, last = map(registered.index, execution.partitions)
+        asked = set(registered[first : last + 1])
+        bad = {key for keys in refused.values() for key in keys}
+
+        def over(dates: set[str], job: str, *tables: Dataset) -> Iterator[Execution]:
+            ranges = drop_ranges(dates, registered, len(asked))
+            for number, (first, last, _) in enumerate(ranges, start=1):
+                name = job if number == len(ranges) else LARGE_JOB
+                keys = [key(table) for table in tables for key in (processed_key, landed_key)]
+                yield Execution(
+                    name,
+                    (first, last),
+                    _emptying_config(name, tables) if execution.run_config else {},
+                    keys or None,
+                )
+
+        planned: list[Execution] = []
+        for large in DROPPED_FILES:
+            own = refused.get(processed_key(large.dataset).to_python_identifier())
+            if own:
+                planned += over(bad.difference(own), LARGE_JOB, large.dataset)
+        planned += over(asked - bad, execution.job_name)
+        goes_on = execution.job_name != LARGE_JOB and bad >= asked
+        if goes_on and (planned or are_marts_behind(WarehouseResource.of(settings))):
+            planned.append(Execution(MARTS_JOB))
+        return planned
 
     def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
         """The drops that differ; everything where that is not enough.
@@ -208,6 +260,15 @@ def mask_personal(raw: RawFiles, personal: Set[str], reason: str, text: str) -> 
         MASK if name in personal and value else value
         for name, value in zip(raw.header, values, strict=True)
     )
+
+
+def _emptying_config(job: str, tables: Sequence[Dataset] = ()) -> dict[str, Any]:
+    """The config of a job, or of ``tables`` of it, that lets tables lose rows."""
+    from retail_assets.defs.coffee_chain.assets import processed_key
+
+    taken = tables or (LANDED if job == DOMAIN else (CUSTOMER, SALES))
+    config = {"config": {"allow_emptying": True}}
+    return {"ops": {processed_key(x).to_python_identifier(): config for x in taken}}
 
 
 def marts_windows(

@@ -34,6 +34,7 @@ from retail_assets.defs.coffee_chain.transforms import (
     type_outlets,
     type_products,
 )
+from retail_assets.domain import REFUSED_PARTITIONS
 from retail_assets.errors import PermanentError
 from retail_assets.resources.lake import BrokenStateError, LakeObject, LakeResource
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 STATE = f"{DOMAIN}/drops"
 _NOTES = f"_state/{STATE}/"
 WHOLE_TABLE = ""
+_MOST_REASONS = 3
 _HASH_BUDGET_BYTES = 512 * 1024**2
 # What names end in, or begin with, while their file is on its way.
 _UNFINISHED = (".part", ".tmp")
@@ -52,6 +54,19 @@ _HIDDEN = (".", "_")
 
 class DropError(PermanentError):
     """A drop cannot be taken; the message says which, why, and what to do."""
+
+
+class RefusedDropsError(DropError):
+    """Some drops of a range cannot be taken, each for its reason; nothing of the range was."""
+
+    def __init__(self, reasons: Mapping[str, PermanentError], asked: int) -> None:
+        told = " ".join(str(reasons[key]) for key in sorted(reasons)[:_MOST_REASONS])
+        more = len(reasons) - _MOST_REASONS
+        counted = f"{len(reasons)} of {asked} drops cannot be taken, and this run took none. "
+        super().__init__(
+            f"{counted if asked > 1 else ''}{told}{f' And {more} more.' if more > 0 else ''}"
+        )
+        self.metadata = {REFUSED_PARTITIONS: sorted(reasons)}
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,10 @@ DROPPED_FILES = (CUSTOMER_DROPS, SALES_DROPS)
 
 
 class Ledger(NamedTuple):
-    """What was taken of a raw file: which version of it, and what became of its rows."""
+    """What was taken of a raw file: which version of it, and what became of its rows.
+
+    ``left_out`` counts values that could not be read, of rows that were written.
+    """
 
     version: str
     size: int
@@ -97,6 +115,7 @@ class Ledger(NamedTuple):
     written: int
     duplicates: int
     quarantined: int
+    left_out: int = 0
 
     @property
     def balances(self) -> bool:
@@ -119,7 +138,7 @@ class Ledger(NamedTuple):
         return cls(version, int(size), sha256, typing, *(int(count) for count in counts))
 
 
-_SPACES = len(Ledger._fields) - 1
+_VALUES = (len(Ledger._fields) - 1, len(Ledger._fields))  # an older one has no left_out
 
 
 def _fingerprint(sha256: str, typing: str) -> str:
@@ -231,12 +250,12 @@ def _read_state(lake: LakeResource) -> Known | None:
         return None
     if not isinstance(state, dict) or not all(
         isinstance(texts, dict)
-        and all(isinstance(text, str) and text.count(" ") == _SPACES for text in texts.values())
+        and all(isinstance(text, str) and text.count(" ") + 1 in _VALUES for text in texts.values())
         for texts in state.values()
     ):
         raise BrokenStateError(
             f"{lake.uri(f'_state/{STATE}.json')} holds something else than a ledger of"
-            f" {_SPACES + 1} values for each table and drop. Delete it: it is rebuilt of the notes"
+            f" {_VALUES[-1]} values for each table and drop. Delete it: it is rebuilt of the notes"
             " beside it."
         )
     return Known(state)

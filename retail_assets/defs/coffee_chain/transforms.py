@@ -1,12 +1,17 @@
 """How raw rows of the coffee chain become rows of its tables: small ones in pandas, large in Spark.
 
+A key, a time, a quantity, a price decide whether a row stands. A side attribute that cannot be read
+(a postcode, a number in the list, a birthday) is left out: null in a row that stands, and told with
+the row's text.
+
 A frame in, a frame out. Not here: files, partitions, Dagster. Spark's functions use only what the
 embedded engine and the JVM's Spark execute alike; a parity test runs them on both.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain.contract import CUSTOMER, OUTLET, PRODUCT, SALES
@@ -17,7 +22,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 # To be raised when the same bytes would become other rows: every drop then is new work.
-TYPING_VERSION = "2"
+TYPING_VERSION = "3"
 
 CUSTOMER_COLUMNS = (
     "index",
@@ -43,6 +48,8 @@ SALES_COLUMNS = (
 STAGED_DROP, STAGED_PART, STAGED_COPIES = "_drop", "_part", "_copies"
 STAGED = (STAGED_DROP, STAGED_PART, STAGED_COPIES)
 REJECTED = "__rejected__"
+# What a part's name begins with where a side attribute of its rows was left out.
+LEFT_OUT = "__left_out__"
 WHOLE = "all"
 
 # The year 0000 is one of Spark's, not of the warehouses'. The end is \z: before a last line end,
@@ -51,6 +58,13 @@ _DAY = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])-[0-9]{2}-[0-9]{2}"
 _DATE = rf"^{_DAY}\z"
 _DATE_TIME = rf"^{_DAY} ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\z"
 _WHOLE_NUMBER = r"^-?[0-9]+\z"
+# What stands for no value in a column of numbers, of days or of codes of digits.
+MISSING_WORDS = ("", "NULL", "null", "nan", "NaN", "None", "NA", "N/A", r"\N")
+# As what counts by floats writes whole numbers: 2.0 for 2.
+_POINT = r"\.0*"
+_WHOLE_NUMBER_WITH_POINT = rf"^-?[0-9]+{_POINT}\z"
+_DIGITS_WITH_POINT = rf"^[0-9]+{_POINT}\z"
+_MISSING = rf"^[ \t\r\n]*({'|'.join(map(re.escape, MISSING_WORDS))})[ \t\r\n]*\z"
 
 
 def stage_sales(raw: "DataFrame", drop_date: str) -> "DataFrame":
@@ -61,8 +75,13 @@ def stage_sales(raw: "DataFrame", drop_date: str) -> "DataFrame":
     """
     from pyspark.sql import functions as F  # noqa: N812  (as Spark's own documentation has it)
 
-    at = F.when(F.col("date_time").rlike(_DATE_TIME), _try_cast("date_time", "timestamp_ntz"))
-    quantity = F.when(F.col("quantity").rlike(_WHOLE_NUMBER), _try_cast("quantity", "int"))
+    at = F.when(
+        F.col("date_time").rlike(_DATE_TIME), _try_cast(F.col("date_time"), "timestamp_ntz")
+    )
+    number = F.col("quantity")
+    quantity = F.when(number.rlike(_WHOLE_NUMBER), _try_cast(number, "int")).when(
+        number.rlike(_WHOLE_NUMBER_WITH_POINT), _try_cast(_before_point(number), "int")
+    )
     typed = raw.withColumns({"_at": at, "_quantity": quantity})
     reason = F.when(
         F.col("_at").isNull(), _expected("date_time", "a valid YYYY-MM-DD HH:MM:SS")
@@ -76,9 +95,9 @@ def stage_sales(raw: "DataFrame", drop_date: str) -> "DataFrame":
         values={
             "invoice_no": F.col("invoice_no"),
             "date_time": F.col("_at"),
-            "customer_id": F.col("customer_id"),
-            "outlet_id": F.col("outlet_id"),
-            "product_id": F.col("product_id"),
+            "customer_id": _id("customer_id"),
+            "outlet_id": _id("outlet_id"),
+            "product_id": _id("product_id"),
             "quantity": F.col("_quantity"),
         },
     )
@@ -105,11 +124,12 @@ def stage_customers(raw: "DataFrame", drop_date: str) -> "DataFrame":
     """
     from pyspark.sql import functions as F  # noqa: N812
 
-    birthday = F.when(F.col("birthday").rlike(_DATE), _try_cast("birthday", "date"))
+    text = F.col("birthday")
+    birthday = F.when(text.rlike(_DATE), _try_cast(text, "date"))
     typed = raw.withColumn("_birthday", birthday)
     reason = F.when(F.col("customer_id").isNull(), F.lit("customer_id: expected one, found none"))
-    reason = reason.when(
-        F.col("birthday").isNotNull() & F.col("_birthday").isNull(),
+    left_out = F.when(
+        text.isNotNull() & F.col("_birthday").isNull() & ~text.rlike(_MISSING),
         _expected("birthday", "a valid YYYY-MM-DD or none"),
     )
     plain = ("first_name", "last_name", "gender", "email", "phone_no")
@@ -118,16 +138,21 @@ def stage_customers(raw: "DataFrame", drop_date: str) -> "DataFrame":
         drop_date,
         raw_columns=CUSTOMER_COLUMNS,
         reason=reason,
+        left_out=left_out,
         part=F.lit(WHOLE),
         values={
-            "_id": F.col("customer_id"),
+            "_id": _id("customer_id"),
             "birthday": F.col("_birthday"),
             **{name: F.col(name) for name in plain},
         },
     )
-    is_rejected = F.col(STAGED_PART) == REJECTED
+    told = F.col(STAGED_PART)
+    packed = F.concat(F.length("_id").cast("string"), F.lit(BETWEEN), "_id", "_identity")
     return collapsed.withColumn(
-        "customer_id", F.when(is_rejected, F.col("_identity")).otherwise(F.col("_id"))
+        "customer_id",
+        F.when(told == REJECTED, F.col("_identity"))
+        .when(told.startswith(LEFT_OUT), packed)
+        .otherwise(F.col("_id")),
     ).select(
         "customer_id",
         "first_name",
@@ -149,6 +174,7 @@ def _collapse(
     reason: "Column",
     part: "Column",
     values: Mapping[str, "Column"],
+    left_out: "Column | None" = None,
 ) -> "DataFrame":
     """One row for each distinct raw row, the index left out, with how often it stood in the drop.
 
@@ -156,6 +182,10 @@ def _collapse(
     hex digits of SHA-256 over the drop's date and the raw text. A rejected row goes with the good
     ones, so that the input is read once: its part is REJECTED, and its identity is the reason and
     the row's text (``split_rejected``), the index included. ``part`` is made of ``values``.
+
+    So does a good row of which ``left_out`` says that, and why, a side attribute was: its part's
+    name begins with LEFT_OUT, and its identity is a good row's and what is told of it
+    (``split_left_out``). As that has the index, copies are still to be taken out of these.
 
     All rows of an identity are equal, so that the values divide no group: they stand in the
     group's key rather than in aggregates, which take the embedded engine half as long again.
@@ -166,26 +196,49 @@ def _collapse(
         [F.lit(drop_date), *(F.col(name) for name in raw_columns if name != "index")]
     )
     text = F.concat_ws(",", *(F.coalesce(F.col(name), F.lit("")) for name in raw_columns))
-    identity = F.when(reason.isNull(), line_id).otherwise(F.concat(reason, F.lit(BETWEEN), text))
+    between = F.lit(BETWEEN)
+    identity = F.when(reason.isNotNull(), F.concat(reason, between, text))
+    if left_out is not None:
+        told = F.concat(between, line_id, left_out, between, text)
+        identity = identity.when(left_out.isNotNull(), told)
+    identity = identity.otherwise(line_id)
     identified = typed.select(
         identity.alias("_identity"), *(value.alias(name) for name, value in values.items())
     )
     grouped = identified.groupBy("_identity", *values).agg(F.count(F.lit(1)).alias(STAGED_COPIES))
     # Told by the length, once for each group: a reason is longer than an id.
     is_good = F.length("_identity") == ID_DIGITS
+    is_left_out = F.col("_identity").startswith(BETWEEN)
     return grouped.withColumns(
         {
             STAGED_DROP: F.lit(drop_date),
-            STAGED_PART: F.when(is_good, part).otherwise(F.lit(REJECTED)),
+            STAGED_PART: F.when(is_good, part)
+            .when(is_left_out, F.concat(F.lit(LEFT_OUT), part))
+            .otherwise(F.lit(REJECTED)),
             STAGED_COPIES: F.col(STAGED_COPIES).cast("string"),
         }
     )
 
 
-def _try_cast(column: str, kind: str) -> "Column":
+def _try_cast(text: "Column", kind: str) -> "Column":
+    """Null where the text, whose shape was tested, names no value: 2018-02-30."""
+    return text.try_cast(kind)
+
+
+def _before_point(text: "Column") -> "Column":
     from pyspark.sql import functions as F  # noqa: N812
 
-    return F.col(column).try_cast(kind)
+    return F.substring_index(text, ".", 1)
+
+
+def _id(column: str) -> "Column":
+    """An id; one of digits without the point that floats write behind it, in whichever file."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    text = F.col(column)
+    # The pattern is for those few: over all ids it would take a tenth of the lake's time.
+    digits = F.when(text.rlike(_DIGITS_WITH_POINT), _before_point(text)).otherwise(text)
+    return F.when(text.contains("."), digits).otherwise(text)
 
 
 def _expected(column: str, expected: str) -> "Column":
@@ -203,50 +256,88 @@ def split_rejected(identity: str) -> tuple[str, str]:
     return reason, text
 
 
+class LeftOut(NamedTuple):
+    """A good row of which a side attribute was left out: why, its text, and what it is known by."""
+
+    reason: str
+    text: str
+    row_id: str
+    line_id: str
+
+
+def split_left_out(packed: str) -> LeftOut:
+    """What is told of a row whose part begins with LEFT_OUT, of the id that it was staged under."""
+    length, _, rest = packed.partition(BETWEEN)
+    row_id, told = rest[: int(length)], rest[int(length) + 1 :]
+    reason, _, text = told[ID_DIGITS:].partition(BETWEEN)
+    return LeftOut(reason, text, row_id, told[:ID_DIGITS])
+
+
 @dataclass(frozen=True)
 class SmallTable:
     """A small table as typed: its rows, how many copies were left out, and (reason, text) of bad.
 
-    ``rows`` has the dataset's columns in order.
+    ``rows`` has the dataset's columns in order. ``rejected`` are not among them; of those in
+    ``left_out`` a side attribute is not.
     """
 
     rows: "pd.DataFrame"
     duplicates: int
     rejected: tuple[tuple[str, str], ...]
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def type_outlets(raw: "pd.DataFrame") -> SmallTable:
     """Outlets of the raw file's text columns: values trimmed, postcodes of five digits.
 
-    A postcode delivered without its leading zeros is padded; an address without one stays so.
+    A postcode delivered without its leading zeros is padded; an address without one stays so, and
+    one that cannot be read is left out.
     """
     rows = _trimmed(raw)
-    postcode = rows["postcode"]
-    is_digits = postcode.str.fullmatch(r"[0-9]{1,5}").fillna(False).astype(bool)
-    bad = {
-        "outlet_id": ("one", rows["outlet_id"].isna()),
-        "postcode": ("up to five digits or none", postcode.notna() & ~is_digits),
-    }
-    rows["postcode"] = postcode.str.zfill(5)
-    return _small_table(raw, rows, bad, OUTLET, "outlet_id")
+    rows["outlet_id"] = _whole(rows["outlet_id"])
+    postcode = _whole(_typed(rows["postcode"]))
+    is_digits = _matches(postcode, r"[0-9]{1,5}")
+    rows["postcode"] = postcode.where(is_digits).str.zfill(5)
+    bad = {"outlet_id": ("one", rows["outlet_id"].isna())}
+    left_out = {"postcode": ("up to five digits or none", postcode.notna() & ~is_digits)}
+    return _small_table(raw, rows, bad, left_out, OUTLET, "outlet_id")
 
 
 def type_products(raw: "pd.DataFrame") -> SmallTable:
-    """Products of the raw file's text columns: the price a decimal, names' encoding repaired."""
+    """Products of the raw file's text columns: the price a decimal, names' encoding repaired.
+
+    A number in the price list that cannot be read is left out.
+    """
     from decimal import Decimal
 
     rows = _trimmed(raw)
+    rows["product_id"] = _whole(rows["product_id"])
     price = rows["product_price"].str.extract(r"^RM\s*([0-9]{1,6}(?:\.[0-9]{1,2})?)$")[0]
-    number = rows["no"].str.fullmatch(r"[0-9]{1,9}").fillna(False).astype(bool)
+    number = _whole(_typed(rows["no"]))
+    is_number = _matches(number, r"[0-9]{1,9}")
     bad = {
         "product_id": ("one", rows["product_id"].isna()),
         "product_price": ("RM and up to two decimals, such as RM 9.90", price.isna()),
-        "no": ("a whole number or none", rows["no"].notna() & ~number),
     }
+    left_out = {"no": ("a whole number or none", number.notna() & ~is_number)}
     rows["product_price"] = price.map(lambda text: Decimal(text), na_action="ignore")
     rows["product_name"] = rows["product_name"].map(repair_encoding, na_action="ignore")
-    rows["no"] = rows["no"].where(number).astype("Int32")
-    return _small_table(raw, rows, bad, PRODUCT, "product_id")
+    rows["no"] = number.where(is_number).astype("Int32")
+    return _small_table(raw, rows, bad, left_out, PRODUCT, "product_id")
+
+
+def _typed(texts: "pd.Series[str]") -> "pd.Series[str]":
+    """Texts of a column of numbers or codes: null for a word that means none."""
+    return texts.mask(texts.isin(MISSING_WORDS))
+
+
+def _whole(texts: "pd.Series[str]") -> "pd.Series[str]":
+    """Digits without the point that floats write behind them: 50000.0 is 50000."""
+    return texts.str.replace(rf"^([0-9]+){_POINT}$", r"\1", regex=True)
+
+
+def _matches(texts: "pd.Series[str]", pattern: str) -> "pd.Series[bool]":
+    return texts.str.fullmatch(pattern).fillna(False).astype(bool)
 
 
 def repair_encoding(text: str) -> str:
@@ -280,30 +371,41 @@ def _small_table(
     raw: "pd.DataFrame",
     rows: "pd.DataFrame",
     bad: Mapping[str, tuple[str, "pd.Series[bool]"]],
+    left_out: Mapping[str, tuple[str, "pd.Series[bool]"]],
     dataset: Dataset,
     key: str,
 ) -> SmallTable:
     """Leave out copies of whole rows, and reject bad ones and those of a key that is taken.
 
-    ``bad`` has, of a column, what was expected and which rows have another value.
+    ``bad`` and ``left_out`` have, of a column, what was expected and which rows have another value.
     """
     import pandas as pd
+
+    def reasons(column: str, expected: str) -> "pd.Series[str]":
+        found = raw[column].map(lambda value: f"'{value}'", na_action="ignore").fillna("none")
+        return f"{column}: expected {expected}, found " + found.astype("object")
+
+    def told(why: "pd.Series[str]") -> list[tuple[str, str]]:
+        texts = [",".join(row) for row in raw.loc[why.index].astype("object").fillna("").values]
+        return list(zip(why, texts, strict=True))
 
     is_copy = raw.duplicated()
     why = pd.Series(None, index=raw.index, dtype="object")
     for column, (expected, applies) in bad.items():
-        found = raw[column].map(lambda value: f"'{value}'", na_action="ignore").fillna("none")
-        reason = f"{column}: expected {expected}, found " + found.astype("object")
-        why = why.mask(why.isna() & applies.astype(bool), reason)
+        why = why.mask(why.isna() & applies.astype(bool), reasons(column, expected))
     good = ~is_copy & why.isna()
     is_taken = good & rows[key].where(good).duplicated() & rows[key].notna()
     why = why.mask(is_taken, f"{key}: expected once, found again with other values")
-    rejected = raw[~is_copy & why.notna()]
-    texts = [",".join(row) for row in rejected.astype("object").fillna("").values]
+    good &= ~is_taken
     return SmallTable(
-        rows[good & ~is_taken][list(dataset.column_names)],
+        rows[good][list(dataset.column_names)],
         int(is_copy.sum()),
-        tuple(zip(why[rejected.index], texts, strict=True)),
+        tuple(told(why[~is_copy & why.notna()])),
+        tuple(
+            entry
+            for column, (expected, applies) in left_out.items()
+            for entry in told(reasons(column, expected)[good & applies.astype(bool)])
+        ),
     )
 
 

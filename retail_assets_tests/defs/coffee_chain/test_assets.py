@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,10 +18,11 @@ from retail_assets.defs.coffee_chain import assets
 from retail_assets.defs.coffee_chain.assets import (
     BALANCE_CHECK,
     SCHEMA_CHECK,
+    Taken,
     check_processed,
-    ledger_metadata,
     no_drop_was_deleted,
     processed_versions,
+    taken_metadata,
     write_drops,
     write_small,
 )
@@ -44,11 +46,14 @@ from retail_assets.defs.coffee_chain.drops import (
     DropError,
     DroppedFiles,
     Ledger,
+    RefusedDropsError,
     SmallFile,
     read_known,
     record_drops,
 )
+from retail_assets.domain import REFUSED_PARTITIONS
 from retail_assets.landing import loadable_uris
+from retail_assets.losses import QUARANTINE_CHECK, Quarantined, ShrunkError
 from retail_assets.resources.lake import LakeObject, LocalLake
 from retail_assets.resources.spark import SparkResource
 from retail_assets.resources.tabular import UnreadableFileError
@@ -64,8 +69,23 @@ def raw(tmp_path: Path) -> RawZone:
     return RawZone(tmp_path / "lake")
 
 
-def take(lake: LocalLake, large: DroppedFiles, *dates: str) -> dict[str, Ledger]:
-    return write_drops(lake, SPARK, "run", large, dates)
+def take_all(
+    lake: LocalLake, large: DroppedFiles, *dates: str, most_lost: float = 1.0
+) -> dict[str, Taken]:
+    return write_drops(lake, SPARK, "run", large, dates, most_lost=most_lost)
+
+
+def take(
+    lake: LocalLake, large: DroppedFiles, *dates: str, most_lost: float = 1.0
+) -> dict[str, Ledger]:
+    return {
+        key: taken.ledger
+        for key, taken in take_all(lake, large, *dates, most_lost=most_lost).items()
+    }
+
+
+def take_small(lake: LocalLake, small: SmallFile, most_lost: float = 1.0) -> Ledger:
+    return write_small(lake, "run", small, most_lost=most_lost).ledger
 
 
 def processed(lake: LocalLake, dataset: Dataset, *keys: str) -> list[dict[str, Any]]:
@@ -75,8 +95,10 @@ def processed(lake: LocalLake, dataset: Dataset, *keys: str) -> list[dict[str, A
     return sorted(rows, key=lambda row: [str(value) for value in row.values()])
 
 
-def quarantined(lake: LocalLake, dataset: Dataset, key: str) -> list[tuple[str, str, str]]:
-    """File, reason and text of the partition's quarantined rows, in their order."""
+def quarantined(
+    lake: LocalLake, dataset: Dataset, key: str, *, row_stays: bool = False
+) -> list[tuple[str, str, str]]:
+    """File, reason and text of the partition's quarantined rows, or of values, in their order."""
     quarantine = quarantine_of(dataset)
     folder = lake.partition_path("quarantine", quarantine, dataset.partition_by or "", key)
     files = sorted(folder.glob("*.parquet"))
@@ -84,7 +106,10 @@ def quarantined(lake: LocalLake, dataset: Dataset, key: str) -> list[tuple[str, 
     for table in tables:
         assert table.schema.equals(quarantine.arrow_schema)
     return [
-        (row["file"], row["reason"], row["text"]) for table in tables for row in table.to_pylist()
+        (row["file"], row["reason"], row["text"])
+        for table in tables
+        for row in table.to_pylist()
+        if row["row_stays"] is row_stays
     ]
 
 
@@ -202,8 +227,8 @@ def test_a_date_that_no_file_has_is_refused(raw: RawZone, large: DroppedFiles) -
     with pytest.raises(DropError) as error:
         take(raw.lake, large, D1, D3)
 
-    assert str(error.value).startswith(f"no raw file has the date {D3}; expected")
-    assert large.raw.name(D3) in str(error.value)
+    assert f"no raw file has the date {D3}; expected {large.raw.name(D3)}" in str(error.value)
+    assert error.value.metadata == {REFUSED_PARTITIONS: [D3]}
     assert everything(raw.lake) == {}
 
 
@@ -219,7 +244,7 @@ def test_a_drop_that_was_taken_and_then_deleted_stays(raw: RawZone) -> None:
     assert processed(raw.lake, SALES, D1) == rows
     assert len(quarantined(raw.lake, SALES, D1)) == 5
     assert set(read_known(raw.lake).ledgers(SALES)) == {D1, D2}
-    assert all(c.passed for c in check_processed(raw.lake, SALES, before))
+    assert outcomes(raw.lake, SALES, take_all(raw.lake, SALES_DROPS, D1, D2))[:2] == (True, True)
 
 
 def test_drops_from_1700_on_are_taken(raw: RawZone) -> None:
@@ -260,7 +285,7 @@ Sabotage = Callable[[RawZone, pytest.MonkeyPatch], type[Exception]]
 
 def another_header(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
     raw.deliver(RAW_SALES, D3, sale(), header=",invoice,date_time,customer_id,outlet,product,qty")
-    return UnreadableFileError
+    return RefusedDropsError
 
 
 def replaced_while_read(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
@@ -272,7 +297,7 @@ def replaced_while_read(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[E
         return written
 
     monkeypatch.setattr(SparkResource, "write", write_and_replace)
-    return DropError
+    return RefusedDropsError
 
 
 def second_batch_fails(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
@@ -297,14 +322,14 @@ def engine_loses_a_row(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Ex
         return write(self, frame.filter("coalesce(quantity, 0) <> 7"), *arguments)
 
     monkeypatch.setattr(SparkResource, "write", write_less)
-    return DropError
+    return RefusedDropsError
 
 
 def disk_is_full(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(assets, "_quarantined", fail)
+    monkeypatch.setattr(assets, "_quarantine_table", fail)
     return OSError
 
 
@@ -329,8 +354,9 @@ def test_a_failed_run_touches_no_partition_and_no_state(
         take(raw.lake, SALES_DROPS, D1, D2, D3)
 
     assert everything(raw.lake) == before
-    if expected in (DropError, UnreadableFileError):
+    if isinstance(error.value, RefusedDropsError):
         assert f"sales_data_{D3}.csv" in str(error.value)
+        assert error.value.metadata == {REFUSED_PARTITIONS: [D3]}
 
 
 def test_a_replaced_file_is_told_with_what_to_do(
@@ -372,6 +398,138 @@ def test_a_run_that_ends_between_two_partitions_leaves_new_work(
 def _stage(lake: LocalLake) -> Any:
     with lake.staging("probe") as stage:
         return stage
+
+
+# ---- values that are left out
+
+
+def test_a_birthday_that_cannot_be_read_costs_no_row(raw: RawZone) -> None:
+    odd, copy = (person(n, "c1", "2/1/1990") for n in (1, 2))
+    raw.customers(D1, odd, copy, copy, person(3, "c2", "1990-02-30"), person(4, "c3", "NULL"))
+
+    taken = take_all(raw.lake, CUSTOMER_DROPS, D1)
+
+    assert taken[D1].ledger[4:] == (5, 3, 2, 0, 2)
+    found = processed(raw.lake, CUSTOMER, D1)
+    assert [(row["customer_id"], row["birthday"]) for row in found] == [
+        ("c1", None),
+        ("c2", None),
+        ("c3", None),
+    ]
+    assert {row["first_name"] for row in found} == {"Siti"}
+    file = RAW_CUSTOMER.name(D1)
+    reason = "birthday: expected a valid YYYY-MM-DD or none, found "
+    assert quarantined(raw.lake, CUSTOMER, D1) == []
+    assert sorted(quarantined(raw.lake, CUSTOMER, D1, row_stays=True)) == [
+        (file, f"{reason}'1990-02-30'", person(3, "c2", "1990-02-30")),
+        (file, f"{reason}'2/1/1990'", odd),
+    ]
+    # Nor is a person's value told where anybody reads it.
+    assert taken[D1].quarantined == Quarantined(
+        0, 2, "birthday: expected a valid YYYY-MM-DD or none"
+    )
+    assert outcomes(raw.lake, CUSTOMER, taken)[:2] == (True, True)
+    assert take_all(raw.lake, CUSTOMER_DROPS, D1) == taken
+
+
+def test_rows_with_and_without_their_values_lie_in_one_table(raw: RawZone) -> None:
+    raw.customers(D1, *(person(n, f"c{n}", "" if n % 2 else f"{n}") for n in range(20)), "1,2")
+
+    taken = take_all(raw.lake, CUSTOMER_DROPS, D1)
+
+    assert taken[D1].ledger[4:] == (21, 20, 0, 1, 10)
+    assert taken[D1].quarantined.first == "expected 8 fields, found 2"
+    assert {row["customer_id"] for row in processed(raw.lake, CUSTOMER, D1)} == {
+        f"c{n}" for n in range(20)
+    }
+    assert len(quarantined(raw.lake, CUSTOMER, D1, row_stays=True)) == 10
+
+
+# ---- tables that shrink
+
+
+def test_a_drop_that_would_lose_its_rows_is_refused_and_keeps_them(raw: RawZone) -> None:
+    raw.sales(D1, *(sale(n) for n in range(6)))
+    take(raw.lake, SALES_DROPS, D1, most_lost=0.1)
+    before = everything(raw.lake)
+
+    raw.sales(D1, *(sale(n, "2/1/2019 8:00") for n in range(6)))
+    with pytest.raises(RefusedDropsError) as error:
+        take(raw.lake, SALES_DROPS, D1, most_lost=0.1)
+
+    assert everything(raw.lake) == before
+    told = str(error.value)
+    assert f"malaysian_coffee_chain.sales, drop {D1} has 6 rows and would have 0" in told
+    assert "6 rows quarantined; date_time: expected a valid" in told and "'2/1/2019 8:00'" in told
+    assert f"retail-assets run coffee_chain --partitions {D1} --allow-emptying" in told
+    assert "allow_emptying: true on coffee_chain/processed_sales" in told
+    assert take(raw.lake, SALES_DROPS, D1, most_lost=1.0)[D1].written == 0
+
+
+@pytest.mark.parametrize("loss", ["of the ledger", "of the file"])
+def test_rows_are_those_of_the_lake_s_files_whatever_was_lost(raw: RawZone, loss: str) -> None:
+    raw.sales(D1, sale(1), sale(2))
+    raw.customers(D1, person())
+    take(raw.lake, SALES_DROPS, D1)
+    record_drops(raw.lake, SALES, {D1: None})
+    if loss == "of the file":
+        (raw.root / RAW_SALES.name(D1)).unlink()
+    else:
+        raw.sales(D1)
+
+    with pytest.raises(RefusedDropsError, match="has 2 rows and would have 0, a loss of more"):
+        take(raw.lake, SALES_DROPS, D1, most_lost=0.1)
+
+    assert len(processed(raw.lake, SALES, D1)) == 2
+
+
+def test_a_first_drop_that_is_quarantined_whole_is_refused(raw: RawZone) -> None:
+    raw.sales(D1, sale(1, "x"), sale(2, "y"))
+    with pytest.raises(RefusedDropsError, match=r"would be quarantined \(2 rows quarantined; date"):
+        take(raw.lake, SALES_DROPS, D1, most_lost=0.1)
+    assert everything(raw.lake) == {}
+
+    # What was let through once is not refused again, until it is another file.
+    for most_lost in (1.0, 0.1):
+        ledger = take(raw.lake, SALES_DROPS, D1, most_lost=most_lost)[D1]
+        assert (ledger.written, ledger.quarantined) == (0, 2)
+    raw.sales(D1, sale(1, "x"))
+    with pytest.raises(RefusedDropsError, match="1 rows quarantined"):
+        take(raw.lake, SALES_DROPS, D1, most_lost=0.1)
+
+    raw.sales(D1)
+    assert take(raw.lake, SALES_DROPS, D1, most_lost=0.1)[D1].read == 0
+
+
+def test_all_drops_that_cannot_be_taken_are_told_of_at_once(raw: RawZone) -> None:
+    days = [f"2018-01-{n:02}" for n in range(1, 8)]
+    for day in days:
+        raw.sales(day, *(sale(n) for n in range(10)))
+    take(raw.lake, SALES_DROPS, *days)
+    before = everything(raw.lake)
+    good = days.pop(3)
+    raw.sales(good, *(sale(n) for n in range(9)))  # a tenth less
+    raw.sales(days[0], sale())
+    for day in days[1:]:
+        raw.deliver(RAW_SALES, day, sale(), header="a,b,c,d,e,f,g")
+
+    with pytest.raises(RefusedDropsError) as error:
+        take(raw.lake, SALES_DROPS, *days, good, most_lost=0.1)
+
+    assert error.value.metadata == {REFUSED_PARTITIONS: days}
+    told = str(error.value)
+    assert told.startswith("6 of 7 drops cannot be taken, and this run took none. ")
+    assert f"drop {days[0]} has 10 rows and would have 1" in told
+    assert told.count("has the header 'a,b,c,d,e,f,g'") == 2 and told.endswith(" And 3 more.")
+    assert everything(raw.lake) == before
+    assert take(raw.lake, SALES_DROPS, good, most_lost=0.1)[good].written == 9
+
+
+@pytest.mark.parametrize("name", ["Unnamed: 0", "Unnamed: 12", "index"])
+def test_the_index_may_have_the_name_that_pandas_gives_it(raw: RawZone, name: str) -> None:
+    raw.deliver(RAW_SALES, D1, sale(), header=name + ",".join(RAW_SALES.header))
+
+    assert take(raw.lake, SALES_DROPS, D1)[D1].written == 1
 
 
 # ---- batches and files
@@ -433,7 +591,7 @@ def test_drops_go_to_spark_in_batches_that_change_nothing(
 
     assert len(jobs) == batches
     assert {key: ledger[4:] for key, ledger in ledgers.items()} == dict.fromkeys(
-        (D1, D2, D3), (11, 4, 2, 5)
+        (D1, D2, D3), (11, 4, 2, 5, 0)
     )
     assert len(processed(raw.lake, SALES, D1, D2, D3)) == 12
 
@@ -478,18 +636,21 @@ def test_a_small_table_is_written_whole_with_its_ledger(raw: RawZone) -> None:
         "MY004,Short,4 Jalan Y",
     )
 
-    ledger = write_small(raw.lake, "run", OUTLETS)
+    ledger = take_small(raw.lake, OUTLETS)
 
-    assert ledger[4:] == (5, 2, 1, 2)
+    assert ledger[4:] == (5, 3, 1, 1, 1)
     assert read_known(raw.lake).ledgers(OUTLET) == {WHOLE_TABLE: ledger}
     rows = processed(raw.lake, OUTLET, WHOLE_TABLE)
     assert [(r["outlet_id"], r["outlet_address"], r["postcode"]) for r in rows] == [
         ("MY001", "1 Jalan Ampang", "01000"),
         ("MY002", "2 Jalan SS, 21", None),
+        ("MY003", "3 Jalan X", None),
     ]
     file = RAW_OUTLET.name()
     assert quarantined(raw.lake, OUTLET, WHOLE_TABLE) == [
         (file, "expected 6 fields, found 3", "MY004,Short,4 Jalan Y"),
+    ]
+    assert quarantined(raw.lake, OUTLET, WHOLE_TABLE, row_stays=True) == [
         (
             file,
             "postcode: expected up to five digits or none, found '12A45'",
@@ -500,23 +661,56 @@ def test_a_small_table_is_written_whole_with_its_ledger(raw: RawZone) -> None:
 
 def test_a_small_table_taken_again_holds_what_its_file_holds(raw: RawZone) -> None:
     raw.products("1,PD001,Latte,RM 9.90", "2,PD002,Mocha,9.90")
-    first = write_small(raw.lake, "run", PRODUCTS)
-    assert first[4:] == (2, 1, 0, 1)
-    assert write_small(raw.lake, "again", PRODUCTS) == first
+    first = take_small(raw.lake, PRODUCTS)
+    assert first[4:] == (2, 1, 0, 1, 0)
+    assert take_small(raw.lake, PRODUCTS) == first
 
     raw.products("1,PD001,Latte,RM 10.90")
-    second = write_small(raw.lake, "run", PRODUCTS)
+    second = take_small(raw.lake, PRODUCTS)
 
-    assert second[4:] == (1, 1, 0, 0)
+    assert second[4:] == (1, 1, 0, 0, 0)
     assert second.fingerprint != first.fingerprint
     assert [str(r["product_price"]) for r in processed(raw.lake, PRODUCT, "")] == ["10.90"]
     assert quarantined(raw.lake, PRODUCT, WHOLE_TABLE) == []
 
 
+def test_a_small_table_that_would_lose_its_rows_is_refused(raw: RawZone) -> None:
+    raw.products("1,PD001,Latte,9.90")
+    with pytest.raises(ShrunkError, match="all that was delivered would be quarantined"):
+        take_small(raw.lake, PRODUCTS, 0.1)
+    assert everything(raw.lake) == {}
+
+    raw.products(*(f"{n}.0,PD{n:03},Latte,RM 9.9" for n in range(1, 11)))
+    assert take_small(raw.lake, PRODUCTS, 0.1).written == 10
+    before = everything(raw.lake)
+    raw.products(*(f"{n},PD{n:03},Latte,RM 9.90" for n in range(1, 9)))
+    with pytest.raises(ShrunkError) as error:
+        take_small(raw.lake, PRODUCTS, 0.1)
+    assert "malaysian_coffee_chain.product has 10 rows and would have 8" in str(error.value)
+    assert "run: retail-assets run coffee_chain --allow-emptying" in str(error.value)
+    assert everything(raw.lake) == before
+    assert take_small(raw.lake, PRODUCTS).written == 8
+
+
+def test_an_outlet_list_that_went_through_pandas_keeps_its_outlets(raw: RawZone) -> None:
+    raw.outlets(
+        "MY001,KL One,Jalan Raja,Kuala Lumpur,50000.0,Bukit",
+        "MY002,Two,Jalan X,Perlis,1000.0,Kangar",
+        "MY003,Three,Jalan 3,Johor,80000.0,JB",
+        "MY004,Four,Jalan 4,Kedah,,AS",
+    )
+
+    taken = write_small(raw.lake, "run", OUTLETS, most_lost=0.1)
+
+    assert not taken.quarantined
+    rows = processed(raw.lake, OUTLET, WHOLE_TABLE)
+    assert [row["postcode"] for row in rows] == ["50000", "01000", "80000", None]
+
+
 @pytest.mark.parametrize("small", SMALL_FILES, ids=lambda small: small.dataset.name)
 def test_a_small_file_that_is_not_there_is_told(raw: RawZone, small: SmallFile) -> None:
     with pytest.raises(DropError) as error:
-        write_small(raw.lake, "run", small)
+        take_small(raw.lake, small)
 
     assert str(error.value).startswith(f"{raw.root}/{small.raw.name()} is not there.")
     assert "retail-assets sample coffee_chain" in str(error.value)
@@ -526,12 +720,12 @@ def test_a_small_file_that_is_refused_touches_nothing(
     raw: RawZone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw.products()
-    write_small(raw.lake, "run", PRODUCTS)
+    take_small(raw.lake, PRODUCTS)
     before = everything(raw.lake)
 
     raw.deliver(RAW_PRODUCT, "", "PD001,RM 1.00", header="product_id,product_price")
     with pytest.raises(UnreadableFileError, match="expected 'no,product_id,product_name"):
-        write_small(raw.lake, "run", PRODUCTS)
+        take_small(raw.lake, PRODUCTS)
     assert everything(raw.lake) == before
 
     raw.products()
@@ -544,7 +738,7 @@ def test_a_small_file_that_is_refused_touches_nothing(
 
     monkeypatch.setattr(assets, "scan_csv", scan_and_replace)
     with pytest.raises(DropError, match=r"product\.csv was replaced while it was read"):
-        write_small(raw.lake, "run", PRODUCTS)
+        take_small(raw.lake, PRODUCTS)
     assert everything(raw.lake) == before
 
 
@@ -552,10 +746,10 @@ def test_a_small_file_that_is_refused_touches_nothing(
 
 
 def outcomes(
-    lake: LocalLake, dataset: Dataset, ledgers: Mapping[str, Ledger]
+    lake: LocalLake, dataset: Dataset, taken: Mapping[str, Taken]
 ) -> tuple[bool, bool, Any]:
-    """Whether the balance holds, whether the schema does, and the metadata of both."""
-    found = {check.check_name: check for check in check_processed(lake, dataset, ledgers)}
+    """Whether the balance holds, whether the schema does, and the metadata of all checks."""
+    found = {check.check_name: check for check in check_processed(lake, dataset, taken)}
     metadata = {name: {k: v.value for k, v in c.metadata.items()} for name, c in found.items()}
     return found[BALANCE_CHECK].passed, found[SCHEMA_CHECK].passed, metadata
 
@@ -564,10 +758,10 @@ def test_what_was_written_passes_the_checks_by_its_files(raw: RawZone) -> None:
     raw.sales(D1, *DIRTY)
     raw.sales(D2)
     raw.outlets()
-    ledgers = take(raw.lake, SALES_DROPS, D1, D2)
-    small = {WHOLE_TABLE: write_small(raw.lake, "run", OUTLETS)}
+    taken = take_all(raw.lake, SALES_DROPS, D1, D2)
+    small = {WHOLE_TABLE: write_small(raw.lake, "run", OUTLETS, most_lost=0.1)}
 
-    *passed, metadata = outcomes(raw.lake, SALES, ledgers)
+    *passed, metadata = outcomes(raw.lake, SALES, taken)
 
     assert passed == [True, True]
     assert metadata[BALANCE_CHECK] == {
@@ -580,24 +774,32 @@ def test_what_was_written_passes_the_checks_by_its_files(raw: RawZone) -> None:
     }
     assert outcomes(raw.lake, OUTLET, small)[:2] == (True, True)
     assert outcomes(raw.lake, SALES, {})[:2] == (True, True)
-    assert ledger_metadata(ledgers[D1]) == {
+    first = "date_time: expected a valid YYYY-MM-DD HH:MM:SS, found '2018-02-30 10:00:00'"
+    lost = {"quarantined": 5, "left_out_values": 0, "first_reason": first}
+    ledger = taken[D1].ledger
+    assert taken_metadata(taken[D1]) == {
         "dagster/partition_row_count": 3,
         "read": 10,
         "duplicates": 2,
-        "quarantined": 5,
-        "bytes": ledgers[D1].size,
-        "sha256": ledgers[D1].sha256,
+        **lost,
+        "bytes": ledger.size,
+        "sha256": ledger.sha256,
     }
+    assert metadata[QUARANTINE_CHECK] == lost
+    check = check_processed(raw.lake, SALES, taken)[-1]
+    assert not check.passed and check.severity is dg.AssetCheckSeverity.WARN
+    assert f"5 rows quarantined; {first}" in str(check.description)
+    assert check_processed(raw.lake, OUTLET, small)[-1].passed
 
 
 @pytest.mark.parametrize("zone", ["processed", "quarantine"])
 def test_rows_that_are_gone_fail_the_balance(raw: RawZone, zone: str) -> None:
     raw.sales(D1, *DIRTY)
     raw.sales(D2, sale())
-    ledgers = take(raw.lake, SALES_DROPS, D1, D2)
+    taken = take_all(raw.lake, SALES_DROPS, D1, D2)
     next((raw.root / f"{zone}/coffee_chain/sales/drop_date={D1}").rglob("*.parquet")).unlink()
 
-    balances, _, metadata = outcomes(raw.lake, SALES, ledgers)
+    balances, _, metadata = outcomes(raw.lake, SALES, taken)
 
     assert not balances
     assert list(metadata[BALANCE_CHECK]["unbalanced"]) == [D1]
@@ -606,12 +808,12 @@ def test_rows_that_are_gone_fail_the_balance(raw: RawZone, zone: str) -> None:
 
 def test_files_of_another_schema_fail_the_check_with_both(raw: RawZone) -> None:
     raw.customers(D1, person())
-    ledgers = take(raw.lake, CUSTOMER_DROPS, D1)
+    taken = take_all(raw.lake, CUSTOMER_DROPS, D1)
     (uri,) = raw.lake.partition_uris(CUSTOMER, [D1])
     table = pq.read_table(uri, partitioning=None)
     pq.write_table(table.drop_columns(["email"]), uri)
 
-    _, is_as_declared, metadata = outcomes(raw.lake, CUSTOMER, ledgers)
+    _, is_as_declared, metadata = outcomes(raw.lake, CUSTOMER, taken)
 
     assert not is_as_declared
     assert "email" in metadata[SCHEMA_CHECK]["expected"]
@@ -629,6 +831,9 @@ def test_versions_are_of_what_was_processed(raw: RawZone) -> None:
         D1: sales[D1].fingerprint,
         D2: ABSENT,
     }
+    # Of a date whose one file was not taken yet, or is refused, the other table has nothing.
+    raw.sales(D3, sale())
+    assert processed_versions(raw.lake, CUSTOMER, [D3]) == {D3: ABSENT}
     with pytest.raises(DropError, match=rf"processed_sales has nothing for {D3}\. Nothing was l"):
         processed_versions(raw.lake, SALES, [D1, D3])
     with pytest.raises(DropError, match="processed_outlet has nothing for the table"):
@@ -684,7 +889,7 @@ def test_drops_that_were_deleted_fail_the_check_which_names_them(raw: RawZone) -
     assert not check.passed
     assert check.description == (
         f"3 raw files were taken and are gone ({D1}, {D2}). Their rows stay. Put the files back;"
-        " to remove rows, deliver the drop with a header alone."
+        " to remove rows, deliver the drop with a header alone, and run it with --allow-emptying."
     )
     assert check.metadata["deleted"].value == {"customer": [D2], "sales": [D1, D2]}
     raw.sales(D1)

@@ -250,7 +250,7 @@ class House:
 
     def process(self, dates: Sequence[str]) -> None:
         for large in DROPPED_FILES:
-            write_drops(self.raw.lake, SPARK, "run", large, dates)
+            write_drops(self.raw.lake, SPARK, "run", large, dates, most_lost=1.0)
 
     def land(self, dates: Sequence[str]) -> None:
         for large in DROPPED_FILES:
@@ -271,7 +271,7 @@ class House:
         try:
             if request.job_name == SMALL_JOB:
                 for small in SMALL_FILES:
-                    write_small(self.raw.lake, "run", small)
+                    write_small(self.raw.lake, "run", small, most_lost=1.0)
                     self._load(small.dataset, [WHOLE_TABLE])
             elif request.job_name == MARTS_JOB:
                 self.build_marts()
@@ -439,7 +439,7 @@ def test_a_run_is_left_to_its_work_at_every_stage(house: House, stage: str) -> N
 
 def test_runs_of_small_files_are_left_to_their_work(house: House) -> None:
     run_id = house.record(only(house.sense()), STARTED)
-    write_small(house.raw.lake, "run", SMALL_FILES[0])
+    write_small(house.raw.lake, "run", SMALL_FILES[0], most_lost=1.0)
 
     assert house.sense() == f"{SMALL_JOB} is underway (run {run_id})"
 

@@ -134,7 +134,7 @@ def test_quarantine_keeps_the_partition_and_the_text(dataset: Dataset) -> None:
     assert quarantine.folder == dataset.folder
     assert quarantine.partition_by == dataset.partition_by
     assert [c.name for c in quarantine.columns if c.pii] == ["text"]
-    assert quarantine.column_names[-3:] == ("file", "reason", "text")
+    assert quarantine.column_names[-4:] == ("file", "reason", "text", "row_stays")
 
 
 def test_every_column_is_described() -> None:

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retail_assets.dataset import Dataset
-from retail_assets.defs.coffee_chain.assets import DROPS_NAME, write_drops, write_small
-from retail_assets.defs.coffee_chain.automation import DROPS_JOB, LARGE_JOB
+from retail_assets.defs.coffee_chain.assets import (
+    DROPS_NAME,
+    landed_key,
+    processed_key,
+    write_drops,
+    write_small,
+)
+from retail_assets.defs.coffee_chain.automation import DROPS_JOB, LARGE_JOB, MARTS_JOB
 from retail_assets.defs.coffee_chain.contract import (
     ABSENT,
     CUSTOMER,
@@ -182,12 +188,18 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 def plan(
-    settings: Settings, instance: dg.DagsterInstance, partitions: tuple[str, str] | None = None
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    partitions: tuple[str, str] | None = None,
+    *,
+    allow_emptying: bool = False,
 ) -> list[Execution]:
     COFFEE_CHAIN.prepare(settings)
     if partitions:
         COFFEE_CHAIN.check_partitions(settings, *partitions)
-    return COFFEE_CHAIN.plan(settings, partitions, allow_emptying=False, instance=lambda: instance)
+    return COFFEE_CHAIN.plan(
+        settings, partitions, allow_emptying=allow_emptying, instance=lambda: instance
+    )
 
 
 def registered(instance: dg.DagsterInstance) -> list[str]:
@@ -264,6 +276,94 @@ def test_drops_registered_out_of_order_are_several_runs_and_the_last_is_whole(
     assert registered(instance) == [D2, "2020-06-30", D1, D3]
 
 
+def emptying(*tables: str) -> dict[str, object]:
+    config = {"config": {"allow_emptying": True}}
+    return {"ops": {f"coffee_chain__processed_{table}": config for table in tables}}
+
+
+def test_emptying_is_allowed_of_the_tables_of_each_run(
+    settings: Settings, raw: RawZone, instance: dg.DagsterInstance
+) -> None:
+    instance.add_dynamic_partitions(DROPS_NAME, [D2, "2020-06-30", D1])
+    for day in (D1, D2):
+        raw.sales(day)
+
+    planned = plan(settings, instance, allow_emptying=True)
+
+    assert planned == [
+        Execution(LARGE_JOB, (D2, D2), emptying("customer", "sales")),
+        Execution(DOMAIN, (D1, D1), emptying("outlet", "product", "customer", "sales")),
+    ]
+    definitions = dg.Definitions.merge(
+        COFFEE_CHAIN.build_defs(settings),
+        dg.Definitions(
+            resources={
+                "lake": LakeResource.of(settings),
+                "warehouse": WarehouseResource.of(settings),
+                "spark": SPARK,
+            }
+        ),
+    )
+    for execution in planned:
+        job = definitions.resolve_job_def(execution.job_name)
+        assert dg.validate_run_config(job, dict(execution.run_config))
+
+
+PROCESSED = {name: f"coffee_chain__processed_{name}" for name in ("customer", "sales")}
+
+
+def test_what_was_refused_does_not_hold_back_the_other_drops(
+    settings: Settings, raw: RawZone, instance: dg.DagsterInstance
+) -> None:
+    days = [D3, "2020-06-30", D1, D2, "2021-06-30"]
+    instance.add_dynamic_partitions(DROPS_NAME, days)
+    whole = Execution(DOMAIN, (D3, D2))
+
+    def without(refused: dict[str, list[str]], of: Execution = whole) -> list[Execution]:
+        by_step = {PROCESSED[name]: keys for name, keys in refused.items()}
+        return COFFEE_CHAIN.plan_without(settings, of, by_step, instance)
+
+    assert without({"sales": [D2]}) == [Execution(DOMAIN, (D3, D1))]
+    assert without({"sales": [D2]}, Execution(DROPS_JOB, (D1, D2))) == [
+        Execution(DROPS_JOB, (D1, D1))
+    ]
+    assert without({"customer": ["2020-06-30"], "sales": ["2020-06-30"]}) == [
+        Execution(LARGE_JOB, (D3, D3)),
+        Execution(DOMAIN, (D1, D2)),
+    ]
+    assert without({"sales": [D3, "2020-06-30", D1, D2]}) == []
+    assert without({"sales": [D1]}, Execution(LARGE_JOB, (D1, D1))) == []
+
+    both = without(
+        {"customer": [D1], "sales": [D2]}, Execution(DOMAIN, (D3, D2), emptying("outlet"))
+    )
+
+    tables = {"customer": CUSTOMER, "sales": SALES}
+    assert both == [
+        *(
+            Execution(
+                LARGE_JOB,
+                (day, day),
+                emptying(name),
+                [processed_key(tables[name]), landed_key(tables[name])],
+            )
+            for name, day in (("customer", D2), ("sales", D1))
+        ),
+        Execution(DOMAIN, (D3, "2020-06-30"), emptying("outlet", "product", "customer", "sales")),
+    ]
+    crossed = without({"customer": [D1], "sales": [D2]}, Execution(DROPS_JOB, (D1, D2)))
+    assert [x.job_name for x in crossed] == [LARGE_JOB, LARGE_JOB, MARTS_JOB]
+
+    # Of what was landed before a range that is refused whole, the marts are still to be built.
+    process(settings, raw)
+    for dataset in LANDED:
+        COFFEE_CHAIN.rebuild(settings, dataset)
+    assert without({"sales": [D1]}, Execution(DOMAIN, (D1, D1))) == [Execution(MARTS_JOB)]
+    assert without({"sales": [D1]}, Execution(LARGE_JOB, (D1, D1))) == []
+    with WarehouseResource.of(settings).exclusive():
+        assert without({"sales": [D1]}, Execution(DROPS_JOB, (D1, D1))) == [Execution(MARTS_JOB)]
+
+
 @pytest.mark.parametrize(
     ("partitions", "asked"), [(None, ""), (("2018-07-01", D1), f" from 2018-07-01 to {D1}")]
 )
@@ -296,9 +396,9 @@ def process(settings: Settings, raw: RawZone) -> LakeResource:
     raw.sales(D2, sale(1), sale(2))
     raw.customers(D1, person(1), person(2, "c2"))
     for small in SMALL_FILES:
-        write_small(raw.lake, "run", small)
+        write_small(raw.lake, "run", small, most_lost=0.1)
     for large in DROPPED_FILES:
-        write_drops(raw.lake, SPARK, "run", large, [D1, D2])
+        write_drops(raw.lake, SPARK, "run", large, [D1, D2], most_lost=0.1)
     return LakeResource.of(settings)
 
 

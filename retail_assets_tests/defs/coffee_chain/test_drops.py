@@ -188,6 +188,7 @@ ledgers = st.builds(
     written=counts,
     duplicates=counts,
     quarantined=counts,
+    left_out=counts,
 )
 
 
@@ -196,6 +197,15 @@ def test_a_ledger_comes_back_from_its_text(ledger: Ledger) -> None:
     assert Ledger.from_text(ledger.to_text()) == ledger
     lost = ledger.read - ledger.written - ledger.duplicates - ledger.quarantined
     assert ledger.balances is (lost == 0)
+
+
+def test_a_state_from_before_values_were_left_out_is_read(raw: RawZone) -> None:
+    text = ledger().to_text().rpartition(" ")[0]
+    raw.lake.write_state(STATE, {"sales": {D1: text}})
+
+    assert read_known(raw.lake).ledgers(SALES) == {D1: ledger()}
+    record_drops(raw.lake, SALES, {D2: ledger(2)._replace(left_out=3)})
+    assert read_known(raw.lake).ledgers(SALES)[D2].left_out == 3
 
 
 @given(ledgers, ledgers)

@@ -30,6 +30,8 @@ from retail_assets.defs.coffee_chain.contract import (
 from retail_assets.defs.coffee_chain.sample import write_sample
 from retail_assets.defs.coffee_chain.transforms import (
     CUSTOMER_COLUMNS,
+    LEFT_OUT,
+    MISSING_WORDS,
     REJECTED,
     SALES_COLUMNS,
     STAGED,
@@ -39,6 +41,7 @@ from retail_assets.defs.coffee_chain.transforms import (
     WHOLE,
     SmallTable,
     repair_encoding,
+    split_left_out,
     split_rejected,
     stage_customers,
     stage_sales,
@@ -86,6 +89,16 @@ class Kind:
             }
         )
 
+    def left_out(self, rows: Sequence[Cells]) -> Counter[tuple[str, str]]:
+        """Reason and text of the rows that were staged without a value, with their copies."""
+        return Counter(
+            {
+                split_left_out(row[self.dataset.column_names[0]])[:2]: int(row[STAGED_COPIES])
+                for row in self.stage(rows).to_pylist()
+                if row[STAGED_PART].startswith(LEFT_OUT)
+            }
+        )
+
 
 SALE_LINES = Kind(SALES, SALES_COLUMNS, SALE, stage_sales)
 PEOPLE = Kind(CUSTOMER, CUSTOMER_COLUMNS, PERSON, stage_customers)
@@ -109,9 +122,16 @@ def day_of(text: str | None) -> date | None:
 
 
 def quantity_of(text: str | None) -> int | None:
-    if text is None or not re.fullmatch(r"-?[0-9]+", text):
+    if text is None or not re.fullmatch(r"-?[0-9]+(\.0*)?", text):
         return None
-    return int(text) if -(2**31) <= int(text) < 2**31 else None
+    number = int(text.partition(".")[0])
+    return number if -(2**31) <= number < 2**31 else None
+
+
+def id_of(text: str | None) -> str | None:
+    whole, point, zeros = (text or "").partition(".")
+    is_float = point and not zeros.strip("0") and whole.isascii() and whole.isdigit()
+    return whole if is_float else text
 
 
 def found_in(text: str | None) -> str:
@@ -144,9 +164,9 @@ def sale_of(row: Cells) -> Record | tuple[str, str]:
         "date_time": moment,
         "sale_date": moment.date(),
         "sale_year": moment.year,
-        "customer_id": customer_id,
-        "outlet_id": outlet_id,
-        "product_id": product_id,
+        "customer_id": id_of(customer_id),
+        "outlet_id": id_of(outlet_id),
+        "product_id": id_of(product_id),
         "quantity": units,
         STAGED_PART: str(moment.year),
     }
@@ -157,11 +177,8 @@ def person_of(row: Cells) -> Record | tuple[str, str]:
     day = day_of(birthday)
     if customer_id is None:
         return rejected_as("customer_id: expected one, found none", row)
-    if birthday is not None and day is None:
-        expected = "a valid YYYY-MM-DD or none"
-        return rejected_as(f"birthday: expected {expected}, found {found_in(birthday)}", row)
     return {
-        "customer_id": customer_id,
+        "customer_id": id_of(customer_id),
         "first_name": first_name,
         "last_name": last_name,
         "gender": gender,
@@ -173,22 +190,51 @@ def person_of(row: Cells) -> Record | tuple[str, str]:
     }
 
 
+def told_of(row: Cells) -> tuple[str, str] | None:
+    """Reason and text of a person whose birthday is left out."""
+    birthday = row[5]
+    is_none = birthday is None or birthday.strip(" \t\r\n") in MISSING_WORDS
+    if row[1] is None or is_none or day_of(birthday):
+        return None
+    expected = "a valid YYYY-MM-DD or none"
+    return rejected_as(f"birthday: expected {expected}, found {found_in(birthday)}", row)
+
+
+def restored(staged: Record) -> Record:
+    """A staged row as one of the table, if a value of it was left out: its id unpacked."""
+    part = staged[STAGED_PART]
+    if not part.startswith(LEFT_OUT):
+        return staged
+    return staged | {
+        "customer_id": split_left_out(staged["customer_id"]).row_id,
+        STAGED_PART: part.removeprefix(LEFT_OUT),
+    }
+
+
 def assert_staged_as(
-    kind: Kind, rows: Sequence[Cells], row_of: Callable[[Cells], Record | tuple[str, str]]
+    kind: Kind,
+    rows: Sequence[Cells],
+    row_of: Callable[[Cells], Record | tuple[str, str]],
+    told_of: Callable[[Cells], tuple[str, str] | None] = lambda _: None,
 ) -> None:
-    copies = Counter(identity_of(row) for row in rows if isinstance(row_of(row), dict))
-    good = {identity_of(row): row_of(row) for row in rows}
     rejected = Counter(found for row in rows if isinstance(found := row_of(row), tuple))
+    left_out = Counter(told for row in rows if (told := told_of(row)))
+    # What is told has the index, and so copies that differ by that alone.
+    good = {
+        (identity_of(row), told_of(row)): found
+        for row in rows
+        if isinstance(found := row_of(row), dict)
+    }
+    copies = Counter((identity_of(row), told_of(row)) for row in rows)
 
     staged = kind.stage(rows).to_pylist()
 
     assert kind.rejected(rows) == rejected
+    assert kind.left_out(rows) == left_out
     expected = [
-        {**row, STAGED_DROP: DROP, STAGED_COPIES: str(copies[identity])}
-        for identity, row in good.items()
-        if isinstance(row, dict)
+        {**row, STAGED_DROP: DROP, STAGED_COPIES: str(copies[key])} for key, row in good.items()
     ]
-    found = [row for row in staged if row[STAGED_PART] != REJECTED]
+    found = [restored(row) for row in staged if row[STAGED_PART] != REJECTED]
     assert Counter(map(fingerprint, found)) == Counter(map(fingerprint, expected))
     assert {row[STAGED_DROP] for row in staged} == {DROP}
     assert sum(int(row[STAGED_COPIES]) for row in staged) == len(rows)
@@ -201,13 +247,16 @@ def fingerprint(row: Record) -> tuple[tuple[str, Any], ...]:
 texts = st.none() | st.text(
     st.sampled_from("\x1e\x1f") | st.characters(codec="utf-8"), min_size=1, max_size=5
 )
-names = st.sampled_from([None, "A", "B", " A", "a"])
+names = st.sampled_from([None, "A", "B", " A", "a", "6", "6.0", "06.", "6.5", "\u0666.0", ".0"])
 days = st.sampled_from(
     ["2018-02-30", "2020-02-29", "1900-02-29", "0000-01-01", "0001-01-01", "9999-12-31", "1700-3-1"]
 ) | st.dates().map(str)
 times = st.sampled_from(["00:00:00", "23:59:59", "24:00:00", "23:59:60", "7:00:00", "07:00"])
 whole_numbers = st.sampled_from(
-    ["0", "-0", "0003", "+3", " 3", "3 ", "3\n", "\u0663", "2147483648", "-2147483648", "-"]
+    [
+        *("0", "-0", "0003", "+3", " 3", "3 ", "3\n", "\u0663", "2147483648", "-2147483648", "-"),
+        *("2.0", "-2.", "2.00", "2.5", ".0", "-.0", "2.0.", "2.0\n", "2147483648.0"),
+    ]
 )
 sale_rows = st.lists(
     st.tuples(
@@ -224,6 +273,7 @@ sale_rows = st.lists(
     min_size=1,
     max_size=40,
 )
+words = st.sampled_from([*MISSING_WORDS, "Null", "none", "n/a", "NULL\u00a0"])
 people_rows = st.lists(
     st.tuples(
         st.sampled_from(["0", "1"]),
@@ -231,7 +281,13 @@ people_rows = st.lists(
         names,
         names | texts,
         names,
-        st.one_of(days, texts, st.none(), st.just("1990-05-06")),
+        st.one_of(
+            days,
+            texts,
+            st.none(),
+            st.just("1990-05-06"),
+            st.builds("{}{}".format, st.sampled_from(["", " ", "\r"]), words),
+        ),
         names,
         names,
     ),
@@ -252,7 +308,7 @@ def test_sales_are_staged_as_plain_python_would(rows: list[Cells]) -> None:
 @settings(deadline=None, max_examples=100)
 @given(rows=people_rows)
 def test_customers_are_staged_as_plain_python_would(rows: list[Cells]) -> None:
-    assert_staged_as(PEOPLE, rows, person_of)
+    assert_staged_as(PEOPLE, rows, person_of, told_of)
 
 
 @pytest.mark.parametrize("kind", [SALE_LINES, PEOPLE], ids=lambda kind: kind.dataset.name)
@@ -330,6 +386,28 @@ def test_a_row_that_is_wrong_twice_is_rejected_once() -> None:
     )
 
 
+def test_a_birthday_that_cannot_be_read_is_left_out_and_told() -> None:
+    rows = [PEOPLE.changed(index=index, birthday="5/6/1990") for index in ("1", "2", "2")]
+
+    staged = PEOPLE.stage(rows).to_pylist()
+
+    assert {restored(row)["customer_id"] for row in staged} == {"c-1"}
+    assert {row["birthday"] for row in staged} == {None}
+    assert len({split_left_out(row["customer_id"]).line_id for row in staged}) == 1
+    reason = "birthday: expected a valid YYYY-MM-DD or none, found '5/6/1990'"
+    assert PEOPLE.left_out(rows) == {
+        (reason, "1,c-1,Ann,Lee,Female,5/6/1990,ann@example.com,+60 1"): 1,
+        (reason, "2,c-1,Ann,Lee,Female,5/6/1990,ann@example.com,+60 1"): 2,
+    }
+
+
+@pytest.mark.parametrize("word", MISSING_WORDS)
+def test_a_word_for_no_birthday_is_none(word: str) -> None:
+    (row,) = PEOPLE.stage([PEOPLE.changed(birthday=f" {word}")]).to_pylist()
+
+    assert (row["birthday"], row[STAGED_PART]) == (None, WHOLE)
+
+
 def test_a_unit_separator_in_a_value_does_not_end_the_reason() -> None:
     (found,) = SALE_LINES.rejected([SALE_LINES.changed(quantity="2\x1f3")])
 
@@ -394,8 +472,13 @@ def records_of(table: SmallTable, dataset: Dataset) -> list[Record]:
         ("87000", "87000"),
         (" 2800 ", "02800"),
         ("7", "00007"),
+        ("1000.0", "01000"),
+        ("50000.00", "50000"),
+        ("7.", "00007"),
         (None, None),
         ("  ", None),
+        *((word, None) for word in MISSING_WORDS),
+        (" NULL ", None),
     ],
 )
 def test_a_postcode_has_five_digits_or_is_absent(
@@ -415,19 +498,51 @@ def test_a_postcode_has_five_digits_or_is_absent(
     assert (table.duplicates, table.rejected) == (0, ())
 
 
-@pytest.mark.parametrize("postcode", ["123456", "1000A", "-1000", "1 000", "1000.0", "\u0661000"])
-def test_another_postcode_rejects_its_row_alone(postcode: str) -> None:
+@pytest.mark.parametrize(
+    "postcode",
+    [
+        "123456",
+        "1000A",
+        "-1000",
+        "1 000",
+        "1000.5",
+        "\u0661000",
+        "5E+04",
+        "null.",
+        ".0",
+        "123456.0",
+    ],
+)
+def test_another_postcode_is_left_out_and_told(postcode: str) -> None:
     table = outlets(
         ["MY001", "a", None, "s", postcode, None], ["MY002", "b", None, "s", "1000", None]
     )
 
-    assert [row["outlet_id"] for row in records_of(table, OUTLET)] == ["MY002"]
-    assert table.rejected == (
+    assert [(row["outlet_id"], row["postcode"]) for row in records_of(table, OUTLET)] == [
+        ("MY001", None),
+        ("MY002", "01000"),
+    ]
+    assert (table.duplicates, table.rejected) == (0, ())
+    assert table.left_out == (
         (
             f"postcode: expected up to five digits or none, found '{postcode}'",
             f"MY001,a,,s,{postcode},",
         ),
     )
+
+
+@settings(deadline=None, max_examples=50)
+@given(number=st.integers(0, 99_999), zeros=st.sampled_from(["", ".", ".0", ".00"]))
+def test_whole_numbers_are_read_with_and_without_a_point(number: int, zeros: str) -> None:
+    (outlet,) = records_of(
+        outlets([f"{number}{zeros}", "a", "", "", f"{number}{zeros}", ""]), OUTLET
+    )
+    (product,) = records_of(
+        products([f"{number}{zeros}", f"{number}{zeros}", "a", "RM 1"]), PRODUCT
+    )
+
+    assert (outlet["outlet_id"], outlet["postcode"]) == (str(number), f"{number:05}")
+    assert (product["no"], product["product_id"]) == (number, str(number))
 
 
 def test_copies_are_counted_and_taken_ids_rejected() -> None:
@@ -446,10 +561,18 @@ def test_copies_are_counted_and_taken_ids_rejected() -> None:
 
 
 def test_a_rejected_row_takes_no_id() -> None:
-    table = outlets(["MY001", "a", "x", "s", "??", "d"], ["MY001", "b", "x", "s", "1000", "d"])
+    table = products(["1", "PD001", "Kopi", "9.90"], ["2", "PD001", "Teh", "RM 1"])
 
-    assert [r["outlet_name"] for r in records_of(table, OUTLET)] == ["b"]
+    assert [r["product_name"] for r in records_of(table, PRODUCT)] == ["Teh"]
     assert len(table.rejected) == 1
+
+
+def test_nothing_is_told_of_what_a_rejected_row_or_a_copy_leaves_out() -> None:
+    row = ["MY001", "a", "x", "s", "??", "d"]
+    table = outlets(row, [None, *row[1:]], row, ["MY001", "b", "x", "s", "!", "d"])
+
+    assert [(r["outlet_name"], r["postcode"]) for r in records_of(table, OUTLET)] == [("a", None)]
+    assert (len(table.left_out), table.duplicates, len(table.rejected)) == (1, 1, 2)
 
 
 @pytest.mark.parametrize("outlet_id", [None, " "])
@@ -472,6 +595,8 @@ def test_a_table_of_no_rows_is_one() -> None:
     [
         ("RM 9.90", "9.90"),
         ("RM9.9", "9.90"),
+        ("RM 9.9 ", "9.90"),
+        ("RM\u00a09.90\u00a0", "9.90"),
         ("RM 10", "10.00"),
         (" RM  0.05 ", "0.05"),
         ("RM 0", "0.00"),
@@ -518,14 +643,16 @@ def test_another_price_rejects_its_row_alone(price: str | None) -> None:
     assert text == f"1,PD001,Kopi,{price or ''}"
 
 
-@pytest.mark.parametrize("number", ["x", "1.0", "-1", "1234567890", "\u0663"])
-def test_another_number_rejects_its_row(number: str) -> None:
-    table = products([number, "PD001", "Kopi", "RM 1"], [None, "PD002", "Teh", "RM 1"])
+@pytest.mark.parametrize("number", ["x", "1.5", "-1", "1234567890", "\u0663", "1e3"])
+def test_another_number_is_left_out_and_told(number: str) -> None:
+    table = products([number, "PD001", "Kopi", "RM 1"], ["6.0", "PD002", "Teh", "RM 1"])
 
     assert [(row["no"], row["product_id"]) for row in records_of(table, PRODUCT)] == [
-        (None, "PD002")
+        (None, "PD001"),
+        (6, "PD002"),
     ]
-    assert table.rejected == (
+    assert table.rejected == ()
+    assert table.left_out == (
         (f"no: expected a whole number or none, found '{number}'", f"{number},PD001,Kopi,RM 1"),
     )
 
@@ -552,6 +679,7 @@ def test_the_sample_s_small_tables_are_all_good(tmp_path: Path) -> None:
     assert len(names_) == counts.products
     assert not [name for name in names_ if "Ã" in name]
     assert (stores.rejected, goods.rejected) == ((), ())
+    assert (stores.left_out, goods.left_out) == ((), ())
 
 
 # ---- encodings
