@@ -62,7 +62,8 @@ class Expected:
     """What the raw files below a lake come to, as tables of the same names.
 
     ``ragged`` has the texts of rows of a wrong field count by table and drop; ``bad_sales`` and
-    ``bad_customer`` are tables of the rows that cannot be typed.
+    ``bad_customer`` are tables of the rows that cannot be typed, ``odd_sales`` and ``odd_customer``
+    of those of which a value is left out.
     """
 
     def __init__(self, lake: Path) -> None:
@@ -100,13 +101,18 @@ class Expected:
                 case when regexp_full_match(birthday, '[0-9]{{4}}(-[0-9]{{2}}){{2}}')
                     then try_strptime(birthday, '%Y-%m-%d')::date end as born
             from raw_customer;
-            create table bad_customer as select drop_date, concat_ws(',', coalesce(i, ''),
-                {", ".join(f"coalesce({c}, '')" for c in people.split(", "))}) as text
-            from typed_customer
-            where customer_id is null or birthday is not null and born is null;
+            create table told_customer as select drop_date, concat_ws(',', coalesce(i, ''),
+                {", ".join(f"coalesce({c}, '')" for c in people.split(", "))}) as text,
+                customer_id, birthday, born
+            from typed_customer;
+            create table bad_customer as
+            from told_customer select drop_date, text where customer_id is null;
+            create table odd_customer as select distinct drop_date, text from told_customer
+            where customer_id is not null and born is null
+                and trim(coalesce(birthday, '')) not in ('', 'NULL', 'nan');
+            create table odd_sales as from bad_sales where false;
             create table good_customer as select drop_date, {people}, born, count(*) as copies
-            from typed_customer
-            where customer_id is not null and (birthday is null or born is not null) group by all;
+            from typed_customer where customer_id is not null group by all;
             create table customer as select customer_id, first_name, last_name, gender,
                 born as birthday, email, phone_no, drop_date
             from good_customer;
@@ -232,6 +238,11 @@ class Expected:
             quarantined = len(self.quarantined(table, day))
             found[day] = (written + duplicates + quarantined, written, duplicates, quarantined)
         return found
+
+    def left_out(self, table: str, day: str) -> list[str]:
+        """Texts of the rows of which a value cannot be read and is left out, in order."""
+        odd = self.db.execute(f"select text from odd_{table} where drop_date = ?", [day])
+        return sorted(text for (text,) in odd.fetchall())
 
     def quarantined(self, table: str, day: str) -> list[str]:
         """Texts of the rows that cannot be typed, in order."""

@@ -196,7 +196,8 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SampleCounts
     # As a spreadsheet saves it, with a copy and two rows that cannot be typed.
     path = lake / RAW_CUSTOMER.name(second)
     lines = path.read_text().splitlines()
-    lines += [lines[1], "0,bad,A,B,,1990-02-30,,", "0,,No,Id,,,,", "0,ragged"]
+    lines += [lines[1], "0,odd,A,B,,1990-02-30,,", "0,odder,A,B,,NULL,,", "0,,No,Id,,,,"]
+    lines += ["0,,,,,,,1", "0,ragged"]
     path.write_bytes(b"\xef\xbb\xbf" + "".join(f"{x}\r\n" for x in lines).encode())
     # As an old till writes it.
     for kind, rows in (
@@ -260,18 +261,18 @@ def test_rows_are_counted_alike_everywhere(home: Home, expected: Expected) -> No
         assert same == ([], [])
         for day in counted:
             bad = f"{home.lake}/quarantine/{DOMAIN}/{table}/drop_date={day}/*.parquet"
-            texts = expected.quarantined(table, day)
+            texts, odd = expected.quarantined(table, day), expected.left_out(table, day)
+            columns = "text, file, drop_date::varchar, reason, row_stays"
             found = (
-                expected.db.execute(
-                    f"select text, file, drop_date::varchar, reason from read_parquet('{bad}')"
-                ).fetchall()
-                if texts
+                expected.db.execute(f"select {columns} from read_parquet('{bad}')").fetchall()
+                if texts or odd
                 else []
             )
-            assert sorted(text for text, *_ in found) == texts
-            assert {(file, at) for _, file, at, _ in found} <= {(DROPPED[table][1].name(day), day)}
-            assert all("expected" in reason for *_, reason in found)
-            if not texts:
+            assert sorted(text for text, *_, stays in found if not stays) == texts
+            assert sorted(text for text, *_, stays in found if stays) == odd
+            assert {(file, at) for _, file, at, *_ in found} <= {(DROPPED[table][1].name(day), day)}
+            assert all("expected" in reason for *_, reason, _ in found)
+            if not found:
                 assert not list(Path(bad).parent.parent.glob(f"drop_date={day}/*"))
 
 
@@ -296,6 +297,7 @@ def test_counts_are_those_of_the_sample(
     sales, customers = expected.ledgers("sales"), expected.ledgers("customer")
     for drop in (second, *later):
         assert sales[drop.date] == (drop.sales, drop.kept, drop.duplicates, drop.quarantined)
+    assert len(expected.left_out("customer", second.date)) == 1
     for drop in (first, *later):
         assert customers[drop.date] == (drop.customer_rows, drop.customer_rows, 0, 0)
     fact = f"{CORE}.fact_sales"
@@ -369,7 +371,7 @@ def test_the_latest_record_of_a_customer_is_valid(
     ((members, distinct),) = home.ask(
         f"select count(*), count(distinct customer_id) from {CORE}.dim_customer"
     )
-    assert members == distinct == counts.total.customers + 3  # the odd two, and UNKNOWN
+    assert members == distinct == counts.total.customers + 5  # the odd four, and UNKNOWN
 
 
 def test_running_again_changes_nothing(home: Home, sample: tuple[Path, SampleCounts]) -> None:
@@ -565,6 +567,40 @@ def test_after_all_deliveries_a_fresh_build_is_the_same(
     shutil.copytree(home.lake / "raw", fresh.lake / "raw")
     fresh.run()
     assert changes(home, fresh.path / "warehouse.duckdb") == {}
+
+
+def test_bad_drops_hold_back_no_others_and_keep_their_rows(
+    home: Home, sample: tuple[Path, SampleCounts], tmp_path: Path
+) -> None:
+    """One saved again by a spreadsheet, one of another header; a good one beside them."""
+    day = sample[1].drops[1].date
+    lines = home.lines(RAW_SALES, day)
+    ((had,),) = home.ask(f"select count(*) from {WAREHOUSE}.sales where drop_date = '{day}'")
+    header = ",".join(RAW_SALES.header)
+    line = "1,INV-9,2024-01-05 10:00:00,c-none,MY001,PD001,1"
+    resaved = [header, *(re.sub(r"\d{4}-\d\d-\d\d", "2/1/2019", x) for x in lines[1:])]
+    home.deliver(RAW_SALES, day, resaved)
+    home.deliver(RAW_SALES, "2024-01-31", [f"Unnamed: 0{header}", line])
+    home.deliver(RAW_SALES, "2024-02-29", [header.replace("outlet", "shop"), line])
+    before = home.keep(tmp_path)
+
+    done = home.command("run", DOMAIN, home=home.path)
+
+    assert done.returncode == 1
+    told = done.stderr.strip().splitlines()[-1]
+    assert f"sales, drop {day} has {had:,} rows and would have 0" in told
+    assert "found '2/1/2019 " in told and "--allow-emptying" in told
+    assert "sales_data_2024-02-29.csv has the header" in told
+    found = changes(home, before)
+    for table in ("sales", "fact_sales"):
+        assert (len(found[table][0]), len(found[table][1])) == (0, 1)
+
+    home.deliver(RAW_SALES, day, lines)
+    for late in ("2024-01-31", "2024-02-29"):
+        home.deliver(RAW_SALES, late, [header])
+    home.run("--allow-emptying")
+    assert changes(home, before) == {}
+    hold(home)
 
 
 def deleted_check(home: Home) -> dg.AssetCheckEvaluation:

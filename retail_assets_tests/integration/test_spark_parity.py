@@ -23,7 +23,12 @@ import pytest
 from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain.contract import CUSTOMER, RAW_CUSTOMER, RAW_SALES, SALES
 from retail_assets.defs.coffee_chain.sample import write_sample
-from retail_assets.defs.coffee_chain.transforms import REJECTED, STAGED_PART
+from retail_assets.defs.coffee_chain.transforms import (
+    LEFT_OUT,
+    MISSING_WORDS,
+    REJECTED,
+    STAGED_PART,
+)
 from retail_assets.defs.supply_chain.contract import LANDED
 from retail_assets_tests.conftest import PROJECT
 from retail_assets_tests.defs.supply_chain.star_messages import expected_star, land
@@ -49,18 +54,22 @@ QUANTITIES = [
     *("\u0663", "\uff13", "\u00b2", "1_0", "1.0", "1.", ".5", "1e3", "0x10", "-", "--1", "three"),
     *("99999999999", "2147483647", "2147483648", "-2147483648", "-2147483649", "3".zfill(40)),
     *("\\N", "null", "NaN", "true", "1L", "1d", "1f"),
+    *("2.0", "-2.", "2.00", "2.5", "2.0.", "2.0 ", "2147483648.0", "-.0", "0.0", "2.\u0660"),
 ]
 DATES = [text[:10] for text in DATE_TIMES] + [
     "1930-05-06",
     "5-6-1930",
     " 1930-05-06",
     "1930-05-06 ",
+    *(f"{before}{word}" for word in MISSING_WORDS for before in (" ", "\t", "\u00a0", "x")),
+    *("NULL ", "N/A\t", "none", "Nan"),
 ]
 TEXTS = [
     *("a b", " lead", "trail ", "\ttab\t", "\u00e9", "e\u0301", "日本", "🙂", "\\", "a\\", "\\\\"),
     *("\\n", "\\N", "null", "NULL", "''", "'q'", "%", "%41", "a/b", "a=b", "a:b", "..", ".", "#x"),
     *("--", "*", "?", "[x]", "{x}", "x.parquet", "\x1e", "a\x1fb", "\x1f", "\x01", "\x7f"),
     *("\x1e\x1f🙂", "1\x1f1"),
+    *("6.0", "6.", "06.00", "6.5", ".0", "-6.0", "6.0 ", "\u0666.0", "6.0.0"),
     *("\u00a0", "\u0085", "\u2028", "\ufeff", "$1", "~", "`", "a+b", "a&b", "<b>", "^", "1e5"),
 ]
 # These make a file's copy one of quotes.
@@ -262,6 +271,8 @@ def test_processed_rows_are_the_same(embedded: Staged, jvm: Staged, kind: str) -
         assert found - expected == expected - found == Counter(), names
     rejected = [n for n in embedded.folders if n[0] == kind and n[2] == f"{STAGED_PART}={REJECTED}"]
     assert len(rejected) > 3  # of several drops and counts of copies
+    left_out = [n for n in embedded.folders if n[0] == kind and LEFT_OUT in n[2]]
+    assert bool(left_out) == (kind == "customers")
 
 
 @pytest.mark.parametrize("kind", KINDS)
