@@ -20,8 +20,6 @@ QUARANTINED_UNIT = "quarantined_unit"
 ROWS = "rows"
 # What is shown in place of a personal value.
 MASK = "***"
-
-
 # What of a file is no part of the table, such as a sheet of notes: left out, and told.
 SKIPPED = "skipped"
 
@@ -108,12 +106,15 @@ def refuse_to_shrink(
 ) -> None:
     """Refuse what would leave ``has`` rows of the ``had`` that a table, or a part of one, has.
 
-    ``most_lost`` is the share that may be lost; ``force`` says how to have it nevertheless. What is
-    delivered for the first time is refused where all of it is quarantined.
+    ``most_lost`` is the share that may be lost; of 1, nothing is refused. ``force`` says how to
+    have it nevertheless. What is delivered for the first time is refused where all of it is
+    quarantined.
 
     Raises:
         ShrunkError: with both numbers, the first reason, and what to do.
     """
+    if most_lost == 1:
+        return
     is_first = not had and not has and quarantined.rows
     if not is_first and had - has <= had * most_lost:
         return

@@ -8,7 +8,7 @@ assets.py), printing (tables.py).
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from operator import add
 from pathlib import Path
@@ -49,8 +49,9 @@ class AssetOutcome:
 class RunOutcome:
     """A run of which no step failed: its id, its assets in the order they ran, its checks.
 
-    ``warnings`` and ``failures`` tell of the checks that failed and block nothing, by severity. Of
-    the ``checks_warned``, one that only says what an asset's ``quarantined`` says is not told.
+    ``warnings`` and ``failures`` tell of the checks that failed and block nothing, by severity;
+    ``failures`` also of partitions that were refused. Of the ``checks_warned``, one that only says
+    what an asset's ``quarantined`` says is not told.
     """
 
     run_id: str
@@ -162,18 +163,19 @@ def _execute(
                 continue
             refused = _refused(result)
             others = domain.plan_without(settings, execution, refused, opened) if refused else []
-            if not refused or not (others or waiting):  # nothing, or no use in going on
+            # Nothing, or no use in going on.
+            if not refused or not (others or waiting or done):
                 raise RunFailed(f"{' '.join([*refusals, _why(result)])} (log: {log})")
             reasons = _reasons(result)
             refusals += [reasons[step] for step in refused]
             waiting = others + waiting
-    if refusals:
-        raise RunFailed(
-            f"{' '.join(refusals)} All others were taken, by runs of their own. (log: {log})"
-        )
     tables = {key.to_user_string(): name for key, name in table_names(definitions).items()}
     rows = count_rows(settings, [domain])
-    return [_outcome(result, execution.partitions, tables, rows) for execution, result in done]
+    outcomes = [_outcome(result, execution.partitions, tables, rows) for execution, result in done]
+    if refusals:
+        told = f"{' '.join(refusals)} All others were taken, by runs of their own. (log: {log})"
+        outcomes[-1] = replace(outcomes[-1], failures=[*outcomes[-1].failures, told])
+    return outcomes
 
 
 def _refused(result: "dg.ExecuteInProcessResult") -> dict[str, list[str]]:

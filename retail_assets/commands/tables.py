@@ -71,14 +71,14 @@ def print_outcomes(outcomes: "Sequence[RunOutcome]", seconds: float) -> None:
 
 
 def one_line(text: str) -> str:
-    """A text of others on one line, cut, without what a terminal would obey."""
+    """A text of others on one line, without what a terminal would obey."""
     printable = "".join(c if c.isprintable() else " " for c in text)
-    line = " ".join(printable.split())
-    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
+    return " ".join(printable.split())
 
 
 def _print_line(console: Console, text: str, indent: str = "") -> None:
     line = f"{indent}{one_line(text)}"
+    line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -304,7 +304,7 @@ def test_extra_column_is_kept_in_raw_and_reported(domain: Domain, tmp_path: Path
         (GOOD.replace("2.55", "2.5555"), "invoice_date=2010-12-01", "unit_price: expected"),
         (GOOD.replace("17850.0", "a"), "invoice_date=2010-12-01", "customer_id: expected"),
         (GOOD.replace("2010-12-01", "2010-13-41"), "invoice_date=__unknown__", "invoice_datetime"),
-        (GOOD.replace("2010-12-01", "1910-12-01"), "invoice_date=__unknown__", "outside"),
+        (GOOD.replace("2010-12-01", "1910-12-01"), "invoice_date=__unknown__", "a day inside"),
         (GOOD.replace("HOLDER", "HOL\0DER"), "invoice_date=2010-12-01", "a control character"),
         ("536365,85123A,HOLDER\n", "invoice_date=__unknown__", "expected 8 fields, found 3"),
         (GOOD.replace("HOLDER", "a,b,c"), "invoice_date=__unknown__", "expected 8 fields, found"),

@@ -399,7 +399,7 @@ def _require_rows(
     """
     ledger = before.get(key)
     is_same = taken and ledger and not had[key] and ledger.sha256 == taken.ledger.sha256
-    if is_same or most_lost == 1:
+    if is_same:
         return
     refuse_to_shrink(
         f"{dataset.table}{f', drop {key}' if key else ''}",

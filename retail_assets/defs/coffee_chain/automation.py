@@ -183,7 +183,7 @@ def are_marts_behind(warehouse: WarehouseResource) -> bool:
             landed, built = versions_of(warehouse)
     except WarehouseBusyError:
         return True
-    return marts_wish(landed, built) is not None
+    return marts_wish(MARTS_JOB, landed, built) is not None
 
 
 def versions_of(warehouse: WarehouseResource) -> tuple[Versions, Versions]:

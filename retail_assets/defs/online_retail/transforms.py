@@ -424,8 +424,9 @@ def days_outside(
             "row",
             coalesce(
                 reason,
-                'invoice_datetime: ' || invoice_datetime || ' is outside {first}...{last}'
-                || ' (RETAIL_ONLINE_RETAIL_START, RETAIL_ONLINE_RETAIL_END)'
+                'invoice_datetime: expected a day inside {first}...{last}'
+                || ' (RETAIL_ONLINE_RETAIL_START, RETAIL_ONLINE_RETAIL_END), found '
+                || invoice_datetime
             ) as reason,
             coalesce(text, {_as_text()}) as text
         from {typed}, range(copies)

@@ -161,8 +161,8 @@ def test_the_metadata_balances(lake: LocalLake, source: Source) -> None:
     assert shown["quarantined_with_a_day"] == 1
     assert shown["quarantined"] == 2
     assert shown["first_reason"] == (
-        "online_retail.csv, row 5: invoice_datetime: 2031-01-01 08:26:00 is outside"
-        " 2009-12-01...2011-12-31 (RETAIL_ONLINE_RETAIL_START, RETAIL_ONLINE_RETAIL_END)"
+        "online_retail.csv, row 5: invoice_datetime: expected a day inside 2009-12-01...2011-12-31"
+        " (RETAIL_ONLINE_RETAIL_START, RETAIL_ONLINE_RETAIL_END), found 2031-01-01 08:26:00"
     )
     assert (shown["first_day"], shown["last_day"]) == ("2010-12-01", "2010-12-01")
 
