@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+from retail_assets.defs import operations
 from retail_assets.defs.marts import dbt as marts
 from retail_assets.defs.registry import domains as all_domains
 from retail_assets.domain import Domain
@@ -17,6 +18,7 @@ from retail_assets.instance import ease_sqlite
 from retail_assets.resources.dbt import dbt_resource
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import WarehouseResource
+from retail_assets.runs import in_process_executor
 from retail_assets.settings import Settings, load_settings
 
 # Backfill policies are what makes a range one run; Dagster calls them beta at every import.
@@ -50,9 +52,10 @@ def build_defs(
     return dg.Definitions.merge(
         *(domain.build_defs(settings) for domain in chosen),
         marts.build_defs(settings, chosen),
+        operations.build_defs(),
         dg.Definitions(
             resources={**build_resources(settings, chosen), **overrides},
-            executor=dg.in_process_executor,
+            executor=in_process_executor,
         ),
     )
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+# In a failure's metadata: no retry mends it.
+PERMANENT = "permanent"
 _MOST_RETRIES = 3
 _FIRST_WAIT_S = 5.0
 
@@ -37,8 +39,9 @@ def failures_by_kind(retry_number: int) -> Iterator[None]:
     and are not retried: they are defects.
 
     Raises:
-        dagster.Failure: for a PermanentError, and for a TransientError that was already retried,
-            with ``allow_retries=False``.
+        dagster.Failure: with ``allow_retries=False``, for a PermanentError, which has PERMANENT in
+            its metadata: by that the run is not asked for again either (runs.py); and for a
+            TransientError that was already retried.
         dagster.RetryRequested: for a TransientError.
     """
     import dagster as dg
@@ -46,7 +49,8 @@ def failures_by_kind(retry_number: int) -> Iterator[None]:
     try:
         yield
     except PermanentError as error:
-        raise dg.Failure(str(error), metadata=dict(error.metadata), allow_retries=False) from error
+        metadata = {**error.metadata, PERMANENT: True}
+        raise dg.Failure(str(error), metadata=metadata, allow_retries=False) from error
     except TransientError as error:
         if error.already_retried:
             raise dg.Failure(str(error), allow_retries=False) from error

@@ -14,6 +14,7 @@ from operator import add
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from retail_assets.commands.status import count_rows, table_names
 from retail_assets.defs.registry import domains
@@ -144,6 +145,8 @@ def _execute(
     # dbt's lines and Dagster's go to a file: the terminal gets the table, or the reason.
     log = settings.home / "logs" / f"{domain.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    from retail_assets.runs import process_tags
+
     done: list[tuple[Execution, dg.ExecuteInProcessResult]] = []
     refusals: list[str] = []
     waiting = list(executions)
@@ -151,9 +154,11 @@ def _execute(
     with log.open("w") as sink, redirect_stdout(sink), redirect_stderr(sink):
         while waiting:
             execution = waiting.pop(0)
+            run_id = str(uuid4())
             result = definitions.resolve_job_def(execution.job_name).execute_in_process(
                 instance=opened,
-                tags=execution.tags,
+                run_id=run_id,
+                tags=execution.tags | process_tags(run_id),
                 raise_on_error=False,
                 asset_selection=execution.asset_selection,
                 run_config=dict(execution.run_config),

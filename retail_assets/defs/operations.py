@@ -1,0 +1,29 @@
+"""What watches over the runs of every domain.
+
+Here: the sensor that fails runs whose process is gone. Not here: how that is known (runs.py), what
+is asked for again (requests.py).
+"""
+
+import dagster as dg
+
+from retail_assets.runs import fail_lost_runs
+
+
+def build_defs() -> dg.Definitions:
+    """The sensor, which is on by default."""
+
+    @dg.sensor(
+        name="lost_runs_sensor",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=(
+            "Fails the runs whose process was killed, so that the sensors that asked for them ask"
+            " again. It asks for no run itself."
+        ),
+    )
+    def lost_runs_sensor(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+        lost = fail_lost_runs(context.instance)
+        told = "; ".join(f"failed {run_id}: {why}" for run_id, why in lost.items())
+        return dg.SkipReason(told or "every run in progress has its process")
+
+    return dg.Definitions(sensors=[lost_runs_sensor])
