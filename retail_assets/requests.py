@@ -1,20 +1,20 @@
 """Asking for runs without a memory of one's own: what was asked for is read from Dagster's runs.
 
 Here: what became of a wish's runs, and whether to ask again. Not here: what a domain wishes for
-(its automation.py).
+(its automation.py), what a run tells of itself, and those that nobody executes (runs.py).
 """
 
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any, TypeAlias
 
 import dagster as dg
 
 from retail_assets.dataset import Dataset
+from retail_assets.runs import permanent_failure
 
 # Fingerprint of each partition of each landed table.
 Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
@@ -22,15 +22,14 @@ REQUEST_TAG = "retail_assets/request"
 _MOST_ATTEMPTS = 3
 _MOST_REQUESTS_A_TICK = 20
 _TICK_BUDGET_S = 20.0
-# A run whose process was killed is underway for ever to Dagster: it must not block a drop so long.
-_LONGEST_RUN = timedelta(days=1)
 
 
 class RunState(Enum):
-    """What became of a run."""
+    """What became of a run. REFUSED: it failed, and would again as code and settings are."""
 
     UNDERWAY = "underway"
     FAILED = "failed"
+    REFUSED = "refused"
     DONE = "done"
 
 
@@ -62,10 +61,21 @@ class Wish:
 
 @dataclass(frozen=True)
 class History:
-    """The runs that a wish has had: how many, and what became of the latest, latest first."""
+    """The runs that a wish has had: how many, and what became of the latest, latest first.
+
+    ``why`` is what the latest was refused for, where it was.
+    """
 
     count: int = 0
     latest: tuple[RunState, ...] = ()
+    why: str = ""
+
+    @property
+    def failed_for_good(self) -> bool:
+        """Whether it failed, and is not asked for again."""
+        latest = self.latest[:_MOST_ATTEMPTS]
+        failures = sum(state in (RunState.FAILED, RunState.REFUSED) for state in latest)
+        return latest[:1] == (RunState.REFUSED,) or failures == _MOST_ATTEMPTS
 
 
 def marts_wish(job_name: str, landed: Versions, built: Versions) -> Wish | None:
@@ -83,16 +93,22 @@ def marts_wish(job_name: str, landed: Versions, built: Versions) -> Wish | None:
 def next_request(wish: Wish, history: History) -> dg.RunRequest | str:
     """A request for ``wish``, or why there is none now.
 
-    What is underway is not asked for again. What failed is, up to three times in a row; then a
-    new version or a run by hand is needed. What is done and wanted again (its tables were
-    deleted, the source went back to older content) is, but not a fourth time in a row.
+    What is underway is not asked for again. What failed is, up to three times in a row, and not at
+    all while its failure will not pass by itself: then a new version or a run by hand is needed.
+    What is done and wanted again (its tables were deleted, the source went back to older content)
+    is, but not a fourth time in a row.
     """
     state = history.latest[0] if history.latest else None
     if state is RunState.UNDERWAY:
         return f"{wish.identity} is underway"
     if state is RunState.DONE and wish.once:
         return f"{wish.identity} is done"
-    if history.latest[:_MOST_ATTEMPTS] == (RunState.FAILED,) * _MOST_ATTEMPTS:
+    if state is RunState.REFUSED:
+        return (
+            f"{wish.identity} failed, and will not pass by itself ({history.why}): deliver it"
+            " anew, mend what that says, or run it by hand"
+        )
+    if history.failed_for_good:
         return f"{wish.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
     if history.latest[:_MOST_ATTEMPTS] == (RunState.DONE,) * _MOST_ATTEMPTS:
         return f"{wish.identity} was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
@@ -109,37 +125,36 @@ def run_history(instance: dg.DagsterInstance, identity: str) -> History:
     """The runs that were asked for under ``identity``."""
     filters = dg.RunsFilter(tags={REQUEST_TAG: identity})
     runs = instance.get_runs(filters=filters, limit=_MOST_ATTEMPTS)
-    if len(runs) < _MOST_ATTEMPTS:
-        return History(len(runs), tuple(_state(run) for run in runs))
-    return History(instance.get_runs_count(filters), tuple(_state(run) for run in runs))
+    return History(
+        len(runs) if len(runs) < _MOST_ATTEMPTS else instance.get_runs_count(filters),
+        tuple(_state(run) for run in runs),
+        (permanent_failure(runs[0]) or "") if runs else "",
+    )
 
 
 def has_failed_for_good(instance: dg.DagsterInstance, identity: str) -> bool:
     """Whether what was asked for under ``identity`` failed, and is not asked for again."""
-    latest = run_history(instance, identity).latest
-    return latest[:_MOST_ATTEMPTS] == (RunState.FAILED,) * _MOST_ATTEMPTS
+    return run_history(instance, identity).failed_for_good
 
 
 def runs_underway(
     instance: dg.DagsterInstance, job_name: str, *, requested: bool = True
 ) -> list[dg.DagsterRun]:
-    """Runs of a job that were asked for under any identity, today, and have not ended.
+    """Runs of a job that were asked for under any identity, and have not ended.
 
-    Without ``requested`` also those that nobody wished for here: a schedule's, a person's.
+    Without ``requested`` also those that nobody wished for here: a schedule's, a person's. Those
+    whose process is gone are failed elsewhere, when Dagster starts and while it runs.
     """
-    filters = dg.RunsFilter(
-        job_name=job_name,
-        statuses=list(_UNDERWAY),
-        created_after=datetime.now(UTC) - _LONGEST_RUN,
-    )
-    found = instance.get_runs(filters)
+    found = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=list(_UNDERWAY)))
     return [run for run in found if REQUEST_TAG in run.tags or not requested]
 
 
 def _state(run: dg.DagsterRun) -> RunState:
     if run.status in _UNDERWAY:
         return RunState.UNDERWAY
-    return RunState.DONE if run.is_success else RunState.FAILED
+    if run.is_success:
+        return RunState.DONE
+    return RunState.FAILED if permanent_failure(run) is None else RunState.REFUSED
 
 
 def requests_for(

@@ -4,14 +4,12 @@ import hashlib
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 
 import dagster as dg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retail_assets import requests
 from retail_assets.dataset import Column, Dataset
 from retail_assets.requests import (
     REQUEST_TAG,
@@ -26,6 +24,7 @@ from retail_assets.requests import (
     run_history,
     runs_underway,
 )
+from retail_assets.runs import PERMANENT_FAILURE_TAG, code_version
 
 START, END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 DAYS = dg.AssetKey("days")
@@ -45,11 +44,20 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield found
 
 
-def record(instance: dg.DagsterInstance, tags: dict[str, str], status: dg.DagsterRunStatus) -> None:
-    """A run that carries ``tags``, as the daemon would have launched it."""
-    instance.add_run(
-        dg.DagsterRun(job_name="job", run_id=str(uuid.uuid4()), tags=tags, status=status)
-    )
+def record(
+    instance: dg.DagsterInstance,
+    tags: dict[str, str],
+    status: dg.DagsterRunStatus,
+    refused_by: str = "",
+) -> None:
+    """A run that carries ``tags``, as the daemon would have launched it.
+
+    It failed permanently where ``refused_by`` is a version of the code.
+    """
+    run_id = str(uuid.uuid4())
+    if refused_by:
+        tags = tags | {PERMANENT_FAILURE_TAG: f"{run_id} {refused_by} a.csv: no header"}
+    instance.add_run(dg.DagsterRun(job_name="job", run_id=run_id, tags=tags, status=status))
 
 
 # ---- next_request
@@ -63,6 +71,7 @@ def record(instance: dg.DagsterInstance, tags: dict[str, str], status: dg.Dagste
         (History(2, (RunState.FAILED, RunState.FAILED)), "days:1:3"),
         (History(3, (RunState.FAILED, RunState.DONE, RunState.FAILED)), "days:1:4"),
         (History(1, (RunState.DONE,)), "days:1:2"),
+        (History(2, (RunState.DONE, RunState.REFUSED)), "days:1:3"),
     ],
 )
 def test_what_never_ran_failed_or_is_wanted_again_is_asked_for(
@@ -92,6 +101,13 @@ def test_one_success_settles_what_is_wanted_once() -> None:
 
     assert isinstance(answer, str)
     assert "done" in answer
+
+
+def test_what_will_not_pass_by_itself_is_not_asked_for() -> None:
+    answer = next_request(WISH, History(1, (RunState.REFUSED,), "a.csv: no header"))
+
+    assert isinstance(answer, str)
+    assert "days:1 failed, and will not pass by itself (a.csv: no header): deliver" in answer
 
 
 @pytest.mark.parametrize(
@@ -139,6 +155,32 @@ def test_a_history_counts_all_runs_and_tells_the_latest(instance: dg.DagsterInst
     assert run_history(instance, "days:1") == History(5, states)
 
 
+def test_a_permanent_failure_is_final_until_the_code_changes(
+    instance: dg.DagsterInstance,
+) -> None:
+    record(instance, {REQUEST_TAG: "days:1"}, FAILURE, refused_by=code_version())
+
+    refused = History(1, (RunState.REFUSED,), "a.csv: no header")
+    assert run_history(instance, "days:1") == refused
+    assert has_failed_for_good(instance, "days:1")
+    assert requests_for(lambda: named("days:1"), instance)[0] == []
+
+    record(instance, {REQUEST_TAG: "days:2"}, FAILURE, refused_by="earlier")
+    assert run_history(instance, "days:2") == History(1, (RunState.FAILED,))
+    (request,), _ = requests_for(lambda: named("days:2"), instance)
+    assert request.run_key == "days:2:2"
+
+
+def test_permanent_failures_count_as_failures_whatever_the_code_was(
+    instance: dg.DagsterInstance,
+) -> None:
+    """Else what changes with every look would be asked for without an end."""
+    for version in ("earliest", "earlier", "early"):
+        record(instance, {REQUEST_TAG: "days:1"}, FAILURE, refused_by=version)
+
+    assert has_failed_for_good(instance, "days:1")
+
+
 @pytest.mark.parametrize(
     ("statuses", "expected"),
     [
@@ -161,19 +203,16 @@ def test_a_wish_has_failed_for_good_when_it_is_not_asked_for_again(
 
 
 @pytest.mark.parametrize("status", UNDERWAY)
-def test_runs_underway_are_those_asked_for_here_of_that_job_and_today(
-    instance: dg.DagsterInstance,
-    status: dg.DagsterRunStatus,
-    monkeypatch: pytest.MonkeyPatch,
+def test_runs_underway_are_those_asked_for_here_of_that_job_or_all_of_it(
+    instance: dg.DagsterInstance, status: dg.DagsterRunStatus
 ) -> None:
     record(instance, {REQUEST_TAG: "days:1"}, status)
     record(instance, {REQUEST_TAG: "days:2"}, SUCCESS)
-    record(instance, {}, status)  # by hand: whoever killed it knows
+    record(instance, {}, status)
 
     assert [run.tags[REQUEST_TAG] for run in runs_underway(instance, "job")] == ["days:1"]
+    assert len(runs_underway(instance, "job", requested=False)) == 2
     assert runs_underway(instance, "other") == []
-    monkeypatch.setattr(requests, "_LONGEST_RUN", timedelta(0))
-    assert runs_underway(instance, "job") == []
 
 
 # ---- requests_for

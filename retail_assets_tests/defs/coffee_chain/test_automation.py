@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retail_assets import requests
 from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain import automation
 from retail_assets.defs.coffee_chain.assets import (
@@ -59,6 +58,7 @@ from retail_assets.requests import REQUEST_TAG
 from retail_assets.resources.lake import LakeObject
 from retail_assets.resources.spark import SparkResource
 from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets.runs import PROCESS_TAG, fail_lost_runs, process_tags
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
 
@@ -444,16 +444,16 @@ def test_runs_of_small_files_are_left_to_their_work(house: House) -> None:
     assert house.sense() == f"{SMALL_JOB} is underway (run {run_id})"
 
 
-def test_a_run_of_yesterday_is_dead_whatever_dagster_says(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_drop_whose_run_was_killed_is_asked_for_again(house: House) -> None:
     house.settle()
     deliver(house, D1)
     run_id = house.record(only(house.sense()), STARTED)
+    _, pid, _, host = process_tags(run_id)[PROCESS_TAG].split(" ", 3)
     deliver(house, D1, rows=2)
     assert house.sense() == f"{D1} underway (run {run_id})"
 
-    monkeypatch.setattr(requests, "_LONGEST_RUN", timedelta(0))
+    house.instance.add_run_tags(run_id, {PROCESS_TAG: f"{run_id} {pid} earlier {host}"})
+    assert list(fail_lost_runs(house.instance)) == [run_id]
 
     assert house.shown(only(house.sense())) == D1
 
