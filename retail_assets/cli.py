@@ -252,7 +252,7 @@ def dbt(context: typer.Context) -> None:
 
 @app.command()
 def dev(
-    port: Annotated[int, typer.Option(help="port on localhost")] = 3000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port on localhost")] = 3000,
 ) -> None:
     """Start Dagster's UI and daemon on localhost, until Ctrl-C."""
     from retail_assets.commands.dev import serve
