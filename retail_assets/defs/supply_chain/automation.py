@@ -19,7 +19,7 @@ from retail_assets.defs.supply_chain.assets import (
     observe_topic,
     transformed_key,
 )
-from retail_assets.defs.supply_chain.batches import plan_ranges, read_positions
+from retail_assets.defs.supply_chain.batches import State, plan_ranges, read_positions
 from retail_assets.defs.supply_chain.contract import DOMAIN, LANDED, TOPIC
 from retail_assets.domain import MARTS_STAGE
 from retail_assets.requests import Wish, marts_wish, requests_for, runs_underway
@@ -57,6 +57,22 @@ def messages_wish(
             ingest_date=ingest_date,
             ranges={str(p): [start, end] for p, (start, end) in sorted(ranges.items())},
         ),
+    )
+
+
+def unfinished_wish(state: State | None, ingest_date: str) -> Wish | None:
+    """The end of a batch that a killed run left open, though nothing may come that needs a batch.
+
+    Any batch finishes it first; this one then lands what else is there.
+    """
+    if state is None or state.open is None:
+        return None
+    shown = ",".join(f"{p}:{start}-{end}" for p, start, end in sorted(state.open.ranges))
+    return Wish(
+        f"{MESSAGES_JOB}:{state.open.incarnation}:{shown}:unfinished",
+        MESSAGES_JOB,
+        (),
+        run_config=messages_config(ingest_date=ingest_date),
     )
 
 
@@ -117,6 +133,8 @@ def ask(
 def pending_messages(lake: LakeResource, broker: BrokerResource, today: str) -> Wish | None:
     """A micro-batch of what is in the topic and has not landed, at most so many messages.
 
+    Where there is nothing, and an earlier one was not finished, the end of that.
+
     Raises:
         UnknownTopicError: there is no topic.
         LostMessagesError: what should come next is no longer there.
@@ -128,7 +146,9 @@ def pending_messages(lake: LakeResource, broker: BrokerResource, today: str) -> 
         # Of Kafka's topic nothing has ever landed: it begins with what is there.
         positions = {partition: mark.low for partition, mark in watermarks.items()}
     ranges = plan_ranges(positions, watermarks, _MOST_MESSAGES_A_RUN)
-    return messages_wish(incarnation.id, ranges, today) if ranges else None
+    if not ranges:
+        return unfinished_wish(State.read(lake), today)
+    return messages_wish(incarnation.id, ranges, today)
 
 
 def pending_marts(warehouse: WarehouseResource) -> Wish | None:

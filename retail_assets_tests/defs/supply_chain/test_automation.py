@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from retail_assets.defs.supply_chain.automation import (
     ask,
     messages_wish,
 )
+from retail_assets.defs.supply_chain.batches import ROWS_TABLE, OpenBatch, Range, State
 from retail_assets.defs.supply_chain.contract import DIM_CUSTOMER, DOMAIN, LANDED, TOPIC
 from retail_assets.domain import MARTS_STAGE
 from retail_assets.requests import REQUEST_TAG
@@ -167,6 +169,27 @@ def test_a_broker_that_begins_anew_has_everything_to_land(shop: Shop) -> None:
     assert config["ranges"] == {"0": [0, 2]}
     assert config["incarnation"] == shop.broker.incarnation(TOPIC).id
     assert config["incarnation"] not in request.run_key
+
+
+def test_a_batch_that_was_left_open_is_finished_though_no_message_comes(shop: Shop) -> None:
+    """Killed after the lake had its files, and before the database had their rows."""
+    shop.send(map(order_line, range(5)), 0)
+    (request,), _ = tick(shop)
+    assert shop.execute(MESSAGES_JOB, request.run_config, request.tags).success
+    state = State.read(shop.lake)
+    assert state is not None
+    incarnation = shop.broker.incarnation(TOPIC).id
+    replace(state, open=OpenBatch(incarnation, YESTERDAY, (Range(0, 0, 5),))).write(shop.lake)
+    with shop.database.connect() as connection:
+        connection.execute(f"delete from {ROWS_TABLE}".encode())
+    record(shop, MESSAGES_JOB, SUCCESS, request.tags)
+
+    (rest,), _ = tick(shop, "2026-01-03")
+    assert rest.run_key != request.run_key
+    assert shop.execute(MESSAGES_JOB, rest.run_config, rest.tags).success
+
+    assert shop.in_database() == {(0, n): YESTERDAY for n in range(5)}
+    assert tick(shop) == ([], "every message has landed")
 
 
 @pytest.mark.parametrize("status", [STARTED, dg.DagsterRunStatus.NOT_STARTED])
