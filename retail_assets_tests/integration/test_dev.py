@@ -1,107 +1,31 @@
 """Dagster's own UI server and daemon over the project: what a person starts with `make dev`."""
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from retail_assets.defs.online_retail.sample import write_sample
+from retail_assets_tests.integration.served import Dev, served, tag, wait_for
 
-REPOSITORY = {
-    "repositoryName": "__repository__",
-    "repositoryLocationName": "retail_assets",
-}
 SENSOR = "online_retail_source_sensor"
 MARTS = "online_retail_marts"
 ENDED = ("SUCCESS", "FAILURE")
 DAYS = [f"2010-12-{day:02}" for day in range(1, 11)]
 
-Ask = Callable[..., dict[str, Any]]
-
-
-def wait_for(what: str, question: Callable[[], Any], seconds: float = 120) -> Any:
-    """The first true answer; fails after ``seconds``."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if answer := question():
-            return answer
-        time.sleep(1)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
-
 
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """GraphQL against a running `retail-assets dev` on a small sample."""
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
+    """A running `retail-assets dev` on a small sample."""
     home = tmp_path_factory.mktemp("dev")
     source = home / "source.xlsx"
     write_sample(source, days=10, lines_a_day=20)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RETAIL_", "DAG"))}
-    log = (home / "dev.log").open("w")
-    process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("retail-assets")), "dev", "--port", str(port)],
-        env=environment | {"RETAIL_HOME": str(home), "RETAIL_ONLINE_RETAIL_SOURCE": str(source)},
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-
-    def post(query: str, **variables: Any) -> dict[str, Any]:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/graphql",
-            data=json.dumps({"query": query, "variables": variables}).encode(),
-            headers={"content-type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return dict(json.load(answer)["data"])
-
-    def answers() -> bool:
-        try:
-            found = post("{repositoriesOrError {... on RepositoryConnection {nodes {name}}}}")
-        except OSError:
-            return False
-        return bool(found["repositoriesOrError"].get("nodes"))
-
-    try:
-        wait_for("the UI", answers)
-        yield post
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        log.close()
+    with served(home, online_retail_source=source) as found:
+        yield found
 
 
-def runs(ask: Ask, **tags: str) -> list[dict[str, Any]]:
-    """Runs that carry these tags, latest first."""
-    found = ask(
-        "query($filter: RunsFilter) {runsOrError(filter: $filter) {... on Runs {results"
-        " {id status jobName tags {key value}}}}}",
-        filter={"tags": [{"key": key, "value": value} for key, value in tags.items()]},
-    )
-    return list(found["runsOrError"]["results"])
-
-
-def tag(run: dict[str, Any], key: str) -> str | None:
-    """The value of a run's tag."""
-    return next((t["value"] for t in run["tags"] if t["key"] == key), None)
-
-
-def test_everything_is_loaded(ask: Ask) -> None:
-    found = ask(
+def test_everything_is_loaded(dev: Dev) -> None:
+    found = dev.ask(
         "{repositoriesOrError {... on RepositoryConnection"
         " {nodes {jobs {name} schedules {name} sensors {name}}}}}"
     )
@@ -117,15 +41,32 @@ def test_everything_is_loaded(ask: Ask) -> None:
     assert names["sensors"] >= {SENSOR}
 
 
-def test_the_sensor_asks_for_the_source_and_then_for_its_days(ask: Ask) -> None:
-    ask(
-        "mutation($selector: SensorSelector!)"
-        " {startSensor(sensorSelector: $selector) {__typename}}",
-        selector=REPOSITORY | {"sensorName": SENSOR},
-    )
+def test_a_second_one_refuses_and_starts_nothing(dev: Dev) -> None:
+    on_the_same_port = dev.command("dev", "--port", str(dev.port))
+    assert on_the_same_port.returncode == 1
+    assert f"port {dev.port} of 127.0.0.1 is taken by process" in on_the_same_port.stderr
+    assert "retail-assets dev --port" in on_the_same_port.stderr
+
+    on_another_port = dev.command("dev", "--port", str(Dev(dev.home).port))
+    assert on_another_port.returncode == 1
+    assert f"serves {dev.home / 'dagster'} already" in on_another_port.stderr
+
+
+def test_runs_are_looked_after_by_default(dev: Dev) -> None:
+    found = dev.ask(
+        '{sensorsOrError(repositorySelector: {repositoryName: "__repository__",'
+        ' repositoryLocationName: "retail_assets"}) {... on Sensors {results'
+        " {name sensorState {status}}}}}"
+    )["sensorsOrError"]["results"]
+    running = [each["name"] for each in found if each["sensorState"]["status"] == "RUNNING"]
+    assert running == ["lost_runs_sensor"]
+
+
+def test_the_sensor_asks_for_the_source_and_then_for_its_days(dev: Dev) -> None:
+    dev.start_sensor(SENSOR)
 
     def done() -> list[dict[str, Any]]:
-        found = runs(ask, **{"dagster/sensor_name": SENSOR})
+        found = dev.runs(**{"dagster/sensor_name": SENSOR})
         finished = [run for run in found if run["status"] in ENDED]
         return finished[-2:] if len(finished) >= 2 else []
 
@@ -137,15 +78,15 @@ def test_the_sensor_asks_for_the_source_and_then_for_its_days(ask: Ask) -> None:
     assert tag(days, "dagster/asset_partition_range_end") == DAYS[-1]
 
 
-def test_the_sensor_then_asks_for_the_marts_and_nothing_is_stale(ask: Ask) -> None:
+def test_the_sensor_then_asks_for_the_marts_and_nothing_is_stale(dev: Dev) -> None:
     def marts() -> list[dict[str, Any]]:
-        found = runs(ask, **{"dagster/sensor_name": SENSOR})
+        found = dev.runs(**{"dagster/sensor_name": SENSOR})
         return [x for x in found if x["jobName"] == MARTS and x["status"] in ENDED]
 
     (run,) = wait_for("the marts", marts, 180)
 
     assert run["status"] == "SUCCESS"
-    found = ask("{assetNodes {assetKey {path} groupName staleStatus}}")["assetNodes"]
+    found = dev.ask("{assetNodes {assetKey {path} groupName staleStatus}}")["assetNodes"]
     status = {
         node["assetKey"]["path"][-1]: node["staleStatus"]
         for node in found
@@ -178,31 +119,17 @@ BACKFILLS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.fixture(scope="module")
-def backfills(ask: Ask) -> dict[str, str]:
+def backfills(dev: Dev) -> dict[str, str]:
     """Ids of the backfills, which are underway at once."""
-    return {
-        name: ask(
-            "mutation($parameters: LaunchBackfillParams!) {launchPartitionBackfill("
-            "backfillParams: $parameters) {... on LaunchBackfillSuccess {backfillId}"
-            " ... on PythonError {message}}}",
-            parameters=target | {"partitionNames": days},
-        )["launchPartitionBackfill"]["backfillId"]
-        for name, (target, days) in BACKFILLS.items()
-    }
+    return {name: dev.backfill(target, days) for name, (target, days) in BACKFILLS.items()}
 
 
 @pytest.mark.parametrize("name", BACKFILLS)
-def test_a_backfill_is_one_run(ask: Ask, backfills: dict[str, str], name: str) -> None:
-    def status() -> str | None:
-        found = ask(
-            "query($id: String!) {partitionBackfillOrError(backfillId: $id)"
-            " {... on PartitionBackfill {status}}}",
-            id=backfills[name],
-        )["partitionBackfillOrError"]["status"]
-        return None if found in ("REQUESTED", "COMPLETING") else str(found)
+def test_a_backfill_is_one_run(dev: Dev, backfills: dict[str, str], name: str) -> None:
+    ended = wait_for("the backfill", lambda: dev.backfill_status(backfills[name]), 180)
 
-    assert wait_for("the backfill", status, 180) == "COMPLETED_SUCCESS"
-    (run,) = runs(ask, **{"dagster/backfill": backfills[name]})
+    assert ended == "COMPLETED_SUCCESS"
+    (run,) = dev.runs(**{"dagster/backfill": backfills[name]})
     assert run["status"] == "SUCCESS"
     days = BACKFILLS[name][1]
     assert tag(run, "dagster/asset_partition_range_start") == days[0]
