@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from retail_assets.defs.online_retail.sample import write_sample
-from retail_assets_tests.integration.served import Dev, served, tag, wait_for
+from retail_assets_tests.integration.served import REPOSITORY, Dev, served, tag, wait_for
 
 SENSOR = "online_retail_source_sensor"
 MARTS = "online_retail_marts"
