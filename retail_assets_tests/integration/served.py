@@ -135,16 +135,13 @@ class Dev:
             selector=REPOSITORY | {"sensorName": name},
         )
 
-    def backfill(self, assets: list[list[str]], partitions: list[str]) -> str:
-        """Backfill partitions of assets, as a person does in the UI; the backfill's id."""
+    def backfill(self, target: dict[str, Any], partitions: list[str]) -> str:
+        """Backfill partitions of assets or of a job, as a person does; the backfill's id."""
         launched = self.ask(
             "mutation($parameters: LaunchBackfillParams!) {launchPartitionBackfill("
             "backfillParams: $parameters) {... on LaunchBackfillSuccess {backfillId}"
             " ... on PythonError {message}}}",
-            parameters={
-                "assetSelection": [{"path": path} for path in assets],
-                "partitionNames": partitions,
-            },
+            parameters=target | {"partitionNames": partitions},
         )["launchPartitionBackfill"]
         return str(launched["backfillId"])
 

@@ -138,7 +138,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
             ensure_table(connection, batches.ROWS_TABLE, batches.ROWS_COLUMNS, batches.KEY)
             connection.execute(f"lock table {batches.ROWS_TABLE} in share mode".encode())
             dev.start()
-            killed.backfill = dev.backfill([list(PROCESSED.path), list(LANDED.path)], [DAY])
+            assets = [{"path": list(key.path)} for key in (PROCESSED, LANDED)]
+            killed.backfill = dev.backfill({"assetSelection": assets}, [DAY])
             dev.start_sensor("coffee_chain_drops_sensor")
             dev.start_sensor("supply_chain_messages_sensor")
             streamed = dev.command("stream", str(killed.orders))
