@@ -171,7 +171,9 @@ class Domain(ABC):
         """
         return []
 
-    def plan_stream(self, settings: Settings, file: Path) -> list[Execution]:
+    def plan_stream(
+        self, settings: Settings, file: Path, *, allow_emptying: bool
+    ) -> list[Execution]:
         """What a whole run executes that produces ``file`` to the domain's topic meanwhile.
 
         Raises:

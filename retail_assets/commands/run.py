@@ -102,7 +102,7 @@ def run_domain(
 
         try:
             executions = (
-                domain.plan_stream(settings, stream)
+                domain.plan_stream(settings, stream, allow_emptying=allow_emptying)
                 if stream
                 else domain.plan(settings, asked, allow_emptying=allow_emptying, instance=instance)
             )

@@ -418,6 +418,7 @@ def _prepare(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> None:
     if not found:
         connection.execute(f"create table {table} ({dataset.duckdb_ddl()})")
         return
+    _let_be_null(connection, dataset)
     drift = dataset.compare(found)
     if not drift:
         return
@@ -428,6 +429,19 @@ def _prepare(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> None:
         )
     for column in drift.missing:
         connection.execute(f'alter table {table} add column "{column.name}" {column.duckdb_type}')
+
+
+def _let_be_null(connection: "duckdb.DuckDBPyConnection", dataset: Dataset) -> None:
+    """Columns that an earlier version declared never null, and this one does not, may be."""
+    nullable = [column.name for column in dataset.columns if column.nullable]
+    for (name,) in connection.execute(
+        "select column_name from duckdb_columns() where database_name = current_database()"
+        " and schema_name = ? and table_name = ? and not is_nullable"
+        " and list_contains(?, column_name)",
+        [dataset.schema, dataset.name, nullable],
+    ).fetchall():
+        table = _qualified(connection, dataset.table)
+        connection.execute(f'alter table {table} alter column "{name}" drop not null')
 
 
 def _check_files(

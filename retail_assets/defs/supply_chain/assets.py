@@ -28,6 +28,7 @@ from retail_assets.defs.supply_chain.contract import (
     FACT_ORDER,
     LANDED,
     MESSAGES,
+    SOURCE_COLUMNS,
     STREAMING,
     TOPIC,
     TRANSFORMED,
@@ -43,6 +44,13 @@ from retail_assets.defs.supply_chain.stream import examine_source, stream_file
 from retail_assets.defs.supply_chain.transforms import TYPING_VERSION
 from retail_assets.errors import failures_by_kind
 from retail_assets.landing import landed_asset
+from retail_assets.losses import (
+    EmptyingConfig,
+    Quarantined,
+    check_quarantine,
+    public_reason,
+    quarantine_check_spec,
+)
 from retail_assets.resources.broker import BrokerResource, UnknownTopicError
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.operational_db import OperationalDbResource
@@ -58,8 +66,15 @@ TOPIC_KEY = dg.AssetKey([DOMAIN, "topic"])
 MESSAGES_KEY = dg.AssetKey([STREAMING, TOPIC])
 OPERATIONAL_KEY = dg.AssetKey(["operational_db", f"{DOMAIN}_messages"])
 MICRO_BATCH = f"{DOMAIN}_micro_batch"
+STAR = f"{DOMAIN}_star"
 LAG_CHECK = "lag_is_low"
+READABLE_CHECK = "most_messages_are_readable"
 STAR_CHECK = "star_matches_contract"
+_PERSONAL = {
+    s.header
+    for s, c in zip(SOURCE_COLUMNS, MESSAGES.columns[-len(SOURCE_COLUMNS) :], strict=True)
+    if c.pii
+}
 
 
 class MicroBatchConfig(dg.Config):
@@ -80,8 +95,11 @@ class MicroBatchConfig(dg.Config):
     most_bytes: int = MOST_BYTES
 
 
-class StarConfig(dg.Config):
-    """Which ingest dates are built anew; without any, those whose files changed."""
+class StarConfig(EmptyingConfig):
+    """Which ingest dates are built anew; without any, those whose files changed.
+
+    ``allow_emptying`` builds all of the star without messages whose files are gone.
+    """
 
     ingest_dates: list[str] = []  # noqa: RUF012
 
@@ -182,7 +200,13 @@ def _messages(settings: Settings) -> dg.AssetsDefinition:
                 LAG_CHECK,
                 asset=MESSAGES_KEY,
                 description="What waits in the topic is little, and not old.",
-            )
+            ),
+            dg.AssetCheckSpec(
+                READABLE_CHECK,
+                asset=MESSAGES_KEY,
+                description="Not more than half of what landed are dead letters.",
+            ),
+            quarantine_check_spec(MESSAGES_KEY),
         ],
     )
     def micro_batch(
@@ -208,7 +232,11 @@ def _messages(settings: Settings) -> dg.AssetsDefinition:
             asset_key=MESSAGES_KEY,
             metadata=batch_metadata(landed)
             | {"path": dg.MetadataValue.path(lake.uri(f"{STREAMING}/{TOPIC}"))},
-            check_results=[check_lag(settings, landed)],
+            check_results=[
+                check_lag(settings, landed),
+                check_readable(landed),
+                check_quarantine(MESSAGES_KEY, quarantined(landed)),
+            ],
         )
         yield dg.MaterializeResult(
             asset_key=OPERATIONAL_KEY,
@@ -335,7 +363,33 @@ def batch_metadata(landed: Landed) -> dict[str, Any]:
         "recovered": landed.recovered,
         "lost_ranges": dg.MetadataValue.json([list(lost) for lost in landed.lost]),
         "dropped_ranges": dg.MetadataValue.json([list(gone) for gone in landed.dropped]),
-    }
+    } | quarantined(landed).metadata
+
+
+def quarantined(landed: Landed) -> Quarantined:
+    """What could not be taken, as a run tells it: without personal data."""
+    reason = landed.reason and public_reason(landed.reason, _PERSONAL)
+    return Quarantined(landed.bad, landed.left_out, reason, "messages")
+
+
+def check_readable(landed: Landed) -> dg.AssetCheckResult:
+    """Whether most messages are none that should not be there; the good ones go on anyway.
+
+    A topic cannot be refused: others send to it.
+    """
+    passed = landed.bad * 2 <= landed.messages
+    return dg.AssetCheckResult(
+        asset_key=MESSAGES_KEY,
+        check_name=READABLE_CHECK,
+        passed=passed,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=None
+        if passed
+        else f"{landed.bad:,} of {landed.messages:,} messages that landed are dead letters,"
+        f" expected at most half; the first: {quarantined(landed).first}. See: retail-assets"
+        " quarantine",
+        metadata={"messages": landed.messages, "dead_letters": landed.bad},
+    )
 
 
 def check_lag(settings: Settings, landed: Landed) -> dg.AssetCheckResult:
@@ -369,7 +423,7 @@ def check_lag(settings: Settings, landed: Landed) -> dg.AssetCheckResult:
 
 def _star(settings: Settings) -> dg.AssetsDefinition:
     @dg.multi_asset(
-        name=f"{DOMAIN}_star",
+        name=STAR,
         specs=[
             dg.AssetSpec(
                 transformed_key(dataset),
@@ -401,7 +455,13 @@ def _star(settings: Settings) -> dg.AssetsDefinition:
         spark: SparkResource,
     ) -> "Iterator[dg.MaterializeResult]":  # type: ignore[type-arg]
         with failures_by_kind(context.retry_number):
-            built = build_star(lake, spark, context.run.run_id, config.ingest_dates or None)
+            built = build_star(
+                lake,
+                spark,
+                context.run.run_id,
+                config.ingest_dates or None,
+                most_lost=None if config.allow_emptying else settings.most_rows_lost,
+            )
             checked = check_star(lake)
         for dataset in LANDED:
             yield dg.MaterializeResult(

@@ -14,6 +14,7 @@ from retail_assets.defs.supply_chain.assets import (
     MESSAGES_KEY,
     MICRO_BATCH,
     OPERATIONAL_KEY,
+    STAR,
     TOPIC_KEY,
     landed_key,
     observe_topic,
@@ -41,6 +42,11 @@ _WAREHOUSE_WAIT_S = 5.0
 def messages_config(**values: Any) -> dict[str, Any]:
     """The run config of a job that lands messages; MicroBatchConfig says which values."""
     return {"ops": {MICRO_BATCH: {"config": values}}}
+
+
+def star_config(**values: Any) -> dict[str, Any]:
+    """The run config of a job that builds the star; StarConfig says which values."""
+    return {"ops": {STAR: {"config": values}}}
 
 
 def messages_wish(

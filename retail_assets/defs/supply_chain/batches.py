@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retail_assets.dataset import Dataset
 from retail_assets.defs.supply_chain.contract import (
+    CODE,
     DEAD_LETTERS,
     DOMAIN,
     GROUP,
@@ -91,7 +92,7 @@ _DICTIONARIES = [
     "topic",
     "partition",
     "time",
-    *(c.name for c in SOURCE_COLUMNS if c.type in ("string", "int32", MONEY, RATIO)),
+    *(c.name for c in SOURCE_COLUMNS if c.type in ("string", CODE, "int32", MONEY, RATIO)),
     "product_card_id",
     "order_item_cardprod_id",
 ]
@@ -130,9 +131,10 @@ class Range(NamedTuple):
 class Landed:
     """What a drain did.
 
-    ``good`` and ``bad`` are messages that landed as rows and as dead letters, ``files`` the names
-    of those written, ``inserted`` the rows that the database did not have. ``lag`` is what was in
-    the broker at the end and has not landed, by partition; ``oldest_s`` how long the oldest
+    ``good`` and ``bad`` are messages that landed as rows and as dead letters, ``left_out`` values of
+    the good ones that the star is without, ``reason`` the first of why: of a dead letter, if there
+    is one. ``files`` are the names of those written, ``inserted`` the rows that the database did not have. ``lag`` is what was
+    in the broker at the end and has not landed, by partition; ``oldest_s`` how long the oldest
     message had waited when it landed, in seconds. ``lost`` are ranges whose loss was accepted,
     ``dropped`` those of an incarnation that ended before they landed.
     """
@@ -141,6 +143,8 @@ class Landed:
     batches: int = 0
     good: int = 0
     bad: int = 0
+    left_out: int = 0
+    reason: str | None = None
     inserted: int = 0
     files: tuple[str, ...] = ()
     lag: Mapping[int, int] = field(default_factory=dict)
@@ -390,12 +394,22 @@ def file_name(prefix: str, ingest_date: str, incarnation: str, of: Range) -> str
 
 @dataclass(frozen=True)
 class _Part:
-    """What a range holds; ``payloads`` are the JSON of ``good``, None where only files are left."""
+    """What a range holds; ``payloads`` are the JSON of ``good``, None where only files are left.
+
+    ``dead`` has, beside the dead letters, values that good messages are without.
+    """
 
     range: Range
     good: "pa.Table"
     dead: "pa.Table"
     payloads: Sequence[bytes] | None
+
+    @property
+    def letters(self) -> "pa.Table":
+        """The dead letters alone."""
+        import pyarrow.compute as pc
+
+        return self.dead.filter(pc.invert(self.dead.column("row_stays")))
 
 
 @dataclass(frozen=True)
@@ -493,6 +507,7 @@ class _Drain:
 
     def _read_part(self, incarnation: str, ingest_date: str, of: Range) -> _Part | None:
         """What the lake has of a range, or None."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         name = file_name(LANDED_PREFIX, ingest_date, incarnation, of)
@@ -502,6 +517,9 @@ class _Drain:
         dead_name = file_name(DEAD_PREFIX, ingest_date, incarnation, of)
         if self.lake.exists(dead_name):
             dead = pq.read_table(self.lake.local_file(dead_name), partitioning=None)
+            if "row_stays" not in dead.column_names:  # an earlier version's: dead letters alone
+                none = pa.repeat(pa.scalar(False), dead.num_rows)
+                dead = dead.append_column("row_stays", none)
         else:
             dead = DEAD_LETTERS.arrow_schema.empty_table()
         return _Part(of, good, dead, None)
@@ -793,11 +811,18 @@ class _Drain:
         self, parts: Sequence[_Part], *, recovered: bool = False, dropped: tuple[Range, ...] = ()
     ) -> None:
         good = sum(part.good.num_rows for part in parts)
-        bad = sum(part.dead.num_rows for part in parts)
+        letters = [part.letters for part in parts]
+        bad = sum(table.num_rows for table in letters)
+        told = self.landed.reason
         self.landed = replace(
             self.landed,
             good=self.landed.good + good,
             bad=self.landed.bad + bad,
+            left_out=self.landed.left_out + sum(part.dead.num_rows for part in parts) - bad,
+            reason=(told if self.landed.bad else None)
+            or _first_reason(letters)
+            or told
+            or _first_reason([part.dead for part in parts]),
             recovered=self.landed.recovered + (good + bad if recovered else 0),
             dropped=(*self.landed.dropped, *dropped),
         )
@@ -839,11 +864,15 @@ def _rows(part: _Part, ingest_date: str) -> "pa.Table":
 
 
 def _letters(part: _Part, ingest_date: str) -> "pa.Table":
-    """Rows of LETTERS_TABLE."""
-    letters = _identified(part.dead, ingest_date)
+    """Rows of LETTERS_TABLE: a message is in it or in ROWS_TABLE, never in both."""
+    letters = _identified(part.letters, ingest_date)
     for name in ("reason", "text"):
-        letters = letters.append_column(name, part.dead.column(name))
+        letters = letters.append_column(name, part.letters.column(name))
     return letters
+
+
+def _first_reason(tables: "Iterable[pa.Table]") -> str | None:
+    return next((t.column("reason")[0].as_py() for t in tables if t.num_rows), None)
 
 
 def _identified(table: "pa.Table", ingest_date: str) -> "pa.Table":

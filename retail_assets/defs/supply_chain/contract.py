@@ -17,20 +17,27 @@ STREAMING = "raw_streaming"
 TRANSFORMED = "transformed_data"
 MONEY = "decimal(18,2)"
 RATIO = "decimal(12,9)"
+# A text that is a number of digits where it has a meaning to us, such as a zip code.
+CODE = "code"
 
 
 @dataclass(frozen=True)
 class SourceColumn:
     """A column of the source: its header there and in a message, its name and type with us.
 
-    ``type`` is what its text must be readable as: a Dataset's type. Where ``required``, an empty
-    text is not.
+    ``type`` is what its text must be readable as: a Dataset's type, or CODE. Where ``required``, it
+    is a key, a date, a quantity or an amount: without it the message is a dead letter.
     """
 
     header: str
     name: str
     type: str = "string"
     required: bool = False
+
+    @property
+    def is_side(self) -> bool:
+        """Whether a text that cannot be read is left out of the star, and its row stays."""
+        return self.type != "string" and not self.required
 
 
 # The one column that never leaves the producer.
@@ -44,8 +51,8 @@ SOURCE_COLUMNS = (
     SourceColumn("Benefit per order", "benefit_per_order", MONEY, True),
     SourceColumn("Sales per customer", "sales_per_customer", MONEY, True),
     SourceColumn("Delivery Status", "delivery_status"),
-    SourceColumn("Late_delivery_risk", "late_delivery_risk", "int32", True),
-    SourceColumn("Category Id", "category_id", "int32", True),
+    SourceColumn("Late_delivery_risk", "late_delivery_risk", "int32"),
+    SourceColumn("Category Id", "category_id", "int32"),
     SourceColumn("Category Name", "category_name"),
     SourceColumn("Customer City", "customer_city"),
     SourceColumn("Customer Country", "customer_country"),
@@ -56,23 +63,23 @@ SOURCE_COLUMNS = (
     SourceColumn("Customer Segment", "customer_segment"),
     SourceColumn("Customer State", "customer_state"),
     SourceColumn("Customer Street", "customer_street"),
-    SourceColumn("Customer Zipcode", "customer_zipcode"),
+    SourceColumn("Customer Zipcode", "customer_zipcode", CODE),
     SourceColumn("Department Id", "department_id", "int32", True),
     SourceColumn("Department Name", "department_name"),
-    SourceColumn("Latitude", "latitude", RATIO, True),
-    SourceColumn("Longitude", "longitude", RATIO, True),
+    SourceColumn("Latitude", "latitude", RATIO),
+    SourceColumn("Longitude", "longitude", RATIO),
     SourceColumn("Market", "market"),
     SourceColumn("Order City", "order_city"),
     SourceColumn("Order Country", "order_country"),
-    SourceColumn("Order Customer Id", "order_customer_id", "int64", True),
+    SourceColumn("Order Customer Id", "order_customer_id", "int64"),
     SourceColumn("order date (DateOrders)", "order_date", "timestamp", True),
     SourceColumn(KEY_HEADER, "order_id", "int64", True),
-    SourceColumn("Order Item Cardprod Id", "order_item_cardprod_id", "int64", True),
+    SourceColumn("Order Item Cardprod Id", "order_item_cardprod_id", "int64"),
     SourceColumn("Order Item Discount", "order_item_discount", MONEY, True),
-    SourceColumn("Order Item Discount Rate", "order_item_discount_rate", RATIO, True),
+    SourceColumn("Order Item Discount Rate", "order_item_discount_rate", RATIO),
     SourceColumn("Order Item Id", "order_item_id", "int64", True),
     SourceColumn("Order Item Product Price", "order_item_product_price", MONEY, True),
-    SourceColumn("Order Item Profit Ratio", "order_item_profit_ratio", RATIO, True),
+    SourceColumn("Order Item Profit Ratio", "order_item_profit_ratio", RATIO),
     SourceColumn("Order Item Quantity", "order_item_quantity", "int32", True),
     SourceColumn("Sales", "sales", MONEY, True),
     SourceColumn("Order Item Total", "order_item_total", MONEY, True),
@@ -80,14 +87,14 @@ SOURCE_COLUMNS = (
     SourceColumn("Order Region", "order_region"),
     SourceColumn("Order State", "order_state"),
     SourceColumn("Order Status", "order_status"),
-    SourceColumn("Order Zipcode", "order_zipcode"),
+    SourceColumn("Order Zipcode", "order_zipcode", CODE),
     SourceColumn("Product Card Id", "product_card_id", "int64", True),
-    SourceColumn("Product Category Id", "product_category_id", "int32", True),
+    SourceColumn("Product Category Id", "product_category_id", "int32"),
     SourceColumn("Product Description", "product_description"),
     SourceColumn("Product Image", "product_image"),
     SourceColumn("Product Name", "product_name"),
     SourceColumn("Product Price", "product_price", MONEY, True),
-    SourceColumn("Product Status", "product_status", "int32", True),
+    SourceColumn("Product Status", "product_status", "int32"),
     SourceColumn("shipping date (DateOrders)", "shipping_date", "timestamp", True),
     SourceColumn("Shipping Mode", "shipping_mode"),
 )
@@ -142,10 +149,15 @@ DEAD_LETTERS = Dataset(
     schema=STREAMING,
     domain=DOMAIN,
     name="dead_letters",
-    description="One row a message that is not what it should be, and why.",
+    description="One row a message that is not what it should be, or a value of one, and why.",
     columns=(
         *MESSAGE_COLUMNS,
         Column("reason", "string", "What was expected and what was found."),
+        Column(
+            "row_stays",
+            "bool",
+            "True where the row stands in the table without the value that the reason names.",
+        ),
         Column(
             "text", "string", "The message as it came, but for what is withheld.", True, pii=True
         ),
@@ -183,13 +195,15 @@ DIM_PRODUCT = Dataset(
     description="One row a product, as the latest message that names it has it.",
     columns=(
         Column("product_card_id", "int64", "Product.", key=True),
-        Column("product_category_id", "int32", "Category; two ids may have one name."),
+        Column(
+            "product_category_id", "int32", "Category; two ids may have one name.", nullable=True
+        ),
         Column("category_name", "string", "Name of the category.", nullable=True),
         Column("product_description", "string", "Description; null for none.", nullable=True),
         Column("product_image", "string", "Link to a picture.", nullable=True),
         Column("product_name", "string", "Name.", nullable=True),
         Column("product_price", MONEY, "List price."),
-        Column("product_status", "int32", "1 where it is not available."),
+        Column("product_status", "int32", "1 where it is not available.", nullable=True),
         _ORDER,
     ),
 )
@@ -210,8 +224,8 @@ DIM_LOCATION = Dataset(
         Column("order_state", "string", "State.", nullable=True),
         Column("order_region", "string", "Region of the world.", nullable=True),
         Column("order_country", "string", "Country.", nullable=True),
-        Column("latitude", RATIO, "Degrees north, of the store."),
-        Column("longitude", RATIO, "Degrees east, of the store."),
+        Column("latitude", RATIO, "Degrees north, of the store.", nullable=True),
+        Column("longitude", RATIO, "Degrees east, of the store.", nullable=True),
     ),
 )
 DIM_SHIPPING = Dataset(
@@ -283,9 +297,9 @@ FACT_ORDER = Dataset(
         Column("market", "string", "Market, such as LATAM.", nullable=True),
         Column("order_date", "timestamp", "Time of the order, local business time."),
         Column("order_item_discount", MONEY, "Discount."),
-        Column("order_item_discount_rate", RATIO, "Discount as a share of sales."),
+        Column("order_item_discount_rate", RATIO, "Discount as a share of sales.", nullable=True),
         Column("order_item_product_price", MONEY, "Price of one, before the discount."),
-        Column("order_item_profit_ratio", RATIO, "Profit as a share of the total."),
+        Column("order_item_profit_ratio", RATIO, "Profit as a share of the total.", nullable=True),
         Column("order_item_quantity", "int32", "Units."),
         Column("sales_per_customer", MONEY, "What the customer paid for it."),
         Column("sales", MONEY, "Price times quantity."),
@@ -308,10 +322,20 @@ LANDED = (
 )
 
 # What the whole text of a typed column must match, in every engine's regular expressions, before
-# its value is looked at: an int32, int64; a decimal, which may have more digits than are kept,
-# each rounded half up once; a time, month/day/year, whose year of two digits is one of 20YY and
-# whose year of four lies from OLDEST_YEAR to NEWEST_YEAR.
-WHOLE_NUMBER = r"-?[0-9]{1,19}"
+# its value is looked at: an int32, int64, also as spreadsheets and pandas write it; a decimal,
+# which may have more digits than are kept, each rounded half up once; a time without a zone, as
+# month/day/year, whose year of two digits is one of 20YY, or as ISO, which may be a day alone. Of
+# four digits a year lies from OLDEST_YEAR to NEWEST_YEAR.
+WHOLE_NUMBER = r"-?[0-9]{1,19}(\.0{1,9})?"
 NUMBER = r"-?[0-9]{1,18}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,2})?"
-DATE_TIME = r"[0-9]{1,2}/[0-9]{1,2}/([0-9]{4}|[0-9]{2}) [0-9]{1,2}:[0-9]{2}"
+_CLOCK = r"[0-9]{1,2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?( ?[AaPp][Mm])?"
+DATE_TIME = (
+    rf"[0-9]{{1,2}}/[0-9]{{1,2}}/([0-9]{{4}}|[0-9]{{2}}) {_CLOCK}"
+    rf"|[0-9]{{4}}-[0-9]{{1,2}}-[0-9]{{1,2}}([ T]{_CLOCK})?"
+)
 OLDEST_YEAR, NEWEST_YEAR = 1900, 2199
+# A code that a spreadsheet wrote as a whole number; one of which it lost digits.
+WHOLE_CODE = r"([0-9]+)\.0+"
+LOST_CODE = r"-?[0-9]+(\.[0-9]*[1-9][0-9]*|(\.[0-9]+)?[eE]\+[0-9]{1,2})"
+# Texts that mean none in a column that is no plain text.
+MISSING = r"[ \t]*(NULL|null|nan|NaN|None|NA|N/A|\\N)?[ \t]*"

@@ -82,17 +82,22 @@ class SupplyChain(Domain):
         instance: "Callable[[], dg.DagsterInstance]",
     ) -> list[Execution]:
         """One execution, of what is in the topic."""
-        return self._execution()
+        return self._execution(allow_emptying)
 
-    def plan_stream(self, settings: Settings, file: Path) -> list[Execution]:
+    def plan_stream(
+        self, settings: Settings, file: Path, *, allow_emptying: bool
+    ) -> list[Execution]:
         """One execution, in which the file is produced while its messages land."""
-        return self._execution(file=str(file.absolute()))
+        return self._execution(allow_emptying, file=str(file.absolute()))
 
-    def _execution(self, **values: str) -> list[Execution]:
-        from retail_assets.defs.supply_chain.automation import messages_config
+    def _execution(self, allow_emptying: bool, **values: str) -> list[Execution]:
+        from retail_assets.defs.supply_chain.automation import messages_config, star_config
 
         today = f"{datetime.now(UTC):%Y-%m-%d}"
-        return [Execution(DOMAIN, run_config=messages_config(ingest_date=today, **values))]
+        ops = messages_config(ingest_date=today, **values)["ops"]
+        if allow_emptying:
+            ops |= star_config(allow_emptying=True)["ops"]
+        return [Execution(DOMAIN, run_config={"ops": ops})]
 
     def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
         """Everything: the marts are built whole."""

@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 import unicodedata
-from calendar import monthrange
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,10 +17,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retail_assets.defs.supply_chain.contract import (
+    CODE,
     CSV_HEADER,
     DATE_TIME,
     DEAD_LETTERS,
+    LOST_CODE,
     MESSAGES,
+    MISSING,
     NEWEST_YEAR,
     NUMBER,
     OLDEST_YEAR,
@@ -48,6 +50,11 @@ _EXACT = Context(prec=200, rounding=ROUND_HALF_UP)
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _DECIMAL = re.compile(r"decimal\((\d+),(\d+)\)")
 _CENTURY = 2000
+# Of a text that is of the contract's shape.
+_TIME_PARTS = re.compile(
+    r"(\d+)[-/](\d+)[-/](\d+)(?:[ T](\d+):(\d+)(?::(\d+)(?:\.(\d+))?)?)? ?([AaPp]?)[Mm]?"
+)
+_LOST = rf"\A(?:{LOST_CODE})\z"
 
 _HEADERS = tuple(c.header for c in SOURCE_COLUMNS)
 _EXPECTED_HEADERS = frozenset(_HEADERS)
@@ -62,7 +69,7 @@ class Parsed:
     """What messages hold, each in the order that they came.
 
     ``good`` has MESSAGES's columns and ``payloads`` the JSON object of each of its rows; ``dead``
-    has DEAD_LETTERS's columns.
+    has DEAD_LETTERS's columns, of the others and of each value that a good one is without.
     """
 
     good: "pa.Table"
@@ -75,8 +82,8 @@ def parse_messages(
 ) -> Parsed:
     """Read messages: rows of those that are what they should be, dead letters of the others.
 
-    ``read_message`` is the definition of both. What is plainly right is read many at once; only
-    what is not is looked at one by one.
+    ``read_message`` is the definition of both, ``left_out_values`` of what rows are without. What
+    is plainly right is read many at once; only what is not is looked at one by one.
     """
     import pyarrow as pa
 
@@ -86,13 +93,16 @@ def parse_messages(
         _read_fast(messages, rows, fast, doubtful)
 
     good: list[tuple[int, list[str | None]]] = []
-    dead: list[tuple[int, str]] = []
+    dead: list[tuple[int, str, bool]] = []
     for row in sorted(doubtful):
         message = messages[row]
         try:
-            good.append((row, list(read_message(message.key, message.value).values())))
+            fields = read_message(message.key, message.value)
         except MalformedError as error:
-            dead.append((row, str(error)))
+            dead.append((row, str(error), False))
+        else:
+            good.append((row, list(fields.values())))
+            dead += [(row, reason, True) for reason in left_out_values(fields)]
     if good:
         texts = zip(*(values for _, values in good), strict=True)
         table = pa.table([pa.array(t, pa.string()) for t in texts], names=list(_HEADERS))
@@ -100,11 +110,8 @@ def parse_messages(
         fast.append(_Piece([row for row, _ in good], table, payloads))
 
     identity = _Identity(incarnation, started_at, topic)
-    good_rows, fields, ordered = _in_order(fast)
-    letters = [
-        (messages[row], reason, *_describe(messages[row].key, messages[row].value))
-        for row, reason in dead
-    ]
+    good_rows, columns, ordered = _in_order(fast)
+    described = [_describe(messages[row].key, messages[row].value) for row, *_ in dead]
     return Parsed(
         good=pa.table(
             [
@@ -112,7 +119,7 @@ def parse_messages(
                     [messages[row] for row in good_rows],
                     _texts([messages[row].key for row in good_rows]),
                 ),
-                *fields,
+                *columns,
             ],
             schema=MESSAGES.arrow_schema,
         ),
@@ -120,11 +127,12 @@ def parse_messages(
         dead=pa.table(
             [
                 *identity.columns(
-                    [message for message, *_ in letters],
-                    pa.array([key for _, _, key, _ in letters], pa.string()),
+                    [messages[row] for row, *_ in dead],
+                    pa.array([key for key, _ in described], pa.string()),
                 ),
-                pa.array([reason for _, reason, _, _ in letters], pa.string()),
-                pa.array([text for *_, text in letters], pa.string()),
+                pa.array([reason for _, reason, _ in dead], pa.string()),
+                pa.array([row_stays for *_, row_stays in dead], pa.bool_()),
+                pa.array([text for _, text in described], pa.string()),
             ],
             schema=DEAD_LETTERS.arrow_schema,
         ),
@@ -290,8 +298,8 @@ def _doubts(fields: "pa.Table", keys: "pa.Array") -> "pa.Array | None":
         texts = fields.column(column.header)
         if texts.null_count:
             doubts.append(pc.is_null(texts))
-        if column.type == "string":
-            doubts.extend(_doubtful_texts(texts))
+        if column.type in ("string", CODE):
+            doubts.extend(_doubtful_texts(texts, _LOST if column.type == CODE else None))
             continue
         matched = pc.match_substring_regex(texts, _sure_pattern(column.type))
         if not pc.all(matched, min_count=0).as_py():
@@ -305,15 +313,24 @@ def _doubts(fields: "pa.Table", keys: "pa.Array") -> "pa.Array | None":
     return _as_array(mask)
 
 
-def _doubtful_texts(texts: "pa.Array") -> "list[pa.Array]":
-    """Which texts may have something that no text may; few distinct ones are looked at once."""
+def _doubtful_texts(texts: "pa.Array", lost: str | None = None) -> "list[pa.Array]":
+    """Which texts may have something that no text may; few distinct ones are looked at once.
+
+    So are those that match ``lost``.
+    """
     import pyarrow.compute as pc
 
     distinct = pc.unique(texts)
+
+    def search(among: "pa.Array", part: str) -> "pa.Array":
+        if part == lost:
+            return pc.match_substring_regex(among, part)
+        return pc.match_substring(among, part, ignore_case=True)
+
     return [
-        pc.fill_null(pc.match_substring(texts, part, ignore_case=True), False)
-        for part in ("\0", _SIGN)
-        if pc.any(pc.match_substring(distinct, part, ignore_case=True), min_count=0).as_py()
+        pc.fill_null(search(texts, part), False)
+        for part in ("\0", _SIGN, *([lost] if lost else ()))
+        if pc.any(search(distinct, part), min_count=0).as_py()
     ]
 
 
@@ -349,14 +366,17 @@ def _in_order(pieces: list[_Piece]) -> "tuple[list[int], list[pa.ChunkedArray], 
 def _sure_pattern(kind: str) -> str:
     """What only texts match that surely are values of the type: some that are do not."""
     if kind == "int32":
-        pattern = "-?[0-9]{1,9}"
+        pattern = r"-?[0-9]{1,9}(?:\.0{1,9})?"
     elif kind == "int64":
-        pattern = "-?[0-9]{1,18}"
+        pattern = r"-?[0-9]{1,18}(?:\.0{1,9})?"
     elif kind == "timestamp":
+        clock = "(?:[01]?[0-9]|2[0-3]):[0-5][0-9]"
         pattern = (
             "(?:(?:0?[1-9]|1[0-2])/(?:0?[1-9]|1[0-9]|2[0-8])|(?:0?[13-9]|1[0-2])/(?:29|30)"
-            "|(?:0?[13578]|1[02])/31)/(?:(?:19|20|21)[0-9]{2}|[0-9]{2})"
-            " (?:[01]?[0-9]|2[0-3]):[0-5][0-9]"
+            f"|(?:0?[13578]|1[02])/31)/(?:(?:19|20|21)[0-9]{{2}}|[0-9]{{2}}) {clock}"
+            "|(?:19|20|21)[0-9]{2}-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])"
+            "|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)"
+            rf"[ T]{clock}(?::[0-5][0-9](?:\.[0-9]{{1,9}})?)?"
         )
     else:  # a first digit of at most 8 does not become another digit by rounding
         fewer = _whole_digits(kind) - 1
@@ -371,6 +391,8 @@ def read_message(key: bytes | None, value: bytes | None) -> dict[str, str | None
     """Texts of a message by header, in SOURCE_COLUMNS's order; None for null.
 
     A number counts as its own text.
+
+    What is no key, date, quantity or amount may be any text: see ``left_out_values``.
 
     Raises:
         MalformedError: it is not what it should be; nothing that is withheld is in the text.
@@ -403,6 +425,21 @@ def _read_message(key: bytes | None, value: bytes | None) -> dict[str, str | Non
     for column in SOURCE_COLUMNS:
         _check_field(column, fields[column.header])
     return {header: fields[header] for header in _HEADERS}
+
+
+def left_out_values(fields: Mapping[str, str | None]) -> list[str]:
+    """Why values of a message that ``read_message`` read are left out of the star, a reason each.
+
+    Of side attributes those that cannot be read; none is no value.
+    """
+    reasons = []
+    for column in SOURCE_COLUMNS:
+        text = fields[column.header]
+        if column.is_side and text is not None and not re.fullmatch(MISSING, text):
+            expected, holds = _type_check(column.type)
+            if not holds(text):
+                reasons.append(f"{column.header}: expected {expected}, found {_shown(text)}")
+    return reasons
 
 
 def _decode(what: str, value: bytes) -> str:
@@ -457,7 +494,7 @@ def _kind(found: Any) -> str:
         return "true" if found else "false"
     if isinstance(found, _Literal):
         return f"the number {_shown(found)}"
-    return "null" if found is None else f"the text {_shown(found)}"
+    return "null" if found is None else "a text"  # which may be anybody's name
 
 
 def _check_field(column: SourceColumn, found: Any) -> None:
@@ -471,7 +508,7 @@ def _check_field(column: SourceColumn, found: Any) -> None:
     if not isinstance(found, str):
         raise MalformedError(f"{column.header}: expected {expected}, found {_kind(found)}")
     _check_text(column.header, found)
-    if not holds(found):
+    if column.required and not holds(found):
         raise MalformedError(f"{column.header}: expected {expected}, found {_shown(found)}")
 
 
@@ -492,10 +529,13 @@ def _type_check(kind: str) -> tuple[str, Callable[[str], bool]]:
     if kind in ("int32", "int64"):
         bits = int(kind[3:])
         return f"a whole number of {bits} bits", lambda text: _is_whole(text, bits)
+    if kind == CODE:
+        return "a code of digits, or a text", lambda text: not re.fullmatch(LOST_CODE, text)
     if kind == "timestamp":
         return (
-            f"month/day/year hour:minute of {OLDEST_YEAR} to {NEWEST_YEAR}",
-            _is_date_time,
+            "a time without a zone (times are local business time) of"
+            f" {OLDEST_YEAR} to {NEWEST_YEAR}, as month/day/year hour:minute or ISO",
+            lambda text: read_time(text) is not None,
         )
     digits = _whole_digits(kind)
     unit = Decimal(1).scaleb(-_scale(kind))
@@ -509,7 +549,7 @@ def _is_whole(text: str, bits: int) -> bool:
     if not re.fullmatch(WHOLE_NUMBER, text):
         return False
     bound = 1 << (bits - 1)
-    return -bound <= int(text) < bound
+    return -bound <= int(text.partition(".")[0]) < bound
 
 
 def _is_number(text: str, digits: int, unit: Decimal) -> bool:
@@ -519,19 +559,31 @@ def _is_number(text: str, digits: int, unit: Decimal) -> bool:
     return abs(rounded) < Decimal(1).scaleb(digits)
 
 
-def _is_date_time(text: str) -> bool:
-    if not re.fullmatch(DATE_TIME, text):
-        return False
-    month, day, year, hour, minute = (int(part) for part in re.split("[/ :]", text))
-    if len(text.split("/")[2].split(" ")[0]) == 2:
-        year += _CENTURY
-    return (
-        OLDEST_YEAR <= year <= NEWEST_YEAR
-        and 1 <= month <= 12
-        and 1 <= day <= monthrange(year, month)[1]
-        and hour < 24
-        and minute < 60
-    )
+def read_time(text: str) -> datetime | None:
+    """The time that a text is, to the microsecond; None where it is none."""
+    parts = _TIME_PARTS.fullmatch(text) if re.fullmatch(DATE_TIME, text) else None
+    if parts is None:
+        return None
+    *date, hours, minutes, seconds, fraction, half = parts.groups("0")
+    year, month, day = date if "-" in text else (date[2], *date[:2])
+    hour = int(hours)
+    if half:
+        if not 1 <= hour <= 12:
+            return None
+        hour = hour % 12 + (12 if half in "Pp" else 0)
+    try:
+        found = datetime(
+            int(year) + (_CENTURY if len(year) == 2 else 0),
+            int(month),
+            int(day),
+            hour,
+            int(minutes),
+            int(seconds),
+            int(fraction[:6].ljust(6, "0")),
+        )
+    except ValueError:  # such as a 30th of February
+        return None
+    return found if OLDEST_YEAR <= found.year <= NEWEST_YEAR else None
 
 
 def _precision_and_scale(kind: str) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from retail_assets.dataset import Dataset
 from retail_assets.defs.supply_chain.contract import (
+    CODE,
     DIM_CUSTOMER,
     DIM_DEPARTMENT,
     DIM_LOCATION,
@@ -33,18 +34,20 @@ from retail_assets.defs.supply_chain.contract import (
     STREAMING,
     TOPIC,
     TRANSFORMED,
+    SourceColumn,
 )
 from retail_assets.defs.supply_chain.transforms import (
-    EXPONENT_COLUMNS,
     INGEST_DATE,
     ORDER_COLUMNS,
     STAGED_DATE,
     STAGED_DIMENSIONS,
+    TYPED_COLUMNS,
     TYPING_VERSION,
     stage_orders,
-    write_out_exponents,
+    write_plainly,
 )
 from retail_assets.errors import PermanentError
+from retail_assets.losses import Quarantined, refuse_to_shrink
 from retail_assets.resources.lake import (
     BrokenStateError,
     Exchange,
@@ -177,22 +180,29 @@ class _Candidates:
 
 
 def build_star(
-    lake: LakeResource, spark: SparkResource, run_id: str, dates: Sequence[str] | None = None
+    lake: LakeResource,
+    spark: SparkResource,
+    run_id: str,
+    dates: Sequence[str] | None = None,
+    *,
+    most_lost: float | None = 0.1,
 ) -> StarBuilt:
     """Bring the star to what the topic's files hold: of each order item the latest message.
 
     Takes the files that are new since the last build; of ``dates``, where they are given, all
     files. What a killed build took is taken again; everything, where the state was lost or
-    TYPING_VERSION is another.
+    TYPING_VERSION is another. Only then can rows be lost, of messages whose files are gone: of the
+    fact the share ``most_lost`` at most, and where it is None any.
 
     Raises:
+        ShrunkError: more rows would be lost.
         StarImbalanceError: rows were lost, or a value of a message could not be read.
         StarError: everything is to be built anew, and files that were taken are gone.
         BrokenStateError: the state is there and is not readable.
     """
     with lake.lock(STATE):
         state = _read_state(lake)
-        plan = _plan_build(lake, state, dates)
+        plan = _plan_build(lake, state, dates, all_or_none=most_lost is not None)
         state = state or _State()
         if plan.everything:
             state.typing, state.dates = TYPING_VERSION, {}
@@ -206,6 +216,12 @@ def build_star(
         ):
             candidates = _stage_candidates(lake, spark, exchange, database, plan)
             merged = _Merger(lake, database, scratch, state, plan, candidates).merge()
+            if plan.everything and most_lost is not None:
+                had = state.rows()[FACT_ORDER.name] or _count_rows(lake, database, FACT_ORDER)
+                has = sum(rows for _, rows in merged.partitions[FACT_ORDER.name].values())
+                refuse_to_shrink(
+                    FACT_ORDER.table, had, has, Quarantined(), most_lost=most_lost, force=_FORCE
+                )
             _publish(lake, stage, state, plan, candidates, merged)
         return _built(plan, state, candidates, merged)
 
@@ -331,10 +347,13 @@ def _read_note(lake: LakeResource, state: _State, date: str) -> set[str]:
     return set(note["files"])
 
 
-def _plan_build(lake: LakeResource, state: _State | None, dates: Sequence[str] | None) -> _Plan:
+def _plan_build(
+    lake: LakeResource, state: _State | None, dates: Sequence[str] | None, *, all_or_none: bool
+) -> _Plan:
     if state is None or state.typing != TYPING_VERSION or (state.open or {}).get("everything"):
         listed = _list_files(lake, None)
-        _require_all(lake, state, listed)
+        if all_or_none:
+            _require_all(lake, state, listed)
         return _Plan(listed, listed, everything=True, gone=0)
     opened = set(state.open["dates"]) if state.open else set()
     whole = opened.union(dates or ())
@@ -368,7 +387,7 @@ def _require_all(
             f"the star of {DOMAIN} is to be built anew (typing {TYPING_VERSION}), but of"
             f" {len(lacking)} ingest dates, {lacking[0]} the first, files that it holds are gone"
             f" from {lake.uri(RAW_FOLDER)}. Nothing was touched. Put them back; or, to go on"
-            f" without their rows, delete {lake.uri(f'_state/{STATE}.json')}."
+            f" without their rows, {_FORCE}."
         )
 
 
@@ -387,8 +406,8 @@ def _stage_candidates(
     database.execute("create table items (order_item_id bigint primary key)")
     for number, batch in enumerate(_batches(plan.files)):
         local = {date: [lake.local_file(f.name) for f in files] for date, files in batch.items()}
-        exponents = _count_messages(database, local, candidates)
-        messages = write_out_exponents(_read(spark, exchange, batch, local), exponents)
+        odd = _count_messages(database, local, candidates)
+        messages = write_plainly(_read(spark, exchange, batch, local), odd)
         # Two at once: one's reading, a core, goes beside the other's join.
         with ThreadPoolExecutor(_JOBS_AT_ONCE) as pool:
             orders = pool.submit(
@@ -436,7 +455,7 @@ def _count_messages(
 ) -> list[str]:
     """Count the messages by date, and note their items, without Spark; then it has to agree.
 
-    Returns the columns that hold numbers with exponents.
+    Returns the columns that hold texts which are not written in the plainest way.
     """
     paths = [str(path) for found in files.values() for path in found]
     database.execute(
@@ -444,21 +463,30 @@ def _count_messages(
         " from read_parquet(?, hive_partitioning = false)",
         [paths],
     )
-    for date, found in files.items():
+    for date, on_date in files.items():
         (count,) = _one(
             database,
             "select sum(num_rows)::bigint from parquet_file_metadata(?)",
-            [str(path) for path in found],
+            [str(path) for path in on_date],
         )
         candidates.messages[date] = candidates.messages.get(date, 0) + count
-    found_in = _one(
+    found = _one(
         database,
-        "select "
-        + ", ".join(f"coalesce(bool_or(lower({c}) like '%e%'), false)" for c in EXPONENT_COLUMNS)
-        + " from read_parquet(?, hive_partitioning = false)",
+        f"select {', '.join(f'coalesce(bool_or({_is_odd(c)}), false)' for c in TYPED_COLUMNS)}"
+        " from read_parquet(?, hive_partitioning = false)",
         paths,
     )
-    return [name for name, found in zip(EXPONENT_COLUMNS, found_in, strict=True) if found]
+    return [column.name for column, odd in zip(TYPED_COLUMNS, found, strict=True) if odd]
+
+
+def _is_odd(column: SourceColumn) -> str:
+    """SQL: whether a text of a column that landed is not written in the plainest way."""
+    kind = "decimal" if column.type.startswith("decimal") else column.type
+    if column.is_side and kind != CODE:  # it may be anything
+        number = r"-?[0-9]{1,18}([.][0-9]{1,20})?" if kind == "decimal" else "-?[0-9]{1,19}"
+        return f"not regexp_full_match({column.name}, '{number}')"
+    marks = {"timestamp": "-|:.*:|[mM]$", CODE: "[+.nN[:space:]]", "decimal": "[eE]"}
+    return f"regexp_matches({column.name}, '{marks.get(kind, '[.]')}')"
 
 
 def _read(
@@ -759,6 +787,7 @@ class _Merger:
             )
 
 
+_FORCE = "run it with --allow-emptying (in the UI: with the star's config allow_emptying: true)"
 _REPORT = (
     "Nothing was published. A message may lie in two files of the topic; if not, this is a defect"
     " of the engine or of ours: please report it."
@@ -802,6 +831,13 @@ def _columns_of(dataset: Dataset) -> str:
     return ", ".join(
         f'"{name}"::{kind} as "{name}"' for name, kind in dataset.duckdb_columns.items()
     )
+
+
+def _count_rows(lake: LakeResource, database: "duckdb.DuckDBPyConnection", dataset: Dataset) -> int:
+    """Rows of a table's files, whatever the state says."""
+    files = lake.local_copies(lake.partition_uris(dataset, sorted(_dates_there(lake, dataset))))
+    query = "select sum(num_rows)::bigint from parquet_file_metadata(?)"
+    return int(_one(database, query, files)[0]) if files else 0
 
 
 def _dates_there(lake: LakeResource, dataset: Dataset) -> set[str]:

@@ -3,16 +3,20 @@
 A frame in, a frame out. Not here: files, partitions, what the star has already (star.py). Only what
 the embedded engine and the JVM's Spark execute alike is used; a parity test runs it on both.
 
-Every text was held against the contract's patterns before it landed (messages.py). A cast that
-fails nevertheless gives null, in a column that is never null: who writes the rows must look.
+Every text was held against the contract's patterns before it landed (messages.py). What is not of
+its column's shape gives null: of a side attribute that is what the contract says, in a column that
+is never null who writes the rows must look. Texts that are not written in the plainest way, as
+nearly all are, cost time: who reads the messages says in which columns there are any.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from retail_assets.dataset import Column as Declared
 from retail_assets.dataset import Dataset
 from retail_assets.defs.supply_chain.contract import (
+    CODE,
+    DATE_TIME,
     DIM_CUSTOMER,
     DIM_DEPARTMENT,
     DIM_LOCATION,
@@ -20,8 +24,15 @@ from retail_assets.defs.supply_chain.contract import (
     DIM_PRODUCT,
     DIM_SHIPPING,
     FACT_ORDER,
+    LANDED,
+    LOST_CODE,
+    MISSING,
+    NUMBER,
     RATIO,
     SOURCE_COLUMNS,
+    WHOLE_CODE,
+    WHOLE_NUMBER,
+    SourceColumn,
 )
 from retail_assets.identity import identity_of
 
@@ -29,7 +40,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 # To be raised when the same messages would become other rows: the whole star then is new work.
-TYPING_VERSION = "2"
+TYPING_VERSION = "3"
 
 # The day on which a message landed, as text; a frame of messages has it besides its columns.
 INGEST_DATE = "ingest_date"
@@ -37,34 +48,43 @@ INGEST_DATE = "ingest_date"
 STAGED_DATE = "_date"
 
 _CENTURY = "20"
+_TIME_FORMAT = "yyyy-MM-dd HH:mm:ss.SSSSSS"
 _MOST_ZEROS = 40
 _RATIO_UNITS = 10**9
 _SPARK_TYPES = {"int32": "int", "int64": "bigint", "timestamp": "timestamp_ntz"}
 _CUSTOMER_PREFIX = "customer_"
 _METADATA = tuple(c for c in DIM_METADATA.columns if c.name not in ("metadata_id", INGEST_DATE))
 _OF_MESSAGES = {"message_order", *(source.name for source in SOURCE_COLUMNS)}
-# The columns that a number with an exponent may stand in.
-EXPONENT_COLUMNS = tuple(c.name for c in SOURCE_COLUMNS if c.type.startswith("decimal"))
+_OF_STAR = {c.name for d in LANDED for c in d.columns} | {
+    f"{_CUSTOMER_PREFIX}{c.name}" for c in DIM_CUSTOMER.columns
+}
+# The source's columns that the star has, but for plain texts.
+TYPED_COLUMNS = tuple(c for c in SOURCE_COLUMNS if c.type != "string" and c.name in _OF_STAR)
 # An item's latest row: the fact's columns and, beside them, its message's.
 ORDER_COLUMNS = (*FACT_ORDER.columns, *_METADATA)
 
 
-def write_out_exponents(messages: "DataFrame", columns: Iterable[str]) -> "DataFrame":
-    """The same messages; the numbers of ``columns`` without exponents, 0.000015 for 1.5E-05.
+def write_plainly(messages: "DataFrame", odd: Collection[str]) -> "DataFrame":
+    """The same messages; texts of TYPED_COLUMNS as all engines read them alike, or null.
 
-    Of EXPONENT_COLUMNS those that have one somewhere: the engines cast no such text, or take ten
-    times as long to look for one in every text.
+    Times are then YYYY-MM-DD HH:MM:SS, with six digits more where there is a fraction. ``odd`` are
+    the columns in which some text is not written in the plainest way: there whole numbers lose
+    their ``.0``, numbers their exponent, and what is not of the column's shape is null.
     """
     from pyspark.sql import functions as F  # noqa: N812  (as Spark's own documentation has it)
 
-    written_out = {name: _without_exponent(F.col(name)) for name in columns}
-    return messages.withColumns(written_out) if written_out else messages
+    written = {
+        column.name: _plainly(column) if column.name in odd else _moment(F.col(column.name))
+        for column in TYPED_COLUMNS
+        if column.name in odd or column.type == "timestamp"
+    }
+    return messages.withColumns(written)
 
 
 def stage_orders(messages: "DataFrame") -> "DataFrame":
     """The latest message of each order item: ORDER_COLUMNS, and STAGED_DATE.
 
-    ``messages`` has the columns of MESSAGES, and INGEST_DATE; no exponents.
+    ``messages`` has the columns of MESSAGES, written plainly, and INGEST_DATE.
     """
     from pyspark.sql import functions as F  # noqa: N812
 
@@ -164,10 +184,58 @@ def _typed(column: Declared, prefix: str = "") -> "Column":
     text = F.col(_source(column, prefix))
     if column.type == "string":
         return F.nullif(text, F.lit(""))
-    if column.type == "timestamp":
-        text = _moment(text)
     # Of a text, both engines round half away from zero, once, whatever the number of its digits.
     return text.try_cast(_SPARK_TYPES.get(column.type, column.type))
+
+
+def _plainly(column: SourceColumn) -> "Column":
+    """A column's texts, whatever they are, as engines read them alike; null for none."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    text = F.col(column.name)
+
+    def matches(*patterns: str) -> "Column":
+        return text.rlike(rf"\A(?:{'|'.join(patterns)})\z")
+
+    if column.type == CODE:
+        whole = F.regexp_replace(text, rf"\A{WHOLE_CODE}\z", "$1")
+        return F.when(~matches(MISSING, LOST_CODE), whole)
+    if column.type == "timestamp":
+        return F.when(matches(DATE_TIME), _any_moment(text))
+    if column.type.startswith("decimal"):
+        return F.when(matches(NUMBER), _without_exponent(text))
+    return F.when(matches(WHOLE_NUMBER), F.regexp_replace(text, r"[.]0+\z", ""))
+
+
+def _any_moment(text: "Column") -> "Column":
+    """A time of the contract's shape as YYYY-MM-DD HH:MM:SS, and .ffffff where that is not 0."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    parts = F.split(text, "[^0-9]+")
+    zero = F.lit("0")
+
+    def part(position: int) -> "Column":
+        found = F.get(parts, F.lit(position))
+        return F.coalesce(F.nullif(found, F.lit("")), zero)
+
+    def two(found: "Column") -> "Column":
+        return F.lpad(found, 2, "0")
+
+    def dated(iso: int, other: int) -> "Column":
+        return F.when(F.contains(text, F.lit("-")), part(iso)).otherwise(part(other))
+
+    date = F.concat_ws("-", F.lpad(dated(0, 2), 4, _CENTURY), two(dated(1, 0)), two(dated(2, 1)))
+    half = F.lower(F.right(text, F.lit(2)))
+    of_half = part(3).try_cast("int") % 12
+    hour = (
+        F.when(half == "am", of_half.cast("string"))
+        .when(half == "pm", (of_half + 12).cast("string"))
+        .otherwise(part(3))
+    )
+    clock = F.concat_ws(":", two(hour), two(part(4)), two(part(5)))
+    fraction = F.rpad(F.left(part(6), F.lit(6)), 6, "0")
+    more = F.when(fraction == "000000", F.lit("")).otherwise(F.concat(F.lit("."), fraction))
+    return F.concat(date, F.lit(" "), clock, more)
 
 
 def _moment(text: "Column") -> "Column":
@@ -215,8 +283,15 @@ def _without_exponent(text: "Column") -> "Column":
 
 
 def _identity(dataset: Dataset) -> "Column":
-    """The identity of a row of ``dataset``, of a message's text."""
-    return identity_of([_plain(column, _typed(column)) for column in dataset.columns[1:]])
+    """The identity of a row of ``dataset``, of a message's text; a time is one as it is."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    return identity_of(
+        [
+            F.col(column.name) if column.type == "timestamp" else _plain(column, _typed(column))
+            for column in dataset.columns[1:]
+        ]
+    )
 
 
 def _plain(column: Declared, value: "Column | None" = None) -> "Column":
@@ -227,5 +302,5 @@ def _plain(column: Declared, value: "Column | None" = None) -> "Column":
     if column.type == RATIO:
         value = (value * F.lit(_RATIO_UNITS)).cast("bigint")
     if column.type == "timestamp":
-        return F.date_format(value, "yyyy-MM-dd HH:mm:ss")
+        return F.regexp_replace(F.date_format(value, _TIME_FORMAT), r"[.]0{6}\z", "")
     return value.cast("string")
