@@ -131,12 +131,13 @@ class Range(NamedTuple):
 class Landed:
     """What a drain did.
 
-    ``good`` and ``bad`` are messages that landed as rows and as dead letters, ``left_out`` values of
-    the good ones that the star is without, ``reason`` the first of why: of a dead letter, if there
-    is one. ``files`` are the names of those written, ``inserted`` the rows that the database did not have. ``lag`` is what was
-    in the broker at the end and has not landed, by partition; ``oldest_s`` how long the oldest
-    message had waited when it landed, in seconds. ``lost`` are ranges whose loss was accepted,
-    ``dropped`` those of an incarnation that ended before they landed.
+    ``good`` and ``bad`` are messages that landed as rows and as dead letters, ``left_out`` values
+    of the good ones that the star is without, ``reason`` the first of why: of a dead letter, if
+    there is one. ``files`` are the names of those written, ``inserted`` the rows that the database
+    did not have. ``lag`` is what was in the broker at the end and has not landed, by partition;
+    ``oldest_s`` how long the oldest message had waited when it landed, in seconds. ``lost`` are
+    ranges whose loss was accepted, ``dropped`` those of an incarnation that ended before they
+    landed.
     """
 
     incarnation: str | None = None

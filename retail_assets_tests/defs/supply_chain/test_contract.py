@@ -125,6 +125,11 @@ def test_messages_have_each_source_column_as_text() -> None:
     assert [c.name for c in fields] == [source.name for source in SOURCE_COLUMNS]
     assert {c.type for c in fields} == {"string"}
     assert [c.nullable for c in fields] == [not source.required for source in SOURCE_COLUMNS]
+    assert {s.name for s in SOURCE_COLUMNS if s.is_side} == {
+        *("late_delivery_risk", "category_id", "product_category_id", "product_status"),
+        *("latitude", "longitude", "order_item_discount_rate", "order_item_profit_ratio"),
+        *("order_customer_id", "order_item_cardprod_id", "customer_zipcode", "order_zipcode"),
+    }
     assert MESSAGES.table == f"{STREAMING}.{TOPIC}" == "raw_streaming.supply_chain_data"
     assert DEAD_LETTERS.table == "raw_streaming.dead_letters"
     assert DIM_METADATA.column_names[:6] == (
@@ -169,10 +174,11 @@ def test_times_match_with_years_of_two_and_four_digits(moment: datetime) -> None
 @pytest.mark.parametrize(
     ("pattern", "text"),
     [
-        *((WHOLE_NUMBER, text) for text in ("", "1.0", "+1", " 1", "1e3", "--1", "1" * 20)),
+        *((WHOLE_NUMBER, text) for text in ("", "1.5", "1.", ".0", "+1", " 1", "1e3", "1" * 20)),
         *((NUMBER, text) for text in ("", ".5", "5.", "NaN", "inf", "1,5", "1e999", "0x1", "1 ")),
-        *((DATE_TIME, text) for text in ("", "2018-01-31 22:56", "1/31/118 22:56", "1/31/18")),
-        (DATE_TIME, "1/31/18 22:56:00"),
+        *((DATE_TIME, text) for text in ("", "1/31/118 22:56", "1/31/18", "1/31/18 22:56:00.")),
+        *((DATE_TIME, f"2018-01-31{text}") for text in ("Z", " 22", " 22:56 CET", " 22:56+08:00")),
+        *((DATE_TIME, text) for text in ("31-01-2018 22:56", "18-01-31 22:56", "2018/01/31 22:56")),
     ],
 )
 def test_anything_else_does_not_match(pattern: str, text: str) -> None:

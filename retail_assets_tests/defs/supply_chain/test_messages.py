@@ -2,8 +2,9 @@
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 
 from retail_assets.defs.supply_chain import messages as module
 from retail_assets.defs.supply_chain.contract import (
+    CODE,
+    DATE_TIME,
     DEAD_LETTERS,
     MESSAGES,
+    MISSING,
     MONEY,
     RATIO,
     SOURCE_COLUMNS,
@@ -26,10 +30,12 @@ from retail_assets.defs.supply_chain.messages import (
     MalformedError,
     Parsed,
     count_by_reason,
+    left_out_values,
     message_order,
     parse_messages,
     payloads_of,
     read_message,
+    read_time,
 )
 from retail_assets.resources.broker import Message
 
@@ -45,6 +51,7 @@ PLAIN = {
     RATIO: "-66.03706",
     "timestamp": "1/31/18 22:56",
     "string": "Bogotá",
+    CODE: "Bogotá",
 }
 
 
@@ -186,8 +193,10 @@ MALFORMED = [
     (as_json(fields(sales=" 12")), "found ' 12'"),
     (as_json(fields(sales="12\n")), "found '12\\n'"),
     (as_json(fields(sales="\u0661\u0662")), "expected a number"),
-    (as_json(fields(latitude="999.9999999996")), "at most 3 digits"),
-    (as_json(fields(order_id="17850.0")), "a whole number of 64 bits, found '17850.0'"),
+    (as_json(fields(order_id="17850.5")), "a whole number of 64 bits, found '17850.5'"),
+    (as_json(fields(order_id="17850.")), "a whole number of 64 bits, found '17850.'"),
+    (as_json(fields(order_id="5.36E+05")), "a whole number of 64 bits, found '5.36E+05'"),
+    (as_json(fields(customer_id="NULL")), "a whole number of 64 bits, found 'NULL'"),
     (as_json(fields(order_id=str(2**63))), f"found '{2**63}'"),
     (as_json(fields(order_item_quantity=2**31)), f"a whole number of 32 bits, found '{2**31}'"),
     (as_json(fields(order_date="2/29/2015 0:05")), "month/day/year"),
@@ -198,7 +207,15 @@ MALFORMED = [
     (as_json(fields(order_date="1/1/1899 1:00")), "of 1900 to 2199"),
     (as_json(fields(order_date="1/1/2200 1:00")), "of 1900 to 2199"),
     (as_json(fields(order_date="1/1/015 1:00")), "month/day/year"),
-    (as_json(fields(order_date="2015-01-01 01:00")), "month/day/year"),
+    (as_json(fields(order_date="2015-01-01 01:00Z")), "without a zone"),
+    (as_json(fields(order_date="2015-01-01T01:00:00+08:00")), "times are local business time"),
+    (as_json(fields(order_date="1/1/2015 1:00 CET")), "without a zone"),
+    (as_json(fields(order_date="1/1/2015 13:00 PM")), "month/day/year"),
+    (as_json(fields(order_date="1/1/2015 0:30 AM")), "month/day/year"),
+    (as_json(fields(order_date="2015-01-01 01:00:60")), "or ISO"),
+    (as_json(fields(order_date="2015-02-29")), "or ISO"),
+    (as_json(fields(order_date="2015-01-01 ")), "or ISO"),
+    (as_json(fields(order_date="1899-12-31")), "of 1900 to 2199"),
     (as_json(fields(sales="x" * 500)), "x" * 100 + "...'"),
 ]
 
@@ -269,6 +286,8 @@ def test_the_fast_way_takes_what_an_ordinary_producer_sends(
         {"order_city": 'São Paulo \\ " / \u0001'},
         {"sales": "-1.4210854715202004E-14", "latitude": "18.2514534", "longitude": "-115.1"},
         {"order_date": "12/31/2017 23:59", "shipping_date": "2/28/16 0:00"},
+        {"order_date": "2017-12-31 23:59:59", "shipping_date": "2016-02-28T00:00:00.125"},
+        {"order_id": "77202.0", "order_item_quantity": "3.0", "order_zipcode": "94103.0"},
     ]
     assert parse([as_json(fields(**each)) for each in ordinary]).good.num_rows == len(ordinary)
 
@@ -276,6 +295,9 @@ def test_the_fast_way_takes_what_an_ordinary_producer_sends(
 WHOLE = st.one_of(
     st.integers(-(2**65), 2**65).map(str),
     st.sampled_from(["-0", "007", "+1", "1.", " 1", "1 ", "0x1", "1_000", "-", "\u0661"]),
+    st.sampled_from(
+        ["6.0", "-6.00", "6.01", "6.0e1", "2147483648.0", "NULL", "\\N", " NA ", "n/a"]
+    ),
 )
 NUMBERS = st.one_of(
     st.floats().map(repr),
@@ -289,6 +311,11 @@ TIMES = st.one_of(
         lambda t: f"{t.month}/{t.day}/{t.year} {t.hour}:{t.minute:02d}"
     ),
     st.sampled_from(["2/29/16 1:00", "2/29/1900 1:00", "2/30/16 1:00", "1/1/2016", "1/1/16 1:0"]),
+    st.from_regex(rf"\A(?:{DATE_TIME})(?: ?(?:Z|CET|[+]08:00|AM|x))?\Z"),
+)
+CODES = st.one_of(
+    st.from_regex(r"\A-?[0-9]{1,6}(\.[0-9]{0,3})?([eE][+-]?[0-9]{1,3})?\Z"),
+    st.sampled_from(["", "94103-1234", "SW1A 1AA", "NULL", "\0", "9.41E+04"]),
 )
 TEXTS = st.one_of(
     st.text(max_size=8),
@@ -301,6 +328,7 @@ BY_TYPE = {
     RATIO: NUMBERS,
     "timestamp": TIMES,
     "string": TEXTS,
+    CODE: st.one_of(CODES, TEXTS),
 }
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
@@ -353,33 +381,135 @@ def test_the_fast_way_is_the_definition(
         parsed = parse([value for _, value in sent], [key for key, _ in sent])
     finally:
         module._FEW = few
-    expected, reasons = {}, {}
+    expected, reasons = {}, []
     for offset, (key, value) in enumerate(sent, start=7):
         try:
             expected[offset] = read_message(key, value)
         except MalformedError as error:
-            reasons[offset] = str(error)
+            reasons.append((offset, str(error), False))
+        else:
+            reasons += [(offset, why, True) for why in left_out_values(expected[offset])]
     assert texts(parsed) == expected
-    assert {r["offset"]: r["reason"] for r in parsed.dead.to_pylist()} == reasons
+    told = [(r["offset"], r["reason"], r["row_stays"]) for r in parsed.dead.to_pylist()]
+    assert told == reasons
     assert [json.loads(p) for p in parsed.payloads] == list(expected.values())
     assert parsed.good.column("offset").to_pylist() == sorted(expected)
-    # What lands can be cast: the rules of the types, told in another way.
-    for found in expected.values():
+    # What lands can be cast, unless it is left out: the rules of the types, told in another way.
+    without = {(offset, why.partition(":")[0]) for offset, why, row_stays in reasons if row_stays}
+    for offset, found in expected.items():
         for column in SOURCE_COLUMNS:
             text = found[column.header]
-            if column.type in (MONEY, RATIO):
+            is_none = text is None or re.fullmatch(MISSING, text)
+            if (offset, column.header) in without or (column.is_side and is_none):
+                assert column.is_side
+            elif column.type in (MONEY, RATIO):
                 unit, most = ("0.01", 10**16) if column.type == MONEY else ("1e-9", 10**3)
                 with_room = Decimal(str(text)).scaleb(0)
                 assert abs(with_room) < most
                 if abs(with_room) > 1:
                     assert with_room.quantize(Decimal(unit), ROUND_HALF_UP) < most
             elif column.type == "timestamp":
-                month, day, rest = str(text).split("/")
-                year, time = rest.split(" ")
-                year = f"20{year}" if len(year) == 2 else year
-                assert datetime.strptime(f"{month}/{day}/{year} {time}", "%m/%d/%Y %H:%M")
+                assert read_time(str(text))
             elif column.type == "int32":
-                assert -(2**31) <= int(str(text)) < 2**31
+                assert float(str(text)).is_integer()
+                assert -(2**31) <= float(str(text)) < 2**31
+
+
+# ---- times
+
+
+def spelled(moment: datetime, day: str, clock: str, *, padded: bool) -> str:
+    """A time in a form of Python's own; without padding zeros where it is not padded."""
+    text = moment.strftime(f"{day}{clock}")
+    return text if padded else re.sub(r"(?<![0-9:.])0(?=[0-9][-/:])|(?<=-)0(?=[0-9][ T])", "", text)
+
+
+DAYS = ["%m/%d/%Y ", "%m/%d/%y ", "%Y-%m-%d ", "%Y-%m-%dT"]
+CLOCKS = ["%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M%p", "%I:%M:%S %p"]
+
+
+@settings(deadline=None)
+@given(
+    st.datetimes(datetime(1900, 1, 1), datetime(2199, 12, 31)),
+    st.sampled_from(DAYS),
+    st.sampled_from(CLOCKS),
+    st.booleans(),
+)
+def test_a_time_is_what_pythons_own_parser_reads(
+    moment: datetime, day: str, clock: str, padded: bool
+) -> None:
+    text = spelled(moment, day, clock, padded=padded)
+    expected = datetime.strptime(text, f"{day}{clock}")
+    if "%y" in day:  # of this century, whatever Python takes it for
+        expected = expected.replace(year=2000 + moment.year % 100)
+
+    assert read_time(text) == read_time(text.replace("PM", "pm")) == expected
+    assert parse([as_json(fields(order_date=text))]).good.num_rows == 1
+    for more in ("Z", " Z", "+08:00", " +0800", " UTC", " x", " "):
+        assert read_time(f"{text}{more}") is None
+
+
+@settings(deadline=None)
+@given(st.dates(datetime(1900, 1, 1).date(), datetime(2199, 12, 31).date()))
+def test_an_iso_day_alone_is_its_midnight(day: date) -> None:
+    assert read_time(str(day)) == datetime(day.year, day.month, day.day)
+    assert read_time(f"{day.month}/{day.day}/{day.year}") is None
+
+
+SURE = re.compile(module._sure_pattern("timestamp").replace(r"\z", r"\Z"))
+
+
+@settings(deadline=None)
+@given(TIMES)
+def test_what_is_surely_a_time_is_one(text: str) -> None:
+    assert not SURE.match(text) or read_time(text)
+
+
+# ---- what is left out
+
+
+def test_a_side_attribute_that_cannot_be_read_is_listed_and_its_row_lands() -> None:
+    spoiled = {
+        "latitude": "north",
+        "longitude": "1000",
+        "product_status": "1.5",
+        "late_delivery_risk": "maybe",
+        "customer_zipcode": "9.4103E+04",
+    }
+    sent = [as_json(fields()), as_json(fields(**spoiled)), b"no JSON"]
+
+    parsed = parse(sent)
+
+    assert parsed.good.column("offset").to_pylist() == [7, 8]
+    row = parsed.good.to_pylist()[1]
+    assert {name: row[name] for name in spoiled} == spoiled
+    found = parsed.dead.to_pylist()
+    assert [(f["offset"], f["row_stays"]) for f in found] == [(8, True)] * 5 + [(9, False)]
+    assert [f["text"] for f in found] == [s.decode() for s in [sent[1]] * 5 + [sent[2]]]
+    assert [f["reason"] for f in found][:2] == [
+        "Late_delivery_risk: expected a whole number of 32 bits, found 'maybe'",
+        "Customer Zipcode: expected a code of digits, or a text, found '9.4103E+04'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", None, " NULL", "null", "nan", "NaN", "None", "NA", "N/A ", "\\N"]
+)
+def test_none_of_a_side_attribute_is_nothing_that_is_left_out(text: str | None) -> None:
+    sides = {c.name: text for c in SOURCE_COLUMNS if c.is_side}
+
+    parsed = parse([as_json(fields(**sides))])
+
+    assert (parsed.good.num_rows, parsed.dead.num_rows) == (1, 0)
+    assert parsed.good.to_pylist()[0]["latitude"] == text
+
+
+def test_keys_dates_quantities_and_amounts_are_no_side_attributes() -> None:
+    for column in SOURCE_COLUMNS:
+        parsed = parse([as_json(fields(**{column.name: "~"}))])
+        is_needed = column.type != "string" and not column.is_side
+        assert parsed.good.num_rows == (not is_needed)
+    assert not [c.name for c in SOURCE_COLUMNS if c.is_side and c.type in (MONEY, "timestamp")]
 
 
 NAMED = [
