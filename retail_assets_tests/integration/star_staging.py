@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 
 from retail_assets.defs.supply_chain.contract import DIM_METADATA, FACT_ORDER, MESSAGES
 from retail_assets.defs.supply_chain.transforms import (
-    EXPONENT_COLUMNS,
     INGEST_DATE,
     STAGED_DIMENSIONS,
+    TYPED_COLUMNS,
     stage_orders,
-    write_out_exponents,
+    write_plainly,
 )
 from retail_assets.resources.spark import SparkResource
 from retail_assets_tests.defs.supply_chain.star_messages import Message, random_messages
@@ -33,6 +33,7 @@ MONEY = [
 TIMES = [
     *("1/31/18 22:56", "01/31/2018 22:56", "12/1/2199 0:00", "2/29/00 1:02", "1/1/1900 23:59"),
     *("10/10/1918 0:00", "3/25/2018 02:30", "12/31/69 9:09"),
+    *("2018-03-25 02:30:00", "1900-01-01", "1918-10-10T00:00:00.000001", "2199-12-31 11:59:59 pm"),
 ]
 TEXTS = [
     "Bogot\u00e1",
@@ -48,6 +49,12 @@ TEXTS = [
     "\n",
     "null",
 ]
+# What is not of its column's shape is none, whatever an engine would make of it.
+SIDES = [
+    *("", "NULL", "\\N", " NA ", "nan", "NaN", "Infinity", "1L", "1d", "1e3", "+1", " 1", "1 "),
+    *("1.", ".5", "1.5", "1.0", "-1.00", "1\n", "0x1", "\u0661", "true", "9999999999", "1e-9"),
+]
+ZIPCODES = [*SIDES, "94103", "94103.0", "00725.00", "94103-1234", "9.41E+04", "SW1A 1AA", "725.5"]
 
 
 def odd_messages() -> dict[str, list[Message]]:
@@ -60,6 +67,11 @@ def odd_messages() -> dict[str, list[Message]]:
             for text in ("5e-10", "1e-9", "999")
         ),
         *({"order_date": text, "shipping_date": text} for text in TIMES),
+        *(
+            {"product_status": text, "product_category_id": text, "latitude": text}
+            for text in SIDES
+        ),
+        *({"order_zipcode": text, "customer_zipcode": text} for text in ZIPCODES),
         *({"order_city": text, "customer_fname": text, "shipping_mode": text} for text in TEXTS),
     ]
     second = [
@@ -82,7 +94,8 @@ def stage(master: str, lake: Path, folder: Path) -> None:
         ).withColumn(INGEST_DATE, F.lit(day))
         for day in DAYS
     ]
-    messages = write_out_exponents(reduce(lambda a, b: a.unionAll(b), frames), EXPONENT_COLUMNS)
+    together = reduce(lambda a, b: a.unionAll(b), frames)
+    messages = write_plainly(together, [column.name for column in TYPED_COLUMNS])
     orders = stage_orders(messages).toArrow()
     for dataset in (FACT_ORDER, DIM_METADATA):
         table = orders.select(dataset.column_names)

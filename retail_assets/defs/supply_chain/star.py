@@ -217,8 +217,8 @@ def build_star(
             candidates = _stage_candidates(lake, spark, exchange, database, plan)
             merged = _Merger(lake, database, scratch, state, plan, candidates).merge()
             if plan.everything and most_lost is not None:
-                had = state.rows()[FACT_ORDER.name] or _count_rows(lake, database, FACT_ORDER)
-                has = sum(rows for _, rows in merged.partitions[FACT_ORDER.name].values())
+                had = state.rows()[FACT_ORDER.name] or _count_items(lake, database)
+                has = sum(n for _, n in merged.partitions.get(FACT_ORDER.name, {}).values())
                 refuse_to_shrink(
                     FACT_ORDER.table, had, has, Quarantined(), most_lost=most_lost, force=_FORCE
                 )
@@ -833,11 +833,14 @@ def _columns_of(dataset: Dataset) -> str:
     )
 
 
-def _count_rows(lake: LakeResource, database: "duckdb.DuckDBPyConnection", dataset: Dataset) -> int:
-    """Rows of a table's files, whatever the state says."""
-    files = lake.local_copies(lake.partition_uris(dataset, sorted(_dates_there(lake, dataset))))
-    query = "select sum(num_rows)::bigint from parquet_file_metadata(?)"
-    return int(_one(database, query, files)[0]) if files else 0
+def _count_items(lake: LakeResource, database: "duckdb.DuckDBPyConnection") -> int:
+    """Order items of the fact's files, whatever the state says."""
+    dates = sorted(_dates_there(lake, FACT_ORDER))
+    files = lake.local_copies(lake.partition_uris(FACT_ORDER, dates))
+    if not files:
+        return 0
+    query = f"select count(distinct order_item_id) from {_rows_of(files)}"
+    return int(_one(database, query)[0])
 
 
 def _dates_there(lake: LakeResource, dataset: Dataset) -> set[str]:

@@ -4,7 +4,9 @@ Here: what the tests of transforms and star share. Not here: tests.
 """
 
 import random
+import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal, localcontext
@@ -84,6 +86,22 @@ VALUES = {
     "shipping_mode": "Standard Class",
 }
 assert list(VALUES) == [source.name for source in SOURCE_COLUMNS]
+SIDES = {source.name for source in SOURCE_COLUMNS if source.is_side}
+
+
+# One moment in many spellings, and some close by.
+TIMES = (
+    *("1/31/18 22:56", "01/31/2018 22:56:00", "1/31/2018 10:56 PM", "1/31/18 10:56:00pm"),
+    *("2018-01-31 22:56", "2018-01-31T22:56:00", "2018-1-31 10:56 PM", "2018-01-31 22:56:00.0"),
+    *("2018-01-31 22:56:07", "2018-01-31 22:56:00.5", "2018-01-31 22:56:00.000001999"),
+    *("2018-01-31", "2018-01-31 12:00 am", "1/31/2018 12:05 PM", "2199-12-31T23:59:59.999999999"),
+)
+_TIME_FORMATS = [
+    f"{day}{clock}"
+    for day in ("%m/%d/%Y", "%m/%d/%y", "%Y-%m-%d")
+    for clock in ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p")
+]
+_NONE = ("NULL", "null", "nan", "NaN", "None", "NA", "N/A", "\\N", "")
 
 
 @dataclass(frozen=True)
@@ -160,19 +178,28 @@ def random_messages(chance: random.Random, count: int, **at: Any) -> list[Messag
             ["1.5E-05", "-5e-3", "0.005", "-0.005", "299.980011", "1E+2", "0", "-12.345", "7"]
         )
         year = chance.choice(["18", "2018", "2015", "00"])
+        point = chance.choice(["", "", ".0"])
         messages.append(
             Message(partition, offsets[partition], **at).with_values(
-                order_item_id=str(chance.randrange(1, 40)),
-                customer_id=str(chance.randrange(1, 8)),
+                order_item_id=f"{chance.randrange(1, 40)}{point}",
+                customer_id=f"{chance.randrange(1, 8)}{point}",
+                customer_zipcode=chance.choice(["00725", "725.0", "725", "NULL", "SW1A 1AA"]),
+                product_status=chance.choice(["0", "0.0", "1", "nan", "yes", ""]),
+                product_category_id=chance.choice(["73", "73.0", None, "7.5", "9" * 11]),
                 customer_fname=chance.choice(["Ann", "Bo", "", "José"]),
                 product_card_id=str(chance.randrange(1, 5)),
                 product_price=number,
                 department_id=str(chance.randrange(1, 4)),
                 department_name=chance.choice(["Golf", "Fan Shop", None]),
                 order_city=chance.choice(["Bogotá", "São Paulo", "", None]),
-                latitude=chance.choice(["18.2514534", "18.25145340", "5e-10", "-0.000000001"]),
-                order_zipcode=chance.choice(["", "725", "00725", None]),
-                shipping_date=f"{chance.randrange(1, 13)}/1/{year} 0:00",
+                latitude=chance.choice(
+                    ["18.2514534", "18.25145340", "5e-10", "-0.000000001", "north", "N/A", "1000"]
+                ),
+                order_zipcode=chance.choice(
+                    ["", "725", "00725", None, "725.0", "00725.00", "9.4E+04", "725.5", " \\N"]
+                ),
+                order_date=chance.choice(["1/31/18 22:56", *TIMES]),
+                shipping_date=chance.choice([f"{chance.randrange(1, 13)}/1/{year} 0:00", *TIMES]),
                 shipping_mode=chance.choice(["First Class", ""]),
                 sales=number,
                 order_profit_per_order=f"-{chance.randrange(100)}.{chance.randrange(10**6):06d}",
@@ -186,10 +213,14 @@ def random_messages(chance: random.Random, count: int, **at: Any) -> list[Messag
 
 
 def moment_of(text: str) -> datetime:
-    day, clock = text.split(" ")
-    month, of_month, year = (int(part) for part in day.split("/"))
-    hour, minute = (int(part) for part in clock.split(":"))
-    return datetime(year + 2000 if year < 100 else year, month, of_month, hour, minute)
+    """By Python's own parser, which knows six digits of a fraction and puts 69 into 1969."""
+    text = re.sub(r"([.][0-9]{6})[0-9]+", r"\1", text.replace("T", " "))
+    text = re.sub(r" ?([ap]m)$", r" \1", text, flags=re.IGNORECASE)
+    for form in _TIME_FORMATS:
+        with suppress(ValueError):
+            found = datetime.strptime(text, form)
+            return found.replace(year=2000 + found.year % 100) if "%y" in form else found
+    raise ValueError(text)
 
 
 def decimal_of(text: str, digits: int) -> Decimal:
@@ -197,16 +228,34 @@ def decimal_of(text: str, digits: int) -> Decimal:
         return Decimal(text).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
 
 
-def typed_of(kind: str, text: str | None) -> Any:
+def typed_of(kind: str, text: str | None, source: str = "") -> Any:
+    """The value of a text in a column of the source; None for what is none or left out."""
     if not text:
         return None
+    if source.endswith("zipcode"):
+        is_number = re.fullmatch(r"([0-9]+)([.][0-9]+)?([eE][+][0-9]+)?", text)
+        if text.strip() in _NONE or (is_number and (is_number[3] or float(text) % 1)):
+            return None
+        return is_number[1] if is_number else text
     if kind == "string":
         return text
     if kind == "timestamp":
         return moment_of(text)
+    is_side = source in SIDES
     if kind.startswith("decimal"):
-        return decimal_of(text, int(kind.rstrip(")").split(",")[1]))
-    return int(text)
+        precision, digits = (int(part) for part in kind[8:-1].split(","))
+        try:
+            found = decimal_of(text, digits)
+        except ArithmeticError:
+            assert is_side
+            return None
+        is_in = found.is_finite() and abs(found) < 10 ** (precision - digits)
+        return found if is_in or not is_side else None
+    if not (whole := re.fullmatch("(-?[0-9]+)([.]0+)?", text)):
+        assert is_side
+        return None
+    bits = int(kind[3:]) - 1
+    return int(whole[1]) if -(1 << bits) <= int(whole[1]) < 1 << bits else None
 
 
 def digest_of(*values: Any) -> str:
@@ -233,19 +282,19 @@ def row_of(dataset: Dataset, message: Message, day: str) -> Row:
     for table in LANDED:
         if table.name in ("dim_location", "dim_shipping"):
             key, *columns = table.columns
-            values = [typed_of(c.type, message.values[c.name]) for c in columns]
+            values = [typed_of(c.type, message.values[c.name], c.name) for c in columns]
             found[key.name] = digest_of(*values)
     for column in dataset.columns:
         if column.name not in found:
             source = column.name if column.name in message.values else prefix + column.name
-            found[column.name] = typed_of(column.type, message.values[source])
+            found[column.name] = typed_of(column.type, message.values[source], source)
     return {name: found[name] for name in dataset.column_names}
 
 
 def expected_star(landed: Iterable[tuple[str, Message]]) -> dict[str, list[Row]]:
     """Every table's rows, in order of their keys, of messages and the days they landed on."""
     ordered = sorted(landed, key=lambda pair: pair[1].order)
-    facts = {m.values["order_item_id"]: (day, m) for day, m in ordered}
+    facts = {typed_of("int64", m.values["order_item_id"]): (day, m) for day, m in ordered}
     star = {}
     for dataset in LANDED:
         chosen = facts.values() if dataset in (FACT_ORDER, DIM_METADATA) else ordered

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from retail_assets.dataset import Dataset
 from retail_assets.defs.supply_chain.contract import (
+    DATE_TIME,
     DIM_CUSTOMER,
     DIM_LOCATION,
     DIM_METADATA,
@@ -25,13 +26,14 @@ from retail_assets.defs.supply_chain.contract import (
     MESSAGES,
     NUMBER,
 )
+from retail_assets.defs.supply_chain.messages import read_time
 from retail_assets.defs.supply_chain.transforms import (
-    EXPONENT_COLUMNS,
     INGEST_DATE,
     STAGED_DATE,
     STAGED_DIMENSIONS,
+    TYPED_COLUMNS,
     stage_orders,
-    write_out_exponents,
+    write_plainly,
 )
 from retail_assets.resources.spark import EMBEDDED, SparkResource
 from retail_assets_tests.defs.supply_chain.star_messages import (
@@ -47,6 +49,7 @@ from retail_assets_tests.defs.supply_chain.star_messages import (
 SPARK = SparkResource(master=EMBEDDED)
 DAY = "2026-01-05"
 NAMES = count()
+ODD = [column.name for column in TYPED_COLUMNS]
 
 
 class Staging:
@@ -55,20 +58,20 @@ class Staging:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def orders(self, messages: Sequence[Message]) -> pa.Table:
-        return stage_orders(self._read(messages)).toArrow().sort_by("order_item_id")
+    def orders(self, messages: Sequence[Message], odd: Sequence[str] = ODD) -> pa.Table:
+        return stage_orders(self._read(messages, odd)).toArrow().sort_by("order_item_id")
 
     def dimension(self, dataset: Dataset, messages: Sequence[Message]) -> pa.Table:
         staged = STAGED_DIMENSIONS[dataset](self._read(messages)).toArrow()
         return staged.sort_by(dataset.column_names[0])
 
-    def _read(self, messages: Sequence[Message]) -> Any:
+    def _read(self, messages: Sequence[Message], odd: Sequence[str] = ODD) -> Any:
         from pyspark.sql import functions as F  # noqa: N812
 
         file = self._folder / f"{next(NAMES)}.parquet"
         pq.write_table(table_of(messages), file)
         frame = SPARK.read_parquet([file], MESSAGES).withColumn(INGEST_DATE, F.lit(DAY))
-        return write_out_exponents(frame, EXPONENT_COLUMNS)
+        return write_plainly(frame, odd)
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +112,13 @@ def test_columns_have_the_types_of_the_contract(staging: Staging) -> None:
 def typed(staging: Staging, column: str, texts: Sequence[str]) -> list[Any]:
     """What the fact has of these texts in a column."""
     messages = [of(n, **{"order_item_id": str(n), column: text}) for n, text in enumerate(texts)]
-    return staging.orders(messages)[column].to_pylist()
+    return staging.orders(messages, [column])[column].to_pylist()
 
 
 MONEY = {
     "0.005": "0.01",
     "-0.005": "-0.01",
-    "0.0049999999999999999999": "0.00",
+    "0.00499999999999999999": "0.00",
     "0.00499E0": "0.00",
     "299.980011": "299.98",
     "2.675": "2.68",
@@ -157,18 +160,17 @@ def test_any_number_is_what_decimal_makes_of_it(staging: Staging, texts: list[st
         assert typed(staging, column, texts) == expected
 
 
+MOMENTS = st.from_regex(DATE_TIME, fullmatch=True).filter(read_time)
+DATES = st.datetimes(datetime(1900, 1, 1), datetime(2199, 12, 31, 23, 59))
+
+
 @settings(deadline=None, max_examples=5)
 @given(
-    moments=st.lists(
-        st.tuples(
-            st.datetimes(datetime(1900, 1, 1), datetime(2199, 12, 31, 23, 59)), st.integers(0, 15)
-        ),
-        min_size=50,
-        max_size=100,
-    )
+    moments=st.lists(st.tuples(DATES, st.integers(0, 15)), min_size=50, max_size=100),
+    others=st.lists(MOMENTS, max_size=50),
 )
 def test_any_time_is_read_padded_or_not(
-    staging: Staging, moments: list[tuple[datetime, int]]
+    staging: Staging, moments: list[tuple[datetime, int]], others: list[str]
 ) -> None:
     texts = []
     for at, how in moments:
@@ -177,10 +179,21 @@ def test_any_time_is_read_padded_or_not(
         hour = f"{at.hour:02d}" if how & 4 else at.hour
         year = f"{at.year % 100:02d}" if how & 8 and at.year // 100 == 20 else at.year
         texts.append(f"{month}/{day}/{year} {hour}:{at.minute:02d}")
+        texts += [str(at), at.isoformat(), f"{at:%Y-%m-%d %I:%M:%S %p}"]
 
-    assert typed(staging, "order_date", texts) == [
-        at.replace(second=0, microsecond=0) for at, _ in moments
+    expected = [
+        each
+        for at, _ in moments
+        for each in (at.replace(second=0, microsecond=0), at, at, at.replace(microsecond=0))
     ]
+    assert typed(staging, "order_date", texts) == expected
+    assert typed(staging, "order_date", others) == [read_time(text) for text in others]
+
+
+def test_texts_in_the_plainest_way_are_read_where_none_is_odd(staging: Staging) -> None:
+    messages = [of(order_date="1/2/18 3:04")]
+
+    assert staging.orders(messages, []) == staging.orders(messages)
 
 
 def test_a_year_of_two_digits_is_of_this_century(staging: Staging) -> None:
@@ -198,7 +211,11 @@ def test_a_year_of_two_digits_is_of_this_century(staging: Staging) -> None:
         ("order_item_profit_ratio", "1", ["1000", "1e3"]),
         ("order_item_quantity", "1", ["2147483648", "1.5"]),
         ("order_id", "1", ["9223372036854775808"]),
+        ("order_id", "1", ["1.5", "1L", "1e3", " 1", "0x1", "1\n"]),
+        ("sales", "1", ["1,5", "1d", ".5", "5.", " 1", "1\n", "Infinity"]),
         ("order_date", "1/1/18 0:00", ["2/30/2018 1:00", "1/1/2018", "", "1/1/18 24:00"]),
+        ("order_date", "2018-01-01 1:00 PM", ["2018-01-01 13:00 CET", "2018-01-01 13:00Z", "\n"]),
+        ("order_date", "2018-02-28", ["2018-02-29", "2018-02-28 23:59:60", "2018-02-28T01:00+08"]),
     ],
 )
 def test_what_cannot_be_read_is_null_and_no_row_is_lost(
@@ -250,7 +267,8 @@ def test_equal_places_have_one_identity_and_others_another(staging: Staging) -> 
 
 
 def test_a_time_of_shipping_is_part_of_its_identity(staging: Staging) -> None:
-    times = ["2/3/2018 22:56", "02/03/18 22:56", "2/3/2018 22:57"]
+    times = ["2/3/2018 22:56", "02/03/18 22:56", "2018-02-03T22:56:00", "2/3/2018 10:56 PM"]
+    times += ["2/3/2018 22:57", "2018-02-03 22:57:00.000001"]
     found = staging.dimension(DIM_SHIPPING, [of(n, shipping_date=t) for n, t in enumerate(times)])
 
     assert sorted(found["shipping_date"].to_pylist()) == sorted({moment_of(t) for t in times})
