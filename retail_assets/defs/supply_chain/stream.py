@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import codecs
 import csv
+import gzip
 import hashlib
 import io
 import json
 import logging
 import os
+import re
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from json.encoder import encode_basestring
 from operator import itemgetter
 from pathlib import Path
@@ -38,6 +41,7 @@ from retail_assets.defs.supply_chain.contract import (
 from retail_assets.errors import PermanentError
 
 _CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 64
 # A row is refused from here on: Kafka's brokers take messages of up to a million bytes.
 _MOST_CHARACTERS = 500_000
 _BATCH_ROWS = 500
@@ -47,6 +51,28 @@ _MOST_NAMED = 5
 # Bytes that Windows-1252 gives no character.
 _UNDEFINED = (b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_GZIP = b"\x1f\x8b"
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip archive or an .xlsx workbook",
+    b"\xd0\xcf\x11\xe0": "an .xls workbook, or an encrypted one",
+    b"BZh": "a file compressed by bzip2",
+    b"\xfd7zXZ\x00": "a file compressed by xz",
+    b"\x28\xb5\x2f\xfd": "a file compressed by Zstandard (.zst)",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"Rar!": "a RAR archive",
+    b"PAR1": "a Parquet file",
+    _GZIP: "a gzip file within a gzip file",
+}
+_DELIMITERS = (",", ";", "\t", "|")
+_DECLARATION = re.compile(r'"?sep=.', re.IGNORECASE)  # of the delimiter, for Excel
+_INDEX = re.compile(r"(Unnamed: [0-9.]+)?")  # what pandas calls an index without a name
+# To be raised when rows are counted otherwise: a stream that was begun then begins anew.
+_READING = 2
+# Where a number may be written with a decimal comma, and where it surely is a number.
+_NUMERIC = [at for at, c in enumerate(SOURCE_COLUMNS) if c.type not in ("string", "timestamp")]
+_DECIMAL = [at for at in _NUMERIC if SOURCE_COLUMNS[at].type.startswith("decimal")]
+_WITH_COMMA = re.compile(r"-?[0-9]+,[0-9]+([eE][+-]?[0-9]+)?")
+_WITH_POINT = re.compile(r"-?[0-9]+[.][0-9]+([eE][+-]?[0-9]+)?")
 _log = logging.getLogger(__name__)
 
 
@@ -99,11 +125,13 @@ class Source:
 
     file: Path
     encoding: str
-    """utf-8, utf-8-sig (with a byte order mark), cp1252 or latin-1."""
+    """utf-8, utf-8-sig (with a byte order mark), cp1252, latin-1, or one of UTF-16."""
     header: tuple[str, ...]
     rows: int
     identity: dict[str, Any] = field(repr=False)
     """Size, time of the last change, and a digest of both ends; JSON."""
+    has_decimal_commas: bool = False
+    """Whether its numbers are written 2,55; only where another mark separates its fields."""
 
 
 @dataclass(frozen=True)
@@ -145,30 +173,52 @@ class Streamed:
 def detect_encoding(file: Path) -> str:
     """The encoding of a file: utf-8 or, with a byte order mark, utf-8-sig where all of it decodes.
 
-    Another file is cp1252, or latin-1 where it has bytes that Windows-1252 does not define: both
-    give each byte a character of its own, so nothing is replaced.
+    One of UTF-16 is told by its mark, or by its NULs. Another file is cp1252, or latin-1 where it
+    has bytes that Windows-1252 does not define: both give each byte a character of its own, so
+    nothing is replaced. A gzip file is what is packed in it.
 
     Raises:
-        UnreadableSourceError: When the file is not there, or is UTF-16.
+        UnreadableSourceError: When the file is not there, is no text but a file of another format,
+            or is broken.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    is_utf8, undefined = True, False
-    with _opened(file) as binary:
-        start = binary.peek(4)[:4]
-        if start.startswith(_UTF16):
-            raise UnreadableSourceError(
-                f"{file}: expected UTF-8, Windows-1252 or Latin-1, found UTF-16: save it as UTF-8"
-            )
+    with _content(file) as binary, _telling_breakage(file):
+        start = binary.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+        for magic, name in _OTHER_FORMATS.items():
+            if start.startswith(magic):
+                raise UnreadableSourceError(
+                    f"{file}: expected a CSV file, plain or packed by gzip, found {name}: unpack"
+                    " it, or save it as CSV."
+                )
+        utf16 = _utf16_of(start)
+        decoder = codecs.getincrementaldecoder(utf16 or "utf-8")()
+        is_good, undefined = True, False
         while data := binary.read(_CHUNK_BYTES):
             # An earlier chunk counts as well: these bytes are good parts of UTF-8's characters.
             undefined = undefined or any(byte in data for byte in _UNDEFINED)
-            is_utf8 = is_utf8 and _decodes(decoder, data)
-            if undefined and not is_utf8:
+            is_good = is_good and _decodes(decoder, data)
+            if undefined and not is_good:
                 break
-        is_utf8 = is_utf8 and _decodes(decoder, b"", final=True)
-    if is_utf8:
-        return "utf-8-sig" if start.startswith(codecs.BOM_UTF8) else "utf-8"
+        is_good = is_good and _decodes(decoder, b"", final=True)
+    if utf16 and not is_good:
+        raise UnreadableSourceError(
+            f"{file}: expected UTF-16 throughout, as it begins, found bytes that are none: save it"
+            " as UTF-8."
+        )
+    if is_good:
+        return utf16 or ("utf-8-sig" if start.startswith(codecs.BOM_UTF8) else "utf-8")
     return "latin-1" if undefined else "cp1252"
+
+
+def _utf16_of(start: bytes) -> str | None:
+    """Which UTF-16 a file is that begins so; the header's first characters are ASCII."""
+    if start.startswith(_UTF16):
+        return "utf-16"
+    even, odd = start[::2], start[1::2]
+    if len(start) < _HEAD_BYTES:
+        return None
+    if all(even) and not any(odd):
+        return "utf-16-le"
+    return "utf-16-be" if all(odd) and not any(even) else None
 
 
 def _decodes(decoder: codecs.IncrementalDecoder, data: bytes, *, final: bool = False) -> bool:
@@ -183,8 +233,10 @@ def examine_source(file: Path) -> Source:
     """Read a file once, before anything of it is sent, and say what it is.
 
     It is a CSV file with the columns of the contract, in any order, with or without the withheld
-    one. A row with another number of fields makes the whole file unreadable: where the fields of
-    a row are shifted, no one can tell which of them is the withheld one.
+    one and an index's; fields may be separated by semicolons, tabs or bars as well: the header
+    decides. A row with another number of fields makes the whole file unreadable: where the fields
+    of a row are shifted, no one can tell which of them is the withheld one. So do numbers of which
+    some have a decimal comma and others a point.
 
     Raises:
         UnreadableSourceError: naming the file, the line, what was expected and what was found.
@@ -192,43 +244,85 @@ def examine_source(file: Path) -> Source:
     encoding = detect_encoding(file)
     identity = _identity(file)
     rows = 0
+    marks = _DecimalMarks()
     with _Rows(file, encoding) as found:
+        delimiter = found.delimiter
         for line, row in found:
-            fields = row.count(",") + 1 if isinstance(row, str) else len(row)
+            fields = row.count(delimiter) + 1 if isinstance(row, str) else len(row)
             if fields != len(found.header):
                 raise found.ragged(line, fields)
+            if delimiter != ",":
+                marks.look(found, line, row)
             rows += 1
         header = found.header
-    return Source(file, encoding, header, rows, identity)
+    return Source(file, encoding, header, rows, identity, marks.comma_at is not None)
+
+
+class _DecimalMarks:
+    """What separates the decimals of a file whose fields are not separated by commas."""
+
+    comma_at: int | None = None
+    point_at: int | None = None
+
+    def look(self, rows: _Rows, line: int, row: str | list[str]) -> None:
+        """Note which marks a row has.
+
+        Raises:
+            UnreadableSourceError: the file has both, so that 1.234 may be a thousand or one.
+        """
+        fields = row.split(rows.delimiter) if isinstance(row, str) else row
+        texts = [fields[place] for place in rows.places]
+        if self.comma_at is None and any(_WITH_COMMA.fullmatch(texts[at]) for at in _DECIMAL):
+            self.comma_at = line
+        if self.point_at is None and any(_WITH_POINT.fullmatch(texts[at]) for at in _DECIMAL):
+            self.point_at = line
+        if self.comma_at is not None and self.point_at is not None:
+            raise UnreadableSourceError(
+                f"{rows.file}: expected numbers with one decimal mark, found a comma in line"
+                f" {self.comma_at} and a point in line {self.point_at}: write all with points."
+            )
 
 
 def read_messages(source: Source, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
     """The key and the value of each row from ``start`` on, counted from 0.
 
-    The value is a JSON object in UTF-8 of the fields' texts, unchanged, under their headers, in
-    the contract's order; the withheld one is not in it. The key is the text of Order Id.
+    The value is a JSON object in UTF-8 of the fields' texts, unchanged but for decimal commas,
+    under their headers, in the contract's order; the withheld one is not in it. The key is the text
+    of Order Id.
 
     Raises:
         UnreadableSourceError: for a row that was not there when the file was examined.
     """
     with _Rows(source.file, source.encoding) as rows:
-        width = len(rows.header)
-        chosen = itemgetter(*(rows.header.index(column.header) for column in SOURCE_COLUMNS))
-        key_place = rows.header.index(KEY_HEADER)
+        width, delimiter = len(rows.header), rows.delimiter
+        chosen: Callable[[list[str]], Sequence[str]] = itemgetter(*rows.places)
+        if source.has_decimal_commas:
+            chosen = partial(_with_points, itemgetter(*rows.places))
+        key_place = [column.header for column in SOURCE_COLUMNS].index(KEY_HEADER)
         names = [encode_basestring(column.header) for column in SOURCE_COLUMNS]
         plain, quoted = _json_parts(names, '"'), _json_parts(names, "")
         for line, row in islice(rows, start, None):
-            fields = row.split(",") if isinstance(row, str) else row
+            fields = row.split(delimiter) if isinstance(row, str) else row
             if len(fields) != width:
                 raise rows.ragged(line, len(fields))
+            texts = chosen(fields)
             if isinstance(row, str):
                 # None of its characters needs an escape: half the time of the other way.
-                plain[1::2] = chosen(fields)
+                plain[1::2] = texts
                 value = "".join(plain)
             else:
-                quoted[1::2] = map(encode_basestring, chosen(fields))
+                quoted[1::2] = map(encode_basestring, texts)
                 value = "".join(quoted)
-            yield fields[key_place].encode(), value.encode()
+            yield texts[key_place].encode(), value.encode()
+
+
+def _with_points(chosen: Callable[[list[str]], tuple[str, ...]], fields: list[str]) -> list[str]:
+    """The chosen fields, their numbers' decimal commas as points: no message says which it has."""
+    texts = list(chosen(fields))
+    for at in _NUMERIC:
+        if _WITH_COMMA.fullmatch(texts[at]):
+            texts[at] = texts[at].replace(",", ".")
+    return texts
 
 
 def _json_parts(names: Sequence[str], quote: str) -> list[str]:
@@ -364,7 +458,12 @@ class _Reached:
         self._rows = source.rows
         self._progress = progress
         # JSON's numbers and texts, so that what is read equals what was written.
-        self._of = {"file": path, "identity": source.identity, "topic": topic}
+        self._of = {
+            "file": path,
+            "identity": source.identity,
+            "topic": topic,
+            "reading": _READING,
+        }
         self._start = 0
         self._saved = 0.0
         self.delivered = 0
@@ -414,23 +513,29 @@ class _Reached:
 class _Rows:
     """The rows of a CSV file below its header: the number of a row's first line, and the row.
 
-    A row that can be taken apart at its commas, and of which no character needs an escape in
-    JSON, is its text; another one is the list of its fields. Empty lines are no rows.
+    A row that can be taken apart at its delimiters, and of which no character needs an escape in
+    JSON, is its text; another one is the list of its fields. Lines of nothing but delimiters and
+    blanks are no rows. ``places`` are those of SOURCE_COLUMNS among the fields.
     """
 
     header: tuple[str, ...]
+    places: tuple[int, ...]
+    delimiter: str = ""
 
     def __init__(self, file: Path, encoding: str) -> None:
-        self._file = file
+        self.file = file
         self._encoding = encoding
 
     def __enter__(self) -> Self:
-        self._text = io.TextIOWrapper(_opened(self._file), self._encoding, newline="")
+        self._text = io.TextIOWrapper(_content(self.file), self._encoding, newline="")
         try:
             self._found = self._read()
             _, row = next(self._found, (0, ""))
-            self.header = tuple(row.split(",")) if isinstance(row, str) else tuple(row)
-            _require_header(self._file, self.header)
+            names = row.split(self.delimiter or ",") if isinstance(row, str) else row
+            # What programs put into names: a mark, a non-breaking space, a line break.
+            self.header = tuple(" ".join(n.replace("\ufeff", " ").split()) for n in names)
+            _require_header(self.file, self.header)
+            self.places = tuple(self.header.index(column.header) for column in SOURCE_COLUMNS)
         except BaseException:
             self._text.close()
             raise
@@ -445,7 +550,7 @@ class _Rows:
     def ragged(self, line: int, fields: int) -> UnreadableSourceError:
         """What to say of a row with another number of fields than the header."""
         return UnreadableSourceError(
-            f"{self._file}, line {line}: expected {len(self.header)} fields, as many as the"
+            f"{self.file}, line {line}: expected {len(self.header)} fields, as many as the"
             f" header's, found {fields}. Mend the line: of a row whose fields are shifted,"
             " nothing can be sent."
         )
@@ -454,37 +559,50 @@ class _Rows:
         # Not the file's own iterator, which knows no limit.
         lines = iter(partial(self._text.readline, _MOST_CHARACTERS), "")
         number = 0
-        for whole in lines:
-            number += 1
-            if len(whole) == _MOST_CHARACTERS:
-                raise self._too_long(number)
-            line = whole.rstrip("\r\n")
-            if line.isprintable() and '"' not in line and "\\" not in line:
-                if line:
-                    yield number, line
-                continue
-            reader = csv.reader(chain((whole,), lines), strict=True)
-            try:
-                fields = next(reader)
-            except csv.Error as error:
-                raise UnreadableSourceError(
-                    f"{self._file}, line {number}: expected a row of CSV, in which quotes come in"
-                    f" pairs, found one that ends otherwise ({error}). Mend the line."
-                ) from None
-            if sum(map(len, fields)) >= _MOST_CHARACTERS:
-                raise self._too_long(number)
-            yield number, fields
-            number += reader.line_num - 1
+        delimiter = blanks = ""
+        with _telling_breakage(self.file):
+            for whole in lines:
+                number += 1
+                if len(whole) == _MOST_CHARACTERS:
+                    raise self._too_long(number)
+                line = whole.rstrip("\r\n")
+                if not delimiter:
+                    if not line or _DECLARATION.match(line):
+                        continue
+                    # None is in a name of the header; the first of equals is the comma.
+                    delimiter = self.delimiter = max(_DELIMITERS, key=line.count)
+                    blanks = f"{delimiter} "
+                if line.isprintable() and '"' not in line and "\\" not in line:
+                    if line.strip(blanks):
+                        yield number, line
+                    continue
+                reader = csv.reader(chain((whole,), lines), strict=True, delimiter=delimiter)
+                try:
+                    fields = next(reader)
+                except csv.Error as error:
+                    raise UnreadableSourceError(
+                        f"{self.file}, line {number}: expected a row of CSV, in which quotes come"
+                        f" in pairs, found one that ends otherwise ({error}). Mend the line."
+                    ) from None
+                if sum(map(len, fields)) >= _MOST_CHARACTERS:
+                    raise self._too_long(number)
+                if any(map(str.strip, fields)):
+                    yield number, fields
+                number += reader.line_num - 1
 
     def _too_long(self, line: int) -> UnreadableSourceError:
         return UnreadableSourceError(
-            f"{self._file}, line {line}: expected a row of less than {_MOST_CHARACTERS:,}"
+            f"{self.file}, line {line}: expected a row of less than {_MOST_CHARACTERS:,}"
             " characters, found a longer one: look whether it is a CSV file."
         )
 
 
 def _require_header(file: Path, header: Sequence[str]) -> None:
-    """Raise where a column is missing, unknown or there twice, and say which."""
+    """Raise where a column is missing, unknown or there twice, and say which.
+
+    An index, which may come first, is none.
+    """
+    header = list(dropwhile(_INDEX.fullmatch, header))
     needed = [column.header for column in SOURCE_COLUMNS]
     missing = [name for name in needed if name not in header]
     known = {*needed, WITHHELD_HEADER}
@@ -514,6 +632,26 @@ def _opened(file: Path) -> io.BufferedReader:
     except OSError as error:
         raise UnreadableSourceError(
             f"{file}: expected a CSV file, found that it cannot be opened: {error.strerror}."
+        ) from error
+
+
+def _content(file: Path) -> io.BufferedReader | gzip.GzipFile:
+    """The file's bytes, or what is packed in them by gzip."""
+    binary = _opened(file)
+    if not binary.peek(2).startswith(_GZIP):
+        return binary
+    binary.close()
+    return gzip.open(file)
+
+
+@contextmanager
+def _telling_breakage(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UnreadableSourceError(
+            f"{file}: expected a whole gzip file, found it broken or cut off ({error}): fetch it"
+            " again."
         ) from error
 
 

@@ -1,9 +1,13 @@
 """Tests of retail_assets.defs.supply_chain.stream: text, rows, messages, and going on."""
 
 import base64
+import bz2
 import csv
+import gzip
+import io
 import json
 import logging
+import lzma
 import os
 import random
 import signal
@@ -100,6 +104,15 @@ def _by_the_rule(data: bytes) -> str:
     return "latin-1"
 
 
+FORMATS = {
+    b"PK\x03\x04": "a zip archive or an .xlsx workbook",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "an .xls workbook",
+    bz2.compress(b"a"): "bzip2",
+    lzma.compress(b"a"): "xz",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    gzip.compress(gzip.compress(b"a")): "a gzip file within a gzip file",
+}
 TEXTS = st.text(st.sampled_from("ab,é€Š“ü\u0081\u009d\n") | st.characters(codec="utf-8"))
 BYTES = st.one_of(
     st.binary(max_size=60),
@@ -109,7 +122,7 @@ BYTES = st.one_of(
     TEXTS.map(lambda text: text.encode("latin-1", "ignore")),
     # Good UTF-8, cut off: at the end of the file it is none.
     TEXTS.map(lambda text: text.encode("utf-8")[:-1]),
-).filter(lambda data: not data.startswith((b"\xff\xfe", b"\xfe\xff")))
+).filter(lambda data: not data.startswith((b"\xff\xfe", b"\xfe\xff", *stream._OTHER_FORMATS)))
 
 
 @settings(max_examples=400, deadline=None)
@@ -156,9 +169,18 @@ def test_a_message_has_the_characters_of_the_file(tmp_path: Path, encoding: str,
     assert _messages(file) == [_expected(row)]
 
 
-def test_utf_16_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableSourceError, match="found UTF-16: save it as UTF-8"):
-        examine_source(_file(tmp_path, _csv([_row()]), "utf-16"))
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("before", ["", "\ufeff", "sep=,\r\n"])
+def test_utf_16_is_read_with_and_without_its_mark(
+    tmp_path: Path, encoding: str, before: str
+) -> None:
+    row = _row(7, **{"Order City": "Bogotá, 東京 🙂"})
+    before = "" if encoding == "utf-16" and before == "\ufeff" else before
+    file = _file(tmp_path, before + _csv([row]), encoding)
+
+    assert _messages(file) == [_expected(row)]
+    broken = file.read_bytes() + b"a"
+    assert "expected UTF-16 throughout" in _refusal(_file(tmp_path, broken))
 
 
 # --- rows and messages
@@ -242,6 +264,90 @@ def test_empty_lines_are_no_rows(tmp_path: Path) -> None:
     file = _file(tmp_path, "\n" + header + "\n\r\n" + lines[0] + "\n" + lines[1] + "\r\n\n")
 
     assert [key for key, _ in _messages(file)] == ["1", "2"]
+
+
+def test_rows_of_nothing_but_delimiters_are_no_rows(tmp_path: Path) -> None:
+    nothing = ["," * 52, "," * 60, ", ,", '"",' * 52 + '" "', " "]
+    header, *lines = _csv([_row(1), _row(2)]).splitlines()
+    text = "\n".join([",,,", header, *nothing, lines[0], *nothing, lines[1], *nothing])
+
+    assert [key for key, _ in _messages(_file(tmp_path, text))] == ["1", "2"]
+
+
+# What programs make of the source's names, and put before them.
+NAMES_CHANGED = st.sampled_from(["\xa0", "\n", "\r\n", "  ", " \xa0"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=ROWS,
+    delimiter=st.sampled_from(",;\t|"),
+    declared=st.sampled_from(["", "sep={}\n", '"SEP={}"\r\n', "\nsep={}\n"]),
+    index=st.sampled_from([(), ("",), ("Unnamed: 0",), ("Unnamed: 0.1", "Unnamed: 0")]),
+    blank=NAMES_CHANGED,
+    packed=st.booleans(),
+)
+def test_a_file_may_be_as_programs_write_it(
+    rows: list[list[str]],
+    delimiter: str,
+    declared: str,
+    index: tuple[str, ...],
+    blank: str,
+    packed: bool,
+) -> None:
+    header = [*index, *(name.replace(" ", blank) for name in CSV_HEADER)]
+    text = io.StringIO(newline="")
+    text.write(declared.format(delimiter))
+    writer = csv.writer(text, delimiter=delimiter, quoting=csv.QUOTE_ALL if rows else 0)
+    writer.writerows([header, *([str(n)] * len(index) + row for n, row in enumerate(rows))])
+    data = text.getvalue().encode()
+    with tempfile.TemporaryDirectory() as name:
+        file = _file(Path(name), gzip.compress(data) if packed else data)
+
+        assert _messages(file) == [_expected(row) for row in rows]
+
+
+def test_decimal_commas_are_read_where_another_mark_separates(tmp_path: Path) -> None:
+    amounts = {"Sales": "327,75", "Latitude": "-66,03", "Order Item Discount Rate": "4,0e-2"}
+    codes = {"Order Zipcode": "94103,0", "Customer Id": "7,0", "Order Id": "1,0"}
+    texts = {"Order City": "1,5", "Product Price": "1.234,50", "order date (DateOrders)": "1,5"}
+    row = _row("1,0", **amounts, **codes, **texts)
+    file = _file(tmp_path, "\n".join(";".join(each) for each in (CSV_HEADER, row)))
+
+    ((key, fields),) = _messages(file)
+
+    pointed = {n: text.replace(",", ".") for n, text in (amounts | codes).items()}
+    assert (key, fields) == ("1.0", _expected(row)[1] | pointed)
+    # Nor are they where the comma separates, or where nothing says that commas are points.
+    assert _messages(_file(tmp_path, _csv([row]))) == [_expected(row)]
+    plain = _row(1, **{n: text.replace(",", ".") for n, text in amounts.items()})
+    file = _file(tmp_path, "\n".join(";".join(each) for each in (CSV_HEADER, plain)))
+    assert _messages(file) == [_expected(plain)]
+
+
+def test_numbers_with_both_decimal_marks_are_refused(tmp_path: Path) -> None:
+    rows = [_row(1, Sales="327,75"), _row(2), _row(3, **{"Product Price": "1.234"})]
+    file = _file(tmp_path, "\n".join("\t".join(each) for each in (CSV_HEADER, *rows)))
+
+    assert "found a comma in line 2 and a point in line 4" in _refusal(file)
+
+
+@pytest.mark.parametrize("start", FORMATS, ids=list(FORMATS.values()))
+@pytest.mark.parametrize("packed", [False, True])
+def test_another_format_is_refused_by_its_name(tmp_path: Path, start: bytes, packed: bool) -> None:
+    said = _refusal(_file(tmp_path, gzip.compress(start) if packed else start))
+
+    assert FORMATS[start] in said
+    assert said.isprintable()
+
+
+@pytest.mark.parametrize("cut", [4, 30, -1])
+def test_a_broken_gzip_file_is_told(tmp_path: Path, cut: int) -> None:
+    packed = gzip.compress(_csv([_row(n) for n in range(200)]).encode())
+
+    assert "expected a whole gzip file" in _refusal(_file(tmp_path, packed[:cut]))
+    spoiled = packed[:2_000] + b"\0\xff\0\xff" + packed[2_004:]
+    assert "expected a whole gzip file" in _refusal(_file(tmp_path, spoiled))
 
 
 def test_a_file_of_no_rows_has_no_messages(tmp_path: Path) -> None:
@@ -338,8 +444,10 @@ def test_a_row_of_many_long_fields_is_too_long(tmp_path: Path) -> None:
         (CSV_HEADER[:45], "found no 'Product Category Id', 'Product Description', 'Product"),
         (CSV_HEADER[:45], "and 3 more: mend the header."),
         (_row(1), "found 0 of them among 53: put the header there."),
-        (["; ".join(CSV_HEADER)], "found 0 of them among 1: put the header there."),
-        ([], "found 0 of them among 1"),
+        ([" - ".join(CSV_HEADER)], "found 0 of them among 1: put the header there."),
+        ([], "found 0 of them among 0"),
+        ([CSV_HEADER[0], "", *CSV_HEADER[1:]], "found '' unknown or twice"),
+        ([*CSV_HEADER, "Unnamed: 53"], "found 'Unnamed: 53' unknown or twice"),
     ],
 )
 def test_a_header_that_is_not_the_sources_is_named(tmp_path: Path, header: Row, told: str) -> None:
@@ -458,6 +566,32 @@ def test_a_stopped_stream_goes_on_where_it_was(
     assert sum(told) == source.rows
     assert f", after {first.delivered:,} before, " in second.summary
     assert _values(_sent(broker)) == Counter(value for _, value in read_messages(source))
+
+
+def test_a_stopped_stream_of_a_packed_file_goes_on_where_it_was(
+    source: Source, tmp_path: Path
+) -> None:
+    packed = tmp_path / "orders.csv.gz"
+    packed.write_bytes(gzip.compress(source.file.read_bytes()))
+    double = _Double()
+    _stop_in(double, examine_source(packed), tmp_path / "streams")
+
+    done = stream_file(double, examine_source(packed), tmp_path / "streams")
+
+    assert (done.finished, done.resumed_from) == (True, STOPPED_AT)
+    assert double.sent == [value for _, value in read_messages(source)]
+
+
+def test_a_stream_that_an_earlier_version_began_begins_anew(source: Source, tmp_path: Path) -> None:
+    """It may have counted other rows."""
+    double = _Double()
+    _stop_in(double, source, tmp_path / "streams")
+    (state,) = (tmp_path / "streams").iterdir()
+    said = json.loads(state.read_text())
+    del said["reading"]
+    state.write_text(json.dumps(said))
+
+    assert stream_file(double, source, tmp_path / "streams").resumed_from == 0
 
 
 def test_a_finished_file_is_sent_again(
