@@ -1,5 +1,6 @@
 """Tests of retail_assets.defs.supply_chain.assets: a broker, PostgreSQL, Spark and DuckDB."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from retail_assets.defs.supply_chain.assets import (
     LAG_CHECK,
     MESSAGES_KEY,
     OPERATIONAL_KEY,
+    READABLE_CHECK,
     STAR_CHECK,
     TOPIC_KEY,
     build_assets,
@@ -32,18 +34,21 @@ from retail_assets.defs.supply_chain.automation import (
     MESSAGES_JOB,
     STAR_JOB,
     messages_config,
+    star_config,
 )
 from retail_assets.defs.supply_chain.batches import Known, Landed, OpenBatch, Range, State
 from retail_assets.defs.supply_chain.contract import (
     DIM_CUSTOMER,
     DIM_DEPARTMENT,
     DIM_METADATA,
+    DOMAIN,
     FACT_ORDER,
     LANDED,
     TOPIC,
 )
 from retail_assets.defs.supply_chain.sample import write_sample
 from retail_assets.defs.supply_chain.star import StarChecked
+from retail_assets.losses import QUARANTINE_CHECK
 from retail_assets.resources.operational_db import OperationalDbResource
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.defs.supply_chain.shop import (
@@ -111,6 +116,57 @@ def test_messages_land_in_both_sinks_and_the_malformed_ones_in_quarantine(shop: 
     assert 0 <= found["oldest_message_waited_s"] < 600
     assert metadata_of(result, OPERATIONAL_KEY)["rows_landed"] == 2
     assert check_of(result, LAG_CHECK).passed
+    # Three of five: a topic cannot be refused, but somebody is told.
+    said = "the first: expected a JSON object, found no JSON: Expecting value"
+    found_check = check_of(result, READABLE_CHECK)
+    assert (found_check.passed, found_check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert (found_check.description or "").startswith(
+        f"3 of 5 messages that landed are dead letters, expected at most half; {said}"
+    )
+    warning = check_of(result, QUARANTINE_CHECK)
+    assert (warning.passed, warning.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "3 messages quarantined; expected a JSON object" in (warning.description or "")
+    assert (found["quarantined"], found["left_out_values"]) == (3, 0)
+
+
+def test_a_value_that_is_left_out_is_told_and_its_message_lands(shop: Shop) -> None:
+    odd = {"latitude": "north", "customer_zipcode": "9.4E+04", "order_zipcode": "94103.0"}
+    shop.send([order_line(1, **odd), order_line(2), order_line(3, latitude="NULL")], 1)
+
+    result = shop.execute(DOMAIN, messages_config(ingest_date=DAY))
+
+    assert result.success
+    assert len(shop.landed()) == len(shop.in_database()) == 3
+    assert shop.in_database("dead_letters") == {}
+    found = metadata_of(result, MESSAGES_KEY)
+    assert (found["quarantined"], found["left_out_values"]) == (0, 2)
+    # A zip code is personal: what it was is in quarantine, and not here.
+    reason = "Customer Zipcode: expected a code of digits, or a text"
+    assert found["first_reason"] == reason
+    assert f"2 values left out; {reason}" in (check_of(result, QUARANTINE_CHECK).description or "")
+    assert check_of(result, READABLE_CHECK).passed
+    (file,) = Path(shop.settings.lake).glob("quarantine/supply_chain/dead_letters/*/*.parquet")
+    listed = pq.read_table(file, partitioning=None).to_pylist()
+    assert [(entry["offset"], entry["row_stays"]) for entry in listed] == [(0, True)] * 2
+    assert {json.loads(entry["text"])["Latitude"] for entry in listed} == {"north"}
+    rows = shop.warehouse.query(
+        "select order_zipcode, latitude, count(*) from supply_chain.fact_order"
+        " join supply_chain.dim_location using (location_id) group by all order by all"
+    )
+    assert [(code, str(latitude), n) for code, latitude, n in rows] == [
+        ("94103", "None", 1),
+        ("Bogotá", "-66.037060000", 1),
+        ("Bogotá", "None", 1),
+    ]
+
+
+def test_half_of_the_messages_may_be_dead_letters(shop: Shop) -> None:
+    shop.send([order_line(1), b"no JSON"], 1)
+
+    result = shop.execute(MESSAGES_JOB, messages_config(ingest_date=DAY))
+
+    assert check_of(result, READABLE_CHECK).passed
+    assert metadata_of(result, MESSAGES_KEY)["quarantined"] == 1
 
 
 def test_a_run_without_a_date_lands_on_the_day_of_its_creation(
@@ -431,6 +487,25 @@ def test_a_star_that_is_not_as_it_should_be_is_not_loaded(
     assert pq.read_table(file, partitioning=None).num_rows == 1
 
 
+def test_a_star_that_lost_its_messages_is_refused_unless_that_is_meant(
+    built: tuple[Shop, dg.ExecuteInProcessResult],
+) -> None:
+    shop, _ = built
+    for file in (Path(shop.settings.lake) / "raw_streaming").rglob("*.parquet"):
+        file.unlink()
+    shop.lake.delete("_state/supply_chain/star.json")
+
+    result = shop.execute(STAR_JOB)
+
+    assert not result.success
+    said = failure_of(result)
+    assert "supply_chain.fact_order has 3 rows and would have 0" in said
+    assert "--allow-emptying" in said and "allow_emptying: true" in said
+    result = shop.execute(STAR_JOB, star_config(allow_emptying=True))
+    assert result.success
+    assert metadata_of(result, transformed_key(FACT_ORDER))["dagster/row_count"] == 0
+
+
 def test_a_load_before_the_star_is_told_what_lacks(shop: Shop) -> None:
     result = shop.execute(LOAD_JOB)
 
@@ -488,4 +563,9 @@ def test_the_star_blocks_and_the_lag_does_not(shop: Shop) -> None:
     graph = shop.definitions.resolve_asset_graph()
 
     blocking = {key.name: graph.get(key).blocking for key in graph.asset_check_keys}
-    assert blocking == {LAG_CHECK: False, STAR_CHECK: True}
+    assert blocking == {
+        LAG_CHECK: False,
+        READABLE_CHECK: False,
+        QUARANTINE_CHECK: False,
+        STAR_CHECK: True,
+    }

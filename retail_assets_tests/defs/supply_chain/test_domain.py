@@ -60,12 +60,26 @@ def test_a_stream_is_a_run_that_produces_a_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    (execution,) = SUPPLY_CHAIN.plan_stream(settings, Path("orders.csv"))
+    file = Path("orders.csv")
+    (execution,) = SUPPLY_CHAIN.plan_stream(settings, file, allow_emptying=False)
 
     assert (execution.job_name, execution.partitions, execution.tags) == (DOMAIN, None, {})
     config = execution.run_config["ops"]["supply_chain_micro_batch"]["config"]
     assert config["file"] == str(tmp_path / "orders.csv")  # wherever the run is
     assert set(config) == {"file", "ingest_date"}
+    assert set(execution.run_config["ops"]) == {"supply_chain_micro_batch"}
+
+
+def test_the_star_may_be_emptied_where_that_is_asked_for(settings: Settings) -> None:
+    plans = [
+        *SUPPLY_CHAIN.plan(settings, None, allow_emptying=True, instance=no_instance),
+        *SUPPLY_CHAIN.plan_stream(settings, Path("orders.csv"), allow_emptying=True),
+    ]
+
+    for execution in plans:
+        ops = execution.run_config["ops"]
+        assert set(ops) == {"supply_chain_micro_batch", "supply_chain_star"}
+        assert ops["supply_chain_star"]["config"] == {"allow_emptying": True}
 
 
 def test_partitions_are_refused_with_what_to_do(settings: Settings) -> None:
