@@ -187,6 +187,21 @@ def test_a_new_nullable_column_is_added(warehouse: DuckDBWarehouse, parquet: Wri
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["old files", "old and new files"])
+def test_a_column_that_may_be_null_by_now_may_be(
+    warehouse: DuckDBWarehouse, parquet: Write, tmp_path: Path
+) -> None:
+    warehouse.replace_partitions(SALES, [parquet("one", (1, D1, "1"))], {D1: "v1"})
+    key, day, price = SALES.columns
+    eased = replace(SALES, columns=(key, day, replace(price, nullable=True)))
+    null = tmp_path / "null.parquet"
+    row = {"id": 2, "day": date(2011, 1, 2), "price": None}
+    pq.write_table(pa.Table.from_pylist([row], schema=eased.arrow_schema), null)
+
+    warehouse.replace_partitions(eased, [str(null)], {D2: "v1"})
+
+    assert rows_of(warehouse) == [(1, D1, Decimal("1.000")), (2, D2, None)]
+
+
 def test_files_from_before_a_nullable_column_load_as_nulls(
     warehouse: DuckDBWarehouse, parquet: Write, mixed: bool
 ) -> None:
