@@ -186,7 +186,6 @@ def test_a_new_nullable_column_is_added(warehouse: DuckDBWarehouse, parquet: Wri
     assert warehouse.query("select id, note from shop.sales order by id") == [(1, None), (2, "x")]
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["old files", "old and new files"])
 def test_a_column_that_may_be_null_by_now_may_be(
     warehouse: DuckDBWarehouse, parquet: Write, tmp_path: Path
 ) -> None:
@@ -202,6 +201,7 @@ def test_a_column_that_may_be_null_by_now_may_be(
     assert rows_of(warehouse) == [(1, D1, Decimal("1.000")), (2, D2, None)]
 
 
+@pytest.mark.parametrize("mixed", [False, True], ids=["old files", "old and new files"])
 def test_files_from_before_a_nullable_column_load_as_nulls(
     warehouse: DuckDBWarehouse, parquet: Write, mixed: bool
 ) -> None:
