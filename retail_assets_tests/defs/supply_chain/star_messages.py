@@ -244,13 +244,10 @@ def typed_of(kind: str, text: str | None, source: str = "") -> Any:
     is_side = source in SIDES
     if kind.startswith("decimal"):
         precision, digits = (int(part) for part in kind[8:-1].split(","))
-        try:
-            found = decimal_of(text, digits)
-        except ArithmeticError:
-            assert is_side
+        if is_side and not re.fullmatch("-?[0-9]+([.][0-9]+)?([eE][+-]?[0-9]+)?", text):
             return None
-        is_in = found.is_finite() and abs(found) < 10 ** (precision - digits)
-        return found if is_in or not is_side else None
+        found = decimal_of(text, digits)
+        return found if abs(found) < 10 ** (precision - digits) or not is_side else None
     if not (whole := re.fullmatch("(-?[0-9]+)([.]0+)?", text)):
         assert is_side
         return None
