@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import dagster as dg
     import pyarrow as pa
 
+# Whole texts that are no value where a number, a date or a code is expected.
+MISSING_WORDS = ("", "NULL", "null", "nan", "NaN", "None", "NA", "N/A", r"\N")
 _DECIMAL = re.compile(r"decimal\((\d+),\s*(\d+)\)")
 _DUCKDB_TYPES = {
     "string": "VARCHAR",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from retail_assets.dataset import Dataset
+from retail_assets.dataset import MISSING_WORDS, Dataset
 from retail_assets.defs.coffee_chain.contract import CUSTOMER, OUTLET, PRODUCT, SALES
 from retail_assets.identity import BETWEEN, ID_DIGITS, identity_of
 
@@ -58,8 +58,6 @@ _DAY = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])-[0-9]{2}-[0-9]{2}"
 _DATE = rf"^{_DAY}\z"
 _DATE_TIME = rf"^{_DAY} ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\z"
 _WHOLE_NUMBER = r"^-?[0-9]+\z"
-# What stands for no value in a column of numbers, of days or of codes of digits.
-MISSING_WORDS = ("", "NULL", "null", "nan", "NaN", "None", "NA", "N/A", r"\N")
 # As what counts by floats writes whole numbers: 2.0 for 2.
 _POINT = r"\.0*"
 _WHOLE_NUMBER_WITH_POINT = rf"^-?[0-9]+{_POINT}\z"

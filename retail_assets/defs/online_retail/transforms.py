@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from retail_assets.dataset import MISSING_WORDS
 from retail_assets.days import contiguous_ranges
 from retail_assets.defs.online_retail.contract import LINE_TYPES, QUARANTINE, SOURCE_COLUMNS
 from retail_assets.errors import PermanentError
@@ -25,9 +26,8 @@ TYPING_VERSION = "2"
 _FIELD_SEPARATOR = "chr(31)"
 _NULL_MARK = "chr(30)"
 _BLANKS = "concat(' ', chr(9), chr(10), chr(13), chr(160))"
-# What stands for no value; of texts two less, for NA is Namibia as well.
-_MISSING_TEXTS = ("", "NULL", "null", "nan", "NaN", "None", "\\N")
-_MISSING = (*_MISSING_TEXTS, "NA", "N/A")
+# Of plain texts two less stand for no value: NA is Namibia as well.
+_MISSING_TEXTS = tuple(word for word in MISSING_WORDS if word not in ("NA", "N/A"))
 _NUMBERS = ("quantity", "unit_price", "customer_id")
 _TRIMMED = ("invoice_no", "stock_code", "country", *_NUMBERS)
 # In batches: the time that a row's text is.
@@ -227,7 +227,7 @@ def _unless_missing(text: str, words: Sequence[str]) -> str:
 def _code(column: str) -> str:
     # Programs that take codes of digits for numbers write 536365.0.
     text = f"{column}_text"
-    code = _unless_missing(text, _MISSING)
+    code = _unless_missing(text, MISSING_WORDS)
     return (
         f"case when contains({text}, '.0')"
         f" then regexp_replace({text}, '^([0-9]+)\\.0+$', '\\1') else {code} end"
@@ -262,7 +262,7 @@ with text as (
         {_unless_missing("description", _MISSING_TEXTS)} as description,
         quantity_text,
         unit_price_text,
-        {_unless_missing("customer_id_text", _MISSING)} as customer_id_text,
+        {_unless_missing("customer_id_text", MISSING_WORDS)} as customer_id_text,
         {_unless_missing("country_text", _MISSING_TEXTS)} as country
     from {{rows}}
 ),

@@ -4,9 +4,10 @@ Columns, types, keys, personal data, the source's header, names of topic and pla
 a message becomes a row (messages.py), how rows become the star (transforms.py).
 """
 
+import re
 from dataclasses import dataclass
 
-from retail_assets.dataset import Column, Dataset
+from retail_assets.dataset import MISSING_WORDS, Column, Dataset
 
 DOMAIN = "supply_chain"
 TOPIC = "supply_chain_data"
@@ -338,4 +339,4 @@ OLDEST_YEAR, NEWEST_YEAR = 1900, 2199
 WHOLE_CODE = r"([0-9]+)\.0+"
 LOST_CODE = r"-?[0-9]+(\.[0-9]*[1-9][0-9]*|(\.[0-9]+)?[eE]\+[0-9]{1,2})"
 # Texts that mean none in a column that is no plain text.
-MISSING = r"[ \t]*(NULL|null|nan|NaN|None|NA|N/A|\\N)?[ \t]*"
+MISSING = rf"[ \t]*({'|'.join(map(re.escape, MISSING_WORDS))})[ \t]*"

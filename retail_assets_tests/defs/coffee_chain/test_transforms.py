@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from retail_assets.dataset import Dataset
+from retail_assets.dataset import MISSING_WORDS, Dataset
 from retail_assets.defs.coffee_chain.contract import (
     CUSTOMER,
     OUTLET,
@@ -31,7 +31,6 @@ from retail_assets.defs.coffee_chain.sample import write_sample
 from retail_assets.defs.coffee_chain.transforms import (
     CUSTOMER_COLUMNS,
     LEFT_OUT,
-    MISSING_WORDS,
     REJECTED,
     SALES_COLUMNS,
     STAGED,
