@@ -53,6 +53,7 @@ from retail_assets.resources.operational_db import OperationalDbResource
 from retail_assets_tests.defs.supply_chain.test_messages import as_json, fields
 
 DAY = "2026-01-02"
+NORTH = "north"
 Identity = tuple[str, int, int]
 
 
@@ -87,9 +88,13 @@ class Flow:
         broker_embedded.let_go(self.home)
 
     def in_lake(self) -> dict[Identity, dict[str, str | None] | str | None]:
-        """What each message is in the lake: fields by header, or the text of a dead letter."""
+        """What each message is in the lake: fields by header, or the text of a dead letter.
+
+        Values that are left out are listed of exactly the rows that have one.
+        """
         names = {c.name: c.header for c in SOURCE_COLUMNS}
         found: list[tuple[Identity, Any]] = []
+        without: list[Identity] = []
         for prefix, schema in (
             (LANDED_PREFIX, MESSAGES.arrow_schema),
             (DEAD_PREFIX, DEAD_LETTERS.arrow_schema),
@@ -98,6 +103,9 @@ class Flow:
                 table = pq.read_table(self.lake.local_file(entry.name), partitioning=None)
                 assert table.schema.equals(schema), entry.name
                 for row in table.to_pylist():
+                    if row.get("row_stays"):
+                        without.append((row["incarnation"], row["partition"], row["offset"]))
+                        continue
                     said = (
                         row["text"]
                         if "text" in row
@@ -106,6 +114,8 @@ class Flow:
                     found.append(((row["incarnation"], row["partition"], row["offset"]), said))
         twice = [at for at, times in Counter(at for at, _ in found).items() if times > 1]
         assert not twice
+        odd = [at for at, said in found if isinstance(said, dict) and said["Latitude"] == NORTH]
+        assert sorted(odd) == sorted(without)
         return dict(found)
 
     def in_database(self) -> dict[Identity, dict[str, str | None] | str | None]:
@@ -142,12 +152,18 @@ def said(value: bytes | None) -> dict[str, Any] | str | None:
 
 
 def mixed(count: int, seed: int = 0) -> list[bytes | None]:
-    """Messages, a tenth of them bad."""
+    """Messages, a tenth of them bad, and another with a value that is left out."""
     generator = random.Random(seed)
     return [
         generator.choice([None, b"hello", b'{"Type": 1}'])
-        if generator.random() < 0.1
-        else as_json(fields(order_item_id=str(number), sales=f"{number}.5"))
+        if (chance := generator.random()) < 0.1
+        else as_json(
+            fields(
+                order_item_id=str(number),
+                sales=f"{number}.5",
+                latitude=NORTH if chance < 0.2 else "1.5",
+            )
+        )
         for number in range(count)
     ]
 
@@ -576,6 +592,24 @@ def test_half_a_batch_of_older_rules_is_replaced(flow: Flow) -> None:
             flow.lake.path(name).write_bytes(flow.lake.path(half.name).read_bytes())
     flow.drain()
     flow.assert_once(flow.sent())
+
+
+def test_dead_letters_of_an_earlier_version_are_loaded_again(flow: Flow) -> None:
+    """Their files do not say whether rows stay: none did."""
+    flow.send([b"hello", as_json(fields())] * 5)
+    sent = flow.sent()
+    flow.drain()
+    for entry in flow.lake.list_objects(DEAD_PREFIX):
+        file = flow.lake.path(entry.name)
+        pq.write_table(pq.read_table(file, partitioning=None).drop_columns("row_stays"), file)
+    with flow.database.connect() as connection:
+        connection.execute("drop schema raw_streaming cascade")
+        connection.commit()
+    flow.lake.delete(f"_state/{STATE}.json")
+
+    flow.drain()
+
+    assert flow.in_database() == {at: said(value) for at, value in sent.items()}
 
 
 def test_ranges_of_dead_letters_only_count_as_landed(flow: Flow) -> None:
