@@ -5,8 +5,8 @@ January or in February. Not here: which column that is, and what becomes of what
 
 The shapes, and no other: a day as YEAR-M-D (also with / or .), or as two numbers and a year of four
 or two digits (20YY), parted by /, - or .; then, after a space (or the T of ISO), H:MM or H.MM, with
-seconds and their fraction or without, and AM or PM on a clock of twelve hours. A zone is none of
-it: times are local business time.
+seconds and their fraction or without, and AM or PM (`a. m.`) on a clock of twelve hours. A zone is
+none of it: times are local business time.
 """
 
 import re
@@ -20,7 +20,7 @@ Order = Literal["mdy", "dmy", "iso"]
 _YEAR_FIRST = re.compile(r"([0-9]{4})([-/.])([0-9]{1,2})\2([0-9]{1,2})")
 _YEAR_LAST = re.compile(r"([0-9]{1,2})([-/.])([0-9]{1,2})\2([0-9]{4}|[0-9]{2})")
 _TIME = re.compile(
-    r"([0-9]{1,2})([:.])([0-9]{2})(?:\2([0-9]{2})(?:\.([0-9]{1,6})0*)?)?(?: ?([AP])\.?M\.?)?",
+    r"([0-9]{1,2})([:.])([0-9]{2})(?:\2([0-9]{2})(?:\.([0-9]{1,6})0*)?)?(?:\s?([AP])\.?\s?M\.?)?",
     re.IGNORECASE,
 )
 _CENTURY = 2000
@@ -56,6 +56,7 @@ class _Time(NamedTuple):
 class Moments:
     """Reads the values of one column, and says in what order its days and months are.
 
+    The column may go through several tables, such as the sheets of a workbook.
     ``order`` is that of values of the second shape; ``decide`` tells afterwards whether it was the
     right one. With ``iso`` such values are not read at all.
     """
@@ -80,15 +81,20 @@ class Moments:
             day = self._days[day_text] = _read_day(day_text)
             if isinstance(day, _Day):
                 self._texts[day_text] = text
+        if day is None:
+            return None
         try:
             at = self._times[time_text]
         except KeyError:
             at = self._times[time_text] = _read_time(time_text)
-        if day is None or at is None:
+        if at is None:
             return None
         if isinstance(day, _Day):
-            self._is_published = self._is_published and day.is_published and not at.is_padded
-            self._has_one_digit = self._has_one_digit or day.has_one_digit or at.has_one_digit
+            # Set one way alone: several threads may read the tables of one column.
+            if not day.is_published or at.is_padded:
+                self._is_published = False
+            if day.has_one_digit or at.has_one_digit:
+                self._has_one_digit = True
             read = day.read(self.order)
             return None if read is None else datetime.combine(read, at.of_day)
         return datetime.combine(day, at.of_day)

@@ -69,6 +69,8 @@ def test_both_orders_are_read_as_python_reads_them(
     text = written if is_padded else unpadded(written)
     assert read_one(text, order) == expected
     assert read_one(text.replace("AM", "a.m.").replace("PM", "pm"), order) == expected
+    # Spanish, and programs that take a narrow blank that does not break.
+    assert read_one(text.replace("AM", "a. m.").replace(" PM", "\u202fPM"), order) == expected
     assert read_one(text, "iso") is None
 
 
