@@ -338,12 +338,12 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             raw = [lake.local_file(file.raw) for file in files]
             typed_files = self._type(connection, raw, scratch / "unpacked", partial)
             manifest, unplaced = self._describe(connection, partial, typed_files, files, version)
+            bad = _quarantined_with_a_day(connection, partial, manifest.tables)
             try:
                 _require_a_day(lake, manifest)
                 if processed is not None:
-                    self._refuse_to_shrink(manifest, processed)
+                    self._refuse_to_shrink(manifest, processed, _first_reason(bad))
             except PermanentError:
-                bad = _quarantined_with_a_day(connection, partial, manifest.tables)
                 _quarantine(lake, version, {REFUSED: pa.concat_tables([unplaced, bad])})
                 raise
             _quarantine(lake, version, {UNPLACED: unplaced})
@@ -425,7 +425,6 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         ]
         if rejected:  # Arrow imports pandas to make columns of Python's values
             unplaced = pa.concat_tables([unplaced, quarantine_table(rejected)])
-        first_bad = unplaced.slice(0, 1).to_pylist()
         manifest = Manifest(
             version=version,
             files=files,
@@ -435,19 +434,20 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             read=read,
             unplaced=unplaced.num_rows,
             days=day_ledgers(connection, relation, first, last),
-            first_reason=next(
-                (
-                    f"{bad['source']}, row {bad['row'] or 'unknown'}:"
-                    f" {public_reason(bad['reason'], ONLINE_RETAIL_DATA.personal)}"
-                    for bad in first_bad
-                ),
-                None,
-            ),
+            first_reason=_first_reason(unplaced),
         )
         _check_balance(manifest)
         return manifest, unplaced
 
-    def _refuse_to_shrink(self, manifest: Manifest, processed: Mapping[str, DayLedger]) -> None:
+    def _refuse_to_shrink(
+        self,
+        manifest: Manifest,
+        processed: Mapping[str, DayLedger],
+        first_reason: str | None = None,
+    ) -> None:
+        """``first_reason`` is that of the quarantined rows with a day."""
+        with_a_day = sum(ledger.quarantined for ledger in manifest.days.values())
+        quarantined = manifest.quarantined + Quarantined(with_a_day, first=first_reason)
         had = {
             day: ledger.written
             for day, ledger in processed.items()
@@ -468,8 +468,7 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             ONLINE_RETAIL_DATA.table,
             sum(had.values()),
             sum(has.values()),
-            Quarantined(sum(ledger.quarantined for ledger in manifest.days.values()))
-            + manifest.quarantined,
+            quarantined,
             most_lost=self.most_rows_lost,
             force=_FORCE,
         )
@@ -484,6 +483,14 @@ def _require_a_day(lake: LakeResource, manifest: Manifest) -> None:
             f" {manifest.unplaced:,} rows are in {lake.uri(place)}; nothing else was changed. Mend"
             " its dates, or point RETAIL_ONLINE_RETAIL_SOURCE at another file."
         )
+
+
+def _first_reason(rows: "pa.Table") -> str | None:
+    """Of QUARANTINE's rows, without personal data."""
+    for bad in rows.slice(0, 1).to_pylist():
+        reason = public_reason(bad["reason"], ONLINE_RETAIL_DATA.personal)
+        return f"{bad['source']}, row {bad['row'] or 'unknown'}: {reason}"
+    return None
 
 
 def _quarantined_with_a_day(
