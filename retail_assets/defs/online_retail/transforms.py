@@ -353,9 +353,13 @@ def type_rows(
         view = f"text_rows_{number}"
         connection.register(view, table.batches)
         selects.append(table.select(number, view))
-    connection.execute("create or replace temp macro shown(x) as coalesce(x[:40], 'nothing')")
+    # Reasons are printed: nothing in them may act on a terminal.
+    connection.execute(
+        "create or replace temp macro shown(x) as"
+        " coalesce(regexp_replace(x[:40], '[[:cntrl:]\x80-\x9f]', '?', 'g'), 'nothing')"
+    )
     rows = "(" + " union all ".join(selects) + ")"
-    return connection.sql(_TYPED.format(rows=rows, shown="shown"))
+    return connection.sql(_TYPED.format(rows=rows))
 
 
 @dataclass(frozen=True)

@@ -616,6 +616,8 @@ def test_a_reason_names_the_column_and_what_was_found() -> None:
         "quantity: expected a whole number, found half a dozen"
     )
     assert "found nothing" in type_one(with_cell("Quantity", None))["reason"]
+    for control in "\x1b\x07\x7f\x9b\n":
+        assert type_one(with_cell("Quantity", f"{control}[31m6"))["reason"].endswith("found ?[31m6")
 
 
 def test_a_total_beyond_its_type_rejects_its_row() -> None:
