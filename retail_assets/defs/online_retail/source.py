@@ -32,7 +32,7 @@ from retail_assets.defs.online_retail.transforms import (
 )
 from retail_assets.errors import PermanentError
 from retail_assets.losses import SKIPPED, Quarantined, public_reason, refuse_to_shrink
-from retail_assets.moments import Order
+from retail_assets.moments import Moments, Order
 from retail_assets.resources.download import Fingerprint, fetch, is_url, probe, redact
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.tabular import CELL_MARKS, TextTable, open_tables
@@ -378,9 +378,22 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 ]
                 tables = [table for file in opened for table in file.tables]
                 assumed = readings or [Reading(order or Reading.order)] * len(tables)
+                # Of each file, which may have a name that another location's has as well.
+                columns: dict[tuple[int, str], Moments] = {}
+                places = [
+                    (place, table.file)
+                    for place, file in enumerate(opened)
+                    for table in file.tables
+                ]
                 reads = [
-                    ReadTable(table, match_header(table.header, table.label), reading, CELL_MARKS)
-                    for table, reading in zip(tables, assumed, strict=True)
+                    ReadTable(
+                        table,
+                        match_header(table.header, table.label),
+                        reading,
+                        columns.setdefault(place, Moments(reading.order)),
+                        CELL_MARKS,
+                    )
+                    for place, table, reading in zip(places, tables, assumed, strict=True)
                 ]
                 try:
                     # Read once or twice, then replaced: quick to write rather than small.
@@ -461,8 +474,8 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise SourceError(
                 f"the source would empty {len(emptied)} of {len(had)} filled days"
                 f" ({emptied[0]}...{emptied[-1]}), more than {self.most_rows_lost:.0%}"
-                f" (RETAIL_MOST_ROWS_LOST). Nothing was changed. If that is meant, {_FORCE}; if"
-                " not, the origin is truncated or another file."
+                f" (RETAIL_MOST_ROWS_LOST); {quarantined}. Nothing was changed. If that is meant,"
+                f" {_FORCE}; if not, the origin is truncated, broken or another file."
             )
         refuse_to_shrink(
             ONLINE_RETAIL_DATA.table,

@@ -56,6 +56,7 @@ class TextRows(Protocol):
     """What a reader of files hands over: a label, a header, batches of text by position."""
 
     label: str
+    file: str
     header: list[str]
     batches: "Iterator[pa.RecordBatch]"
     delimiter: str
@@ -79,20 +80,17 @@ class Reading:
 class ReadTable:
     """One table on its way to DuckDB, with what its columns as a whole say of their reading.
 
-    ``marks`` are the texts that stand for cells without a value. After its batches were read,
-    ``settle`` says in which reading all of them are right: another one than was given means that
-    the table has to be read again.
+    ``marks`` are the texts that stand for cells without a value; ``moments`` reads the dates, which
+    all tables of a file share. After their batches were read, ``settle`` says in which reading all
+    of them are right: another one than was given means that the table has to be read again.
     """
 
     table: TextRows
     match: "HeaderMatch"
     reading: Reading
+    moments: Moments
     marks: frozenset[str] = frozenset()
-    _moments: Moments = field(init=False)
     _has_decimal_comma: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        self._moments = Moments(self.reading.order)
 
     @property
     def batches(self) -> "pa.RecordBatchReader":
@@ -112,7 +110,7 @@ class ReadTable:
         for batch in self.table.batches:
             # Each text once: most rows share theirs with others of their invoice.
             texts = batch.column(at).dictionary_encode()
-            read = self._moments.read(texts.dictionary.to_pylist())
+            read = self.moments.read(texts.dictionary.to_pylist())
             moments = pa.array(read, schema.field(AT).type).take(texts.indices)
             yield pa.RecordBatch.from_arrays([*batch.columns, moments], schema=schema)
             if self.table.delimiter != "," and not self._has_decimal_comma:
@@ -127,10 +125,10 @@ class ReadTable:
         """
         decimal: Literal[".", ","] = "," if self._has_decimal_comma else "."
         try:
-            return Reading(order or self._moments.decide(), decimal)
+            return Reading(order or self.moments.decide(), decimal)
         except UndecidedOrderError as error:
             raise AmbiguousDatesError(
-                f"{self.table.label}: InvoiceDate: {error}, and nothing else in the file decides."
+                f"{self.table.file}: InvoiceDate: {error}, and nothing else in the file decides."
                 " Nothing was changed. Set RETAIL_ONLINE_RETAIL_DATES to dmy or mdy, whichever its"
                 " dates are."
             ) from error

@@ -76,7 +76,7 @@ def read_delimited(
         layout = _find_header(text.read(_HEAD_CHARACTERS), is_header)
     if layout is None:
         raise NoTableError(f"{label} has no header; expected the table's column names.")
-    table = TextTable(label, layout.header, iter(()), delimiter=layout.delimiter)
+    table = TextTable(label, layout.header, iter(()), delimiter=layout.delimiter, file=label)
     table.batches = _batches(table, layout, path, encoding, opened)
     return FoundTable(table, layout.is_wanted, layout.rows_above)
 

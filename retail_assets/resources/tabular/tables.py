@@ -44,8 +44,9 @@ class TextTable:
     Columns of a batch are named by position ("0", "1", ...) and ``row`` (int64): the row's number
     in the file, of a CSV counted from the header's line over the rows that have all fields. Missing
     values are null. ``rows`` counts every data row met, rejected ones included; a row of nothing
-    but blanks is none. ``delimiter`` is "," for a workbook; ``has_marked_cells`` says that a
-    workbook's cells hold some of CELL_MARKS.
+    but blanks is none. ``file`` is the label of the file that the table is all of, or a sheet of.
+    ``delimiter`` is "," for a workbook; ``has_marked_cells`` says that a workbook's cells hold some
+    of CELL_MARKS.
     """
 
     label: str
@@ -56,6 +57,7 @@ class TextTable:
     failure: UnreadableFileError | None = None
     delimiter: str = ","
     has_marked_cells: bool = False
+    file: str = field(kw_only=True)
 
     @property
     def schema(self) -> "pa.Schema":

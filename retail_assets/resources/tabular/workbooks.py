@@ -88,7 +88,7 @@ def read_workbook(
         for name in names:
             has_marks = name in sheets and sheets[name].member in valueless
             cells, has_errors = _load(workbook, name) if has_marks else loaded[name]
-            table = _find_table(cells, f"{label}[{shown(name)}]", is_header)
+            table = _find_table(cells, label, name, is_header)
             if table is not None:
                 table.table.has_marked_cells = has_marks or has_errors
                 found.append(table)
@@ -148,7 +148,7 @@ def _with_error_cells(sheet: "pa.RecordBatch", errors: "fastexcel.CellErrors") -
 
 
 def _find_table(
-    sheet: "pa.RecordBatch", label: str, is_header: IsHeader | None
+    sheet: "pa.RecordBatch", file: str, name: str, is_header: IsHeader | None
 ) -> FoundTable | None:
     """The table below the wanted header, or else below the first row that is not blank."""
     import pyarrow as pa
@@ -161,7 +161,7 @@ def _find_table(
     rows = {at: [clean_name(column[at].as_py() or "") for column in columns] for at in filled}
     wanted = next((at for at in filled if is_header is not None and is_header(rows[at])), None)
     at = filled[0] if wanted is None else wanted
-    table = TextTable(label, rows[at], iter(()))
+    table = TextTable(f"{file}[{shown(name)}]", rows[at], iter(()), file=file)
     table.batches = _sheet_batches(columns, is_blank, at + 1, table)
     return FoundTable(table, wanted is not None, filled.index(at))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import xlsxwriter
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -473,6 +474,35 @@ def test_undecided_dates_are_refused_and_read_by_the_setting(
     behind = source(*lines).model_copy(update={"dates": "mdy"})
     found = behind.refresh(lake)
     assert found.typed and list(found.manifest.days) == ["2010-01-12", "2010-02-12"]
+
+
+def test_the_sheets_of_a_workbook_are_read_in_one_order(
+    lake: LocalLake, source: Source, tmp_path: Path
+) -> None:
+    # Alone, the second would be in the published form: month first.
+    path = tmp_path / "years.xlsx"
+    with xlsxwriter.Workbook(path) as book:
+        for name, days in (("2009", ["1/12/2009", "13/12/2009"]), ("2010", ["2/12/2010"])):
+            sheet = book.add_worksheet(name)
+            for at, text in enumerate([HEADER, *map(line, days)]):
+                sheet.write_row(at, 0, text.strip().replace(" 08:26:00", " 8:26").split(","))
+
+    found = source(path).refresh(lake)
+
+    assert list(found.manifest.days) == ["2009-12-01", "2009-12-13", "2010-12-02"]
+
+
+def test_the_files_of_an_archive_are_each_read_in_their_own_order(
+    lake: LocalLake, source: Source, tmp_path: Path
+) -> None:
+    path = tmp_path / "both.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("uk/a.csv", HEADER + line("01/12/2010") + line("13/12/2010"))
+        archive.writestr("us/a.csv", HEADER + line("12/02/2010") + line("12/14/2010"))
+
+    found = source(path).refresh(lake)
+
+    assert list(found.manifest.days) == [f"2010-12-{day}" for day in ("01", "02", "13", "14")]
 
 
 def test_days_outside_a_narrower_span_do_not_count_as_emptied(

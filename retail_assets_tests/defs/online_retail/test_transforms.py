@@ -41,7 +41,7 @@ from retail_assets.defs.online_retail.transforms import (
     quarantined_rows,
     type_rows,
 )
-from retail_assets.moments import Order
+from retail_assets.moments import Moments, Order
 from retail_assets.resources.tabular import ROW, TextTable, open_tables
 
 HEADER = [
@@ -126,7 +126,7 @@ LINE = Line(
 
 def text_table(rows: Sequence[Cells], label: str = "table", cuts: int = 4) -> TextTable:
     """``rows`` as a reader of files would hand them over, in batches of ``cuts``."""
-    table = TextTable(label, list(HEADER), iter(()))
+    table = TextTable(label, list(HEADER), iter(()), file=label)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(rows), cuts):
@@ -152,7 +152,7 @@ def typed(*tables: TextTable, order: Order = "mdy") -> Iterator[duckdb.DuckDBPyC
     """A connection that has what ``type_rows`` makes of the tables, as ``typed``."""
     connection = shared_connection()
     reads = [
-        ReadTable(table, match_header(table.header, table.label), Reading(order))
+        ReadTable(table, match_header(table.header, table.label), Reading(order), Moments(order))
         for table in tables
     ]
     rows = type_rows(connection, reads).to_arrow_table()
@@ -545,7 +545,7 @@ def test_dates_are_settled_by_the_setting_or_the_column(
     texts: list[str], order: Order | None, settled: Order | None
 ) -> None:
     table = text_table([with_cell("InvoiceDate", text) for text in texts])
-    read = ReadTable(table, match_header(table.header, table.label), Reading())
+    read = ReadTable(table, match_header(table.header, table.label), Reading(), Moments())
     type_rows(shared_connection(), [read]).fetchall()
     if settled:
         assert read.settle(order) == Reading(settled)
@@ -562,7 +562,7 @@ def test_a_comma_is_decimal_only_beside_another_delimiter() -> None:
         while True:  # as the source reads it
             table = text_table([with_cell("UnitPrice", price) for price in prices])
             table.delimiter = delimiter
-            read = ReadTable(table, match_header(table.header, table.label), reading)
+            read = ReadTable(table, match_header(table.header, table.label), reading, Moments())
             found = type_rows(shared_connection(), [read]).order('"row"').fetchall()
             settled = read.settle(None)
             if settled == reading:
@@ -574,6 +574,17 @@ def test_a_comma_is_decimal_only_beside_another_delimiter() -> None:
     # A point beside decimal commas: thousands, or a fraction. Nobody knows.
     reading, (first, second) = reasons(";", "2,55", "1.234")
     assert reading.decimal == "," and first is None and second is not None
+    assert reasons(";", "2,550", "2,5 ") == (Reading(decimal=","), [None, None])
+    # A comma that may part thousands proves nothing; one before a point does part them.
+    for price in ("1,234", "1,234.50"):
+        reading, (first, second) = reasons("\t", price, "2.55")
+        assert reading.decimal == "." and first is not None and second is None
+    table = text_table([["536365,0", "8,5", "A,B", "6,0", "2010-12-01", "2,55", "17850,0", "A,0"]])
+    read = ReadTable(
+        table, match_header(table.header, table.label), Reading(decimal=","), Moments()
+    )
+    (row,) = type_rows(shared_connection(), [read]).fetchall()
+    assert row[4:7] == ("536365", "8,5", "A,B") and row[7] == 6 and row[10:12] == (17850, "A,0")
     reading, (first,) = reasons(",", "2,55")
     assert reading.decimal == "." and first is not None
 
@@ -583,7 +594,7 @@ def test_the_mark_of_a_cell_without_a_value_rejects_its_row(column: str) -> None
     table = text_table([with_cell(column, "#MARK"), LINE.cells()])
     table.has_marked_cells = True
     match = match_header(table.header, table.label)
-    read = ReadTable(table, match, Reading(), frozenset({"#MARK"}))
+    read = ReadTable(table, match, Reading(), Moments(), frozenset({"#MARK"}))
     rows = type_rows(shared_connection(), [read]).order('"row"').fetchall()
     assert [row[12] for row in rows] == [
         f"{list(match.positions)[HEADER.index(column)]}: expected a value, found #MARK",
