@@ -29,7 +29,10 @@ _BLANKS = "concat(' ', chr(9), chr(10), chr(13), chr(160))"
 # Of plain texts two less stand for no value: NA is Namibia as well.
 _MISSING_TEXTS = tuple(word for word in MISSING_WORDS if word not in ("NA", "N/A"))
 _NUMBERS = ("quantity", "unit_price", "customer_id")
-_TRIMMED = ("invoice_no", "stock_code", "country", *_NUMBERS)
+_CODES = ("invoice_no", "stock_code")
+_TRIMMED = (*_CODES, "country", *_NUMBERS)
+# Three digits behind a comma may be thousands, and prove nothing.
+_DECIMAL_COMMA = r"^[^.]*,([0-9]{1,2}|[0-9]{4,})\s*$"
 # In batches: the time that a row's text is.
 AT = "moment"
 # UCI's own word for a country that is not known.
@@ -114,7 +117,7 @@ class ReadTable:
             moments = pa.array(read, schema.field(AT).type).take(texts.indices)
             yield pa.RecordBatch.from_arrays([*batch.columns, moments], schema=schema)
             if self.table.delimiter != "," and not self._has_decimal_comma:
-                found = pc.any(pc.match_substring(batch.column(price), ","))
+                found = pc.any(pc.match_substring_regex(batch.column(price), _DECIMAL_COMMA))
                 self._has_decimal_comma = bool(found.as_py())
 
     def settle(self, order: Order | None) -> Reading:
@@ -139,19 +142,21 @@ class ReadTable:
         columns = [f"{text} as {column}" for column, text in texts.items()]
         for column in _TRIMMED:
             trimmed = f"trim({texts[column]}, {_BLANKS})"
-            columns.append(
-                f"{self._number(trimmed) if column in _NUMBERS else trimmed} as {column}_text"
-            )
+            if self.reading.decimal == ",":
+                trimmed = self._with_points(column, trimmed)
+            columns.append(f"{trimmed} as {column}_text")
         return (
             f'select {number}::integer as source_no, "row", {AT}, {self._marked()} as marked,'
             f" {', '.join(columns)} from {view}"
         )
 
-    def _number(self, text: str) -> str:
-        # A point beside decimal commas parts thousands, or is a decimal one: nobody knows.
-        if self.reading.decimal == ".":
-            return text
-        return f"case when not contains({text}, '.') then replace({text}, ',', '.') end"
+    def _with_points(self, column: str, text: str) -> str:
+        if column in _NUMBERS:
+            # A point beside decimal commas parts thousands, or is a decimal one: nobody knows.
+            return f"case when not contains({text}, '.') then replace({text}, ',', '.') end"
+        if column in _CODES:
+            return f"regexp_replace({text}, '^([0-9]+),(0+)$', '\\1.\\2')"
+        return text
 
     def _marked(self) -> str:
         """The reason of a row in which a text is the mark of a cell without a value, or null."""
