@@ -237,12 +237,15 @@ def _code(column: str) -> str:
     )
 
 
-# A spreadsheet's 5.36E+05 was 536365 or another number of six digits: nobody knows.
-_LOST_DIGITS = "\n".join(
+# A spreadsheet's 5.36E+05 was 536365 or another number of six digits: nobody knows. No codes are
+# its errors (#N/A), too narrow columns (####), formulas (="536365") and marks of texts ('536365).
+_NO_CODES = "\n".join(
     f"when contains({column}, '+')"
-    f" and regexp_full_match({column}, '[0-9](\\.[0-9]+)?[eE]\\+[0-9]+')"
-    f" then '{column}: expected a code, found ' || {column} || ', which has lost digits'"
-    for column in ("invoice_no", "stock_code")
+    f" and regexp_full_match({column}, '[0-9]([.,][0-9]+)?[eE]\\+[0-9]+')"
+    f" then '{column}: expected a code, found ' || {column} || ', which has lost digits'\n"
+    f"when {column}[1] in ('#', '=', '''')"
+    f" then '{column}: expected a code, found ' || shown({column})"
+    for column in _CODES
 )
 
 _NUMBER = "[+-]?([0-9]+\\.?[0-9]*|\\.[0-9]+)([eE][+-]?[0-9]+)?"
@@ -286,17 +289,17 @@ judged as (
             when marked is not null then marked
             when invoice_no is null then 'invoice_no is empty'
             when stock_code is null then 'stock_code is empty'
-            {_LOST_DIGITS}
+            {_NO_CODES}
             when quantity is null
-                then 'quantity: expected a whole number, found ' || {{shown}}(quantity_raw)
+                then 'quantity: expected a whole number, found ' || shown(quantity_raw)
             when invoice_datetime is null
                 then 'invoice_datetime: expected a date and time, found '
-                    || {{shown}}(invoice_datetime_raw)
+                    || shown(invoice_datetime_raw)
             when unit_price is null
                 then 'unit_price: expected a number of at most three decimals, found '
-                    || {{shown}}(unit_price_raw)
+                    || shown(unit_price_raw)
             when customer_id is null and customer_id_text is not null
-                then 'customer_id: expected a whole number, found ' || {{shown}}(customer_id_raw)
+                then 'customer_id: expected a whole number, found ' || shown(customer_id_raw)
             when try_cast(quantity * unit_price as decimal(18, 3)) is null
                 then 'total_price: quantity * unit_price exceeds 15 digits'
             -- The last two would let different rows share an identity (see below).

@@ -513,9 +513,14 @@ def test_a_code_that_was_taken_for_a_number_is_the_code(column: str) -> None:
     assert type_one(with_cell(column, "536365.0"))[name] == "536365"
     assert type_one(with_cell(column, "0536365.00"))[name] == "0536365"
     assert type_one(with_cell(column, "C536365.0"))[name] == "C536365.0"
-    assert type_one(with_cell(column, "5.36E+05"))["reason"] == (
-        f"{name}: expected a code, found 5.36E+05, which has lost digits"
-    )
+    for text in ("5.36E+05", "5,36E+05", "5e+05"):
+        assert type_one(with_cell(column, text))["reason"] == (
+            f"{name}: expected a code, found {text}, which has lost digits"
+        )
+    for text in ("#N/A", "######", '="536365"', "'536365"):
+        assert type_one(with_cell(column, text))["reason"] == (
+            f"{name}: expected a code, found {text}"
+        )
     assert "customer_id" in type_one(with_cell("CustomerID", "1.78E+04"))["reason"]
 
 
