@@ -494,7 +494,7 @@ def _require_a_day(lake: LakeResource, manifest: Manifest) -> None:
         raise SourceError(
             f"the source holds no row with a readable day: {manifest.first_reason}. Its"
             f" {manifest.unplaced:,} rows are in {lake.uri(place)}; nothing else was changed. Mend"
-            " its dates, or point RETAIL_ONLINE_RETAIL_SOURCE at another file."
+            " them at their origin, or point RETAIL_ONLINE_RETAIL_SOURCE at another file."
         )
 
 

@@ -190,7 +190,10 @@ def match_header(header: Sequence[str], label: str) -> HeaderMatch:
         found = [i for i, name in enumerate(folded) if name in ours]
         if len(found) > 1:
             names = ", ".join(cleaned[i] for i in found)
-            raise SchemaDriftError(f"{label}: {column} stands there {len(found)} times ({names}).")
+            raise SchemaDriftError(
+                f"{label}: {column} stands there {len(found)} times ({names})."
+                " Take all but one away at the origin."
+            )
         if found:
             positions[column] = found[0]
         else:
@@ -243,7 +246,8 @@ _NO_CODES = "\n".join(
     f"when contains({column}, '+')"
     f" and regexp_full_match({column}, '[0-9]([.,][0-9]+)?[eE]\\+[0-9]+')"
     f" then '{column}: expected a code, found ' || {column} || ', which has lost digits'\n"
-    f"when {column}[1] in ('#', '=', '''')"
+    # By comparisons alone, which cost nothing: it begins with no letter or digit.
+    f"when {column} < '0' or {column} between ':' and '@'"
     f" then '{column}: expected a code, found ' || shown({column})"
     for column in _CODES
 )

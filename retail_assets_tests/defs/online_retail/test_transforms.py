@@ -517,7 +517,7 @@ def test_a_code_that_was_taken_for_a_number_is_the_code(column: str) -> None:
         assert type_one(with_cell(column, text))["reason"] == (
             f"{name}: expected a code, found {text}, which has lost digits"
         )
-    for text in ("#N/A", "######", '="536365"', "'536365"):
+    for text in ("#N/A", "######", '="536365"', "'536365", "-1", "@"):
         assert type_one(with_cell(column, text))["reason"] == (
             f"{name}: expected a code, found {text}"
         )
