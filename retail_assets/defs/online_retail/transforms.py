@@ -175,21 +175,20 @@ class ReadTable:
 
 
 def match_header(header: Sequence[str], label: str) -> HeaderMatch:
-    """Find our columns in a header, in either published spelling and any order.
+    """Find our columns in a header of cleaned names, in either published spelling and any order.
 
     Raises:
         SchemaDriftError: a column is missing or stands there twice.
     """
-    cleaned = [" ".join(name.strip().strip("\ufeff").strip('"').split()) for name in header]
-    # Case and blanks differ from program to program, a line break within a name among them.
-    folded = ["".join(name.split()).casefold() for name in cleaned]
+    # Case and blanks differ from program to program.
+    folded = ["".join(name.split()).casefold() for name in header]
     positions: dict[str, int] = {}
     missing = []
     for column, spellings in SOURCE_COLUMNS.items():
         ours = {"".join(spelling.split()).casefold() for spelling in spellings}
         found = [i for i, name in enumerate(folded) if name in ours]
         if len(found) > 1:
-            names = ", ".join(cleaned[i] for i in found)
+            names = ", ".join(header[i] for i in found)
             raise SchemaDriftError(
                 f"{label}: {column} stands there {len(found)} times ({names})."
                 " Take all but one away at the origin."
@@ -198,10 +197,10 @@ def match_header(header: Sequence[str], label: str) -> HeaderMatch:
             positions[column] = found[0]
         else:
             missing.append(" or ".join(spellings))
-    extra = tuple(name for i, name in enumerate(cleaned) if name and i not in positions.values())
+    extra = tuple(name for i, name in enumerate(header) if name and i not in positions.values())
     if missing:
         raise SchemaDriftError(
-            f"{label}: missing {', '.join(missing)}; found {', '.join(cleaned) or 'no header'}."
+            f"{label}: missing {', '.join(missing)}; found {', '.join(header) or 'no header'}."
             " Rename the columns at the origin, or add their spelling to SOURCE_COLUMNS in"
             " contract.py."
         )
