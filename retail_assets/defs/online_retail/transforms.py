@@ -31,8 +31,10 @@ _MISSING_TEXTS = tuple(word for word in MISSING_WORDS if word not in ("NA", "N/A
 _NUMBERS = ("quantity", "unit_price", "customer_id")
 _CODES = ("invoice_no", "stock_code")
 _TRIMMED = (*_CODES, "country", *_NUMBERS)
-# Three digits behind a comma may be thousands, and prove nothing.
-_DECIMAL_COMMA = r"^[^.]*,([0-9]{1,2}|[0-9]{4,})\s*$"
+# Semicolons part fields where commas are decimal ones. Beside others a comma has to prove it: three
+# digits behind it may be thousands.
+_COMMA = r"^[^.]*,[0-9]*\s*$"
+_PROVED_COMMA = r"^[^.]*,([0-9]{1,2}|[0-9]{4,})\s*$"
 # In batches: the time that a row's text is.
 AT = "moment"
 # UCI's own word for a country that is not known.
@@ -117,7 +119,8 @@ class ReadTable:
             moments = pa.array(read, schema.field(AT).type).take(texts.indices)
             yield pa.RecordBatch.from_arrays([*batch.columns, moments], schema=schema)
             if self.table.delimiter != "," and not self._has_decimal_comma:
-                found = pc.any(pc.match_substring_regex(batch.column(price), _DECIMAL_COMMA))
+                comma = _COMMA if self.table.delimiter == ";" else _PROVED_COMMA
+                found = pc.any(pc.match_substring_regex(batch.column(price), comma))
                 self._has_decimal_comma = bool(found.as_py())
 
     def settle(self, order: Order | None) -> Reading:

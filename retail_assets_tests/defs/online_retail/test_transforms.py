@@ -579,10 +579,11 @@ def test_a_comma_is_decimal_only_beside_another_delimiter() -> None:
     # A point beside decimal commas: thousands, or a fraction. Nobody knows.
     reading, (first, second) = reasons(";", "2,55", "1.234")
     assert reading.decimal == "," and first is None and second is not None
-    assert reasons(";", "2,550", "2,5 ") == (Reading(decimal=","), [None, None])
+    assert reasons(";", "2,550") == (Reading(decimal=","), [None])
+    assert reasons("\t", "2,550", "2,5 ") == (Reading(decimal=","), [None, None])
     # A comma that may part thousands proves nothing; one before a point does part them.
-    for price in ("1,234", "1,234.50"):
-        reading, (first, second) = reasons("\t", price, "2.55")
+    for delimiter, price in (("\t", "1,234"), ("\t", "1,234.50"), (";", "1,234.50")):
+        reading, (first, second) = reasons(delimiter, price, "2.55")
         assert reading.decimal == "." and first is not None and second is None
     table = text_table([["536365,0", "8,5", "A,B", "6,0", "2010-12-01", "2,55", "17850,0", "A,0"]])
     read = ReadTable(
