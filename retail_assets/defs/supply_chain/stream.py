@@ -38,6 +38,7 @@ from retail_assets.defs.supply_chain.contract import (
     TOPIC,
     WITHHELD_HEADER,
 )
+from retail_assets.defs.supply_chain.messages import names_withheld
 from retail_assets.errors import PermanentError
 
 _CHUNK_BYTES = 1 << 20
@@ -72,6 +73,9 @@ _READING = 2
 _NUMERIC = [at for at, c in enumerate(SOURCE_COLUMNS) if c.type not in ("string", "timestamp")]
 _DECIMAL = [at for at in _NUMERIC if SOURCE_COLUMNS[at].type.startswith("decimal")]
 _WITH_COMMA = re.compile(r"-?[0-9]+,[0-9]+([eE][+-]?[0-9]+)?")
+_TIMES = [at for at, c in enumerate(SOURCE_COLUMNS) if c.type == "timestamp"]
+_SLASHED = re.compile(r"([0-9]{1,2})/([0-9]{1,2})/.*")
+_MONTHS, _DAYS = 12, 31
 _WITH_POINT = re.compile(r"-?[0-9]+[.][0-9]+([eE][+-]?[0-9]+)?")
 _log = logging.getLogger(__name__)
 
@@ -236,7 +240,8 @@ def examine_source(file: Path) -> Source:
     one and an index's; fields may be separated by semicolons, tabs or bars as well: the header
     decides. A row with another number of fields makes the whole file unreadable: where the fields
     of a row are shifted, no one can tell which of them is the withheld one. So do numbers of which
-    some have a decimal comma and others a point.
+    some have a decimal comma and others a point, and times that prove to have the day first: of
+    those below 13 a message would say another day.
 
     Raises:
         UnreadableSourceError: naming the file, the line, what was expected and what was found.
@@ -244,7 +249,7 @@ def examine_source(file: Path) -> Source:
     encoding = detect_encoding(file)
     identity = _identity(file)
     rows = 0
-    marks = _DecimalMarks()
+    marks, orders = _DecimalMarks(), _DateOrders()
     with _Rows(file, encoding) as found:
         delimiter = found.delimiter
         for line, row in found:
@@ -253,8 +258,11 @@ def examine_source(file: Path) -> Source:
                 raise found.ragged(line, fields)
             if delimiter != ",":
                 marks.look(found, line, row)
+            if orders.undecided:
+                orders.look(found, line, row)
             rows += 1
         header = found.header
+        orders.require_months_first(file)
     return Source(file, encoding, header, rows, identity, marks.comma_at is not None)
 
 
@@ -280,6 +288,44 @@ class _DecimalMarks:
             raise UnreadableSourceError(
                 f"{rows.file}: expected numbers with one decimal mark, found a comma in line"
                 f" {self.comma_at} and a point in line {self.point_at}: write all with points."
+            )
+
+
+class _DateOrders:
+    """Whether the month is first in times as 1/31/2018, by a column's values up to the first proof.
+
+    A column of which some values prove one order and some the other has rows that are wrong.
+    """
+
+    def __init__(self) -> None:
+        self.undecided = set(_TIMES)
+        self._days_first: dict[int, tuple[int, str]] = {}
+
+    def look(self, rows: _Rows, line: int, row: str | list[str]) -> None:
+        """Note what a row proves."""
+        fields = row.split(rows.delimiter) if isinstance(row, str) else row
+        for at in tuple(self.undecided):
+            text = fields[rows.places[at]]
+            if (found := _SLASHED.fullmatch(text)) is None:
+                continue
+            first, second = map(int, found.groups())
+            if second > _MONTHS >= first:
+                self.undecided.discard(at)
+            elif _DAYS >= first > _MONTHS >= second:
+                self._days_first.setdefault(at, (line, text))
+
+    def require_months_first(self, file: Path) -> None:
+        """Raise where values prove that the day is first, and none that the month is.
+
+        Raises:
+            UnreadableSourceError: naming the column, and the first such value.
+        """
+        for at in sorted(self.undecided & self._days_first.keys()):
+            line, text = self._days_first[at]
+            raise UnreadableSourceError(
+                f"{file}, line {line}: expected {SOURCE_COLUMNS[at].header} with the month first,"
+                f" as 1/31/2018 22:56, or as ISO, found {text!r}, and no value whose month is"
+                " first: write the times of the file as 2018-01-31 22:56."
             )
 
 
@@ -622,7 +668,9 @@ def _require_header(file: Path, header: Sequence[str]) -> None:
 
 
 def _shown(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(n.replace(WITHHELD_HEADER, "(withheld)")) for n in names[:_MOST_NAMED])
+    shown = ", ".join(
+        repr("(withheld)" if names_withheld(name) else name) for name in names[:_MOST_NAMED]
+    )
     return shown + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
 
 

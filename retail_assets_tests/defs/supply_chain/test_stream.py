@@ -10,6 +10,7 @@ import logging
 import lzma
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -332,6 +333,45 @@ def test_numbers_with_both_decimal_marks_are_refused(tmp_path: Path) -> None:
     assert "found a comma in line 2 and a point in line 4" in _refusal(file)
 
 
+DATES = st.builds("{}/{}/2018 9:05".format, st.integers(0, 40), st.integers(0, 40)) | st.just("x")
+
+
+@settings(max_examples=200, deadline=None)
+@given(times=st.lists(st.tuples(DATES, DATES), max_size=4), quoted=st.booleans())
+@example(
+    times=[("1/2/2018 9:05", "3/2/2018 9:05"), ("1/2/2018 9:05", "13/2/2018 9:05")], quoted=True
+)
+@example(times=[("13/2/2018 9:05", "x"), ("2/13/2018 9:05", "x")], quoted=False)
+def test_a_file_that_has_the_day_first_is_refused(
+    times: list[tuple[str, str]], quoted: bool
+) -> None:
+    names = ("order date (DateOrders)", "shipping date (DateOrders)")
+    more = {"Order City": 'a "b"'} if quoted else {}
+    rows = [_row(1, **dict(zip(names, each, strict=True)), **more) for each in times]
+
+    def proves(text: str, *, day_first: bool) -> bool:
+        found = re.fullmatch(r"(\d+)/(\d+)/2018 9:05", text)
+        if found is None:
+            return False
+        day, month = map(int, found.groups() if day_first else reversed(found.groups()))
+        return 12 < day <= (31 if day_first else 99) and month <= 12
+
+    refused = [
+        name
+        for name, column in zip(names, zip(*times, strict=True), strict=False)
+        if any(proves(text, day_first=True) for text in column)
+        and not any(proves(text, day_first=False) for text in column)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        file = _file(Path(folder), _csv(rows))
+        if refused:
+            said = _refusal(file)
+            assert f": expected {refused[0]} with the month first" in said
+            assert "write the times of the file as 2018-01-31 22:56" in said
+        else:
+            assert _messages(file) == [_expected(row) for row in rows]
+
+
 @pytest.mark.parametrize("start", FORMATS, ids=list(FORMATS.values()))
 @pytest.mark.parametrize("packed", [False, True])
 def test_another_format_is_refused_by_its_name(tmp_path: Path, start: bytes, packed: bool) -> None:
@@ -439,7 +479,8 @@ def test_a_row_of_many_long_fields_is_too_long(tmp_path: Path) -> None:
         ([*CSV_HEADER, "Type"], "found 'Type' unknown or twice"),
         ([*CSV_HEADER, "Extra"], "found 'Extra' unknown or twice"),
         ([*CSV_HEADER, WITHHELD_HEADER], "found '(withheld)' unknown or twice"),
-        ([*CSV_HEADER, f"{WITHHELD_HEADER}.1"], "found '(withheld).1' unknown or twice"),
+        ([*CSV_HEADER, f"{WITHHELD_HEADER}.1"], "found '(withheld)' unknown or twice"),
+        (["customer_password" if n == WITHHELD_HEADER else n for n in CSV_HEADER], "'(withheld)'"),
         (["type", *CSV_HEADER[1:]], "found no 'Type'; 'type' unknown or twice"),
         (CSV_HEADER[:45], "found no 'Product Category Id', 'Product Description', 'Product"),
         (CSV_HEADER[:45], "and 3 more: mend the header."),
