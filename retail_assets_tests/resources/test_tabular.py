@@ -1145,6 +1145,21 @@ def test_a_column_without_a_name_may_have_the_one_that_pandas_gives(
             scan(path, other)
 
 
+@pytest.mark.parametrize("above", ["", "index,", ",", "Unnamed: 0,", "Unnamed: 0.1,Unnamed: 0,"])
+@pytest.mark.parametrize("header", [("a", "b"), ("", "b")])
+def test_further_indexes_before_all_columns_are_left_out(
+    written: Written, header: tuple[str, ...], above: str
+) -> None:
+    before = "8," * above.count(",")
+    path = written(f"{above}{','.join(header)}\n{before}1,2\n{before},\n{before}3\n")
+
+    found = scan(path, header)
+
+    assert scanned_rows(found, 2) == [["1", "2"], *([[None, None]] if before else [])]
+    assert [row.text for row in found.rejected] == [f"{before}3"]
+    assert found.rows == len(scanned_rows(found, 2)) + 1
+
+
 @pytest.mark.usefixtures("block_bytes")
 @pytest.mark.parametrize("text", PLAIN)
 def test_a_plain_file_is_counted_and_not_copied(written: Written, text: str) -> None:

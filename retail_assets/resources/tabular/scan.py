@@ -18,7 +18,7 @@ from retail_assets.resources.tabular.tables import (
 )
 
 _NO_SEPARATORS = bytes(set(range(256)) - set(b",\n"))
-_INDEX = re.compile(r"(index|Unnamed: [0-9]+)?")  # as pandas writes one without a name
+_INDEX = re.compile(r"(index|Unnamed: [0-9.]+)?")  # as pandas writes one without a name
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def scan_csv(path: Path, header: Sequence[str], scratch: Path) -> ScannedCsv:
     or more) and not all of them empty: such a file is hashed and counted at the disk's speed, and
     nothing of it is copied. Of others the good rows are copied to ``scratch``, and the bad ones
     told. Where ``header`` has a column without a name, a row's index, the file may name it as
-    pandas does.
+    pandas does; further ones before all columns are left out.
 
     Raises:
         UnreadableFileError: the header is another, or the file is no CSV; see ``open_tables``.
@@ -56,9 +56,10 @@ def scan_csv(path: Path, header: Sequence[str], scratch: Path) -> ScannedCsv:
         return ScannedCsv(path, digest, rows)
 
     def is_header(names: Sequence[str]) -> bool:
-        return len(names) == len(header) and all(
-            name == expected or (not expected and _INDEX.fullmatch(name) is not None)
-            for name, expected in zip(names, header, strict=True)
+        expected = [*[""] * (len(names) - len(header)), *header]
+        return len(names) == len(expected) and all(
+            name == wanted or (not wanted and _INDEX.fullmatch(name) is not None)
+            for name, wanted in zip(names, expected, strict=True)
         )
 
     with open_tables(path, scratch, is_header=is_header) as opened:
@@ -145,7 +146,8 @@ def _write_copy(table: TextTable, header: Sequence[str], copy: Path) -> bool:
         copy, schema, write_options=pacsv.WriteOptions(quoting_style="needed")
     ) as out:
         for batch in table.batches:
-            values = pa.RecordBatch.from_arrays(batch.columns[1:], schema=schema)
+            columns = batch.columns[-len(header) :]
+            values = pa.RecordBatch.from_arrays(columns, schema=schema)
             # A NUL that ends a line is lost to the JVM's Spark, unless it reads by quotes.
             marks = (b'"', b",", b"\n", b"\r", b"\0")
             quoted = quoted or any(holds(values, mark) for mark in marks)
