@@ -58,7 +58,13 @@ from retail_assets.requests import REQUEST_TAG
 from retail_assets.resources.lake import LakeObject
 from retail_assets.resources.spark import SparkResource
 from retail_assets.resources.warehouse import DuckDBWarehouse
-from retail_assets.runs import PROCESS_TAG, fail_lost_runs, process_tags
+from retail_assets.runs import (
+    PERMANENT_FAILURE_TAG,
+    PROCESS_TAG,
+    code_version,
+    fail_lost_runs,
+    process_tags,
+)
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
 
@@ -517,6 +523,35 @@ def test_a_bad_drop_does_not_keep_back_the_others_nor_the_marts(house: House) ->
 
     deliver(house, D2)
     assert house.settle() == [D2, "marts"]
+
+
+def test_a_refused_drop_is_asked_for_once_a_delivery(house: House) -> None:
+    deliver(house, D1, D2, rows=10)
+    house.settle()
+    deliver(house, D2, rows=2)
+    house.raw.sales(D1, *(sale(n) for n in range(9)))
+
+    def refuse(request: dg.RunRequest) -> None:
+        run_id = house.record(request, FAILURE)
+        why = f"{run_id} {code_version()} sales has 10 rows and would have 2"
+        house.instance.add_run_tags(run_id, {PERMANENT_FAILURE_TAG: why})
+
+    refuse(only(house.sense()))
+    asked = house.sense()
+    assert isinstance(asked, list)
+    assert [house.shown(request) for request in asked] == [D1, D2]
+    assert house.run(asked[0])
+    refuse(asked[1])
+
+    assert house.settle() == ["marts"]
+    assert house.landed() == {D1: 9, D2: 10}
+    answer = house.sense()
+    assert isinstance(answer, str)
+    assert "sales has 10 rows and would have 2): deliver it anew" in answer
+
+    house.raw.sales(D2, *(sale(n) for n in range(11)))
+    assert house.settle() == [D2, "marts"]
+    assert house.landed() == {D1: 9, D2: 11}
 
 
 def test_marts_wait_for_drops_that_are_underway(house: House) -> None:
