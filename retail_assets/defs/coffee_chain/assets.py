@@ -36,10 +36,13 @@ from retail_assets.defs.coffee_chain.transforms import (
     TYPING_VERSION,
     split_left_out,
     split_rejected,
+    write_points,
+    write_points_small,
 )
 from retail_assets.errors import PermanentError, failures_by_kind
 from retail_assets.landing import landed_asset
 from retail_assets.losses import (
+    SKIPPED,
     EmptyingConfig,
     Quarantined,
     check_quarantine,
@@ -71,10 +74,11 @@ _SMALL_BYTES = 16 * 1024**2
 
 
 class Taken(NamedTuple):
-    """What was taken of a raw file, and what of it could not be."""
+    """What was taken of a raw file, what of it could not be, and what is no part of the table."""
 
     ledger: Ledger
     quarantined: Quarantined
+    skipped: str = ""
 
 
 class Bad(NamedTuple):
@@ -278,7 +282,10 @@ def write_small(lake: LakeResource, run_id: str, small: SmallFile, *, most_lost:
         # By position: a copy's header has a name for the index.
         raw = pd.read_csv(scanned.file, dtype="string", keep_default_na=False, na_values=[""])
         _require_unchanged(entry.name, file, stamp)
-        typed = small.type_rows(raw.set_axis(list(small.raw.header), axis="columns"))
+        raw = raw.set_axis(list(small.raw.header), axis="columns")
+        if scanned.delimiter != ",":
+            raw = write_points_small(raw, small.numbers)
+        typed = small.type_rows(raw)
         rows = pa.Table.from_pandas(typed.rows, dataset.arrow_schema, preserve_index=False)
         bad = [Bad(row.reason, row.text) for row in scanned.rejected]
         bad += [Bad(*told) for told in typed.rejected]
@@ -295,7 +302,7 @@ def write_small(lake: LakeResource, run_id: str, small: SmallFile, *, most_lost:
             left_out=len(typed.left_out),
         )
         _require_balance(entry.name, ledger)
-        taken = Taken(ledger, _quarantined(dataset, ledger, bad))
+        taken = Taken(ledger, _quarantined(dataset, ledger, bad), "; ".join(scanned.skipped))
         had = lake.partition_rows("processed", dataset, "", [WHOLE_TABLE])
         before = read_known(lake).ledgers(dataset)
         _require_rows(dataset, WHOLE_TABLE, had, before, taken, most_lost)
@@ -457,6 +464,8 @@ def _stage_batch(
             as_delivered = files[key] if found.file == local[key] else None
             place = exchange.place(found.file, as_delivered)
             rows = spark.read_csv(place, large.columns, quoted=found.quoted)
+            if found.delimiter != ",":
+                rows = write_points(rows, large.numbers)
             frames.append(large.stage_rows(rows, key))
         union = reduce(lambda left, right: left.unionAll(right), frames)
         written = spark.write(union, exchange.target("written"), STAGED)
@@ -535,7 +544,7 @@ def _stage_drop(
         assert dataset.partition_by is not None
         rejected = _quarantine_table(quarantine, key, entry.name, bad)
         stage.write_partitions("quarantine", quarantine, dataset.partition_by, [(key, rejected)])
-    return Taken(ledger, _quarantined(dataset, ledger, bad))
+    return Taken(ledger, _quarantined(dataset, ledger, bad), "; ".join(scanned.skipped))
 
 
 def _restore_left_out(dataset: Dataset, file: Path, lines: set[str]) -> list[Bad]:
@@ -614,7 +623,7 @@ def _publish(
 
 def taken_metadata(taken: Taken) -> dict[str, int | str]:
     """A drop's ledger as the UI shows it, and what of the drop could not be taken."""
-    ledger, quarantined = taken
+    ledger, quarantined, skipped = taken
     return {
         "dagster/partition_row_count": ledger.written,
         "read": ledger.read,
@@ -622,6 +631,7 @@ def taken_metadata(taken: Taken) -> dict[str, int | str]:
         **quarantined.metadata,
         "bytes": ledger.size,
         "sha256": ledger.sha256,
+        **({SKIPPED: skipped} if skipped else {}),
     }
 
 

@@ -71,33 +71,48 @@ class RefusedDropsError(DropError):
 
 @dataclass(frozen=True)
 class SmallFile:
-    """A table of one raw file, which pandas types."""
+    """A table of one raw file, which pandas types.
+
+    ``numbers`` name the raw fields that may have any.
+    """
 
     dataset: Dataset
     raw: RawFiles
     type_rows: "Callable[[pd.DataFrame], SmallTable]"
+    numbers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class DroppedFiles:
     """A table of dated raw files, which Spark types.
 
-    ``columns`` name the raw fields; ``part_column`` is the folder below a drop's, if any.
+    ``columns`` name the raw fields, ``numbers`` those that may have any; ``part_column`` is the
+    folder below a drop's, if any.
     """
 
     dataset: Dataset
     raw: RawFiles
     columns: tuple[str, ...]
     stage_rows: "Callable[[DataFrame, str], DataFrame]"
+    numbers: tuple[str, ...]
     part_column: str | None = None
 
 
 SMALL_FILES = (
-    SmallFile(OUTLET, RAW_OUTLET, type_outlets),
-    SmallFile(PRODUCT, RAW_PRODUCT, type_products),
+    SmallFile(OUTLET, RAW_OUTLET, type_outlets, ("outlet_id", "postcode")),
+    SmallFile(PRODUCT, RAW_PRODUCT, type_products, ("no", "product_id", "product_price")),
 )
-CUSTOMER_DROPS = DroppedFiles(CUSTOMER, RAW_CUSTOMER, CUSTOMER_COLUMNS, stage_customers)
-SALES_DROPS = DroppedFiles(SALES, RAW_SALES, SALES_COLUMNS, stage_sales, "sale_year")
+CUSTOMER_DROPS = DroppedFiles(
+    CUSTOMER, RAW_CUSTOMER, CUSTOMER_COLUMNS, stage_customers, ("customer_id",)
+)
+SALES_DROPS = DroppedFiles(
+    SALES,
+    RAW_SALES,
+    SALES_COLUMNS,
+    stage_sales,
+    ("customer_id", "outlet_id", "product_id", "quantity"),
+    "sale_year",
+)
 DROPPED_FILES = (CUSTOMER_DROPS, SALES_DROPS)
 
 

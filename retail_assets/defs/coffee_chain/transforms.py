@@ -9,7 +9,7 @@ embedded engine and the JVM's Spark execute alike; a parity test runs them on bo
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,14 +55,26 @@ WHOLE = "all"
 # The year 0000 is one of Spark's, not of the warehouses'. The end is \z: before a last line end,
 # $ matches on the JVM and does not on the embedded engine.
 _DAY = "([1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])-[0-9]{2}-[0-9]{2}"
-_DATE = rf"^{_DAY}\z"
+_MIDNIGHT = " 00:00:00"  # as pandas writes behind a day
+_DATE = rf"^{_DAY}({_MIDNIGHT})?\z"
 _DATE_TIME = rf"^{_DAY} ([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]\z"
 _WHOLE_NUMBER = r"^-?[0-9]+\z"
 # As what counts by floats writes whole numbers: 2.0 for 2.
 _POINT = r"\.0*"
 _WHOLE_NUMBER_WITH_POINT = rf"^-?[0-9]+{_POINT}\z"
 _DIGITS_WITH_POINT = rf"^[0-9]+{_POINT}\z"
+# Of a file whose delimiter is no comma: a number with a decimal comma. Before three digits it may
+# be one of thousands.
+_WITH_COMMA = r"^((?:RM\s*)?-?[0-9]+),([0-9]{1,2})"
 _MISSING = rf"^[ \t\r\n]*({'|'.join(map(re.escape, MISSING_WORDS))})[ \t\r\n]*\z"
+
+
+def write_points(raw: "DataFrame", columns: Iterable[str]) -> "DataFrame":
+    """The same rows, in these columns with points for decimal commas."""
+    from pyspark.sql import functions as F  # noqa: N812  (as Spark's own documentation has it)
+
+    pattern = rf"{_WITH_COMMA}\z"
+    return raw.withColumns({name: F.regexp_replace(name, pattern, "$1.$2") for name in columns})
 
 
 def stage_sales(raw: "DataFrame", drop_date: str) -> "DataFrame":
@@ -71,7 +83,7 @@ def stage_sales(raw: "DataFrame", drop_date: str) -> "DataFrame":
     ``raw`` has the text columns SALES_COLUMNS. The result has the columns of SALES and STAGED (see
     ``_collapse``); a part is the year of the sale.
     """
-    from pyspark.sql import functions as F  # noqa: N812  (as Spark's own documentation has it)
+    from pyspark.sql import functions as F  # noqa: N812
 
     at = F.when(
         F.col("date_time").rlike(_DATE_TIME), _try_cast(F.col("date_time"), "timestamp_ntz")
@@ -123,9 +135,11 @@ def stage_customers(raw: "DataFrame", drop_date: str) -> "DataFrame":
     from pyspark.sql import functions as F  # noqa: N812
 
     text = F.col("birthday")
-    birthday = F.when(text.rlike(_DATE), _try_cast(text, "date"))
+    day = F.substring_index(text, _MIDNIGHT, 1)
+    birthday = F.when(text.rlike(_DATE), _try_cast(day, "date"))
     typed = raw.withColumn("_birthday", birthday)
-    reason = F.when(F.col("customer_id").isNull(), F.lit("customer_id: expected one, found none"))
+    key = F.col("customer_id")
+    reason = F.when(key.isNull() | key.isin(*MISSING_WORDS), _expected("customer_id", "one"))
     left_out = F.when(
         text.isNotNull() & F.col("_birthday").isNull() & ~text.rlike(_MISSING),
         _expected("birthday", "a valid YYYY-MM-DD or none"),
@@ -285,6 +299,14 @@ class SmallTable:
     left_out: tuple[tuple[str, str], ...] = ()
 
 
+def write_points_small(raw: "pd.DataFrame", columns: Iterable[str]) -> "pd.DataFrame":
+    """As ``write_points``, of a small table."""
+    pattern = rf"{_WITH_COMMA}$"
+    return raw.assign(
+        **{name: raw[name].str.replace(pattern, r"\1.\2", regex=True) for name in columns}
+    )
+
+
 def type_outlets(raw: "pd.DataFrame") -> SmallTable:
     """Outlets of the raw file's text columns: values trimmed, postcodes of five digits.
 
@@ -292,7 +314,7 @@ def type_outlets(raw: "pd.DataFrame") -> SmallTable:
     one that cannot be read is left out.
     """
     rows = _trimmed(raw)
-    rows["outlet_id"] = _whole(rows["outlet_id"])
+    rows["outlet_id"] = _whole(_typed(rows["outlet_id"]))
     postcode = _whole(_typed(rows["postcode"]))
     is_digits = _matches(postcode, r"[0-9]{1,5}")
     rows["postcode"] = postcode.where(is_digits).str.zfill(5)
@@ -309,7 +331,7 @@ def type_products(raw: "pd.DataFrame") -> SmallTable:
     from decimal import Decimal
 
     rows = _trimmed(raw)
-    rows["product_id"] = _whole(rows["product_id"])
+    rows["product_id"] = _whole(_typed(rows["product_id"]))
     price = rows["product_price"].str.extract(r"^RM\s*([0-9]{1,6}(?:\.[0-9]{1,2})?)$")[0]
     number = _whole(_typed(rows["no"]))
     is_number = _matches(number, r"[0-9]{1,9}")

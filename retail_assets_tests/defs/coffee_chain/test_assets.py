@@ -53,7 +53,7 @@ from retail_assets.defs.coffee_chain.drops import (
 )
 from retail_assets.domain import REFUSED_PARTITIONS
 from retail_assets.landing import loadable_uris
-from retail_assets.losses import QUARANTINE_CHECK, Quarantined, ShrunkError
+from retail_assets.losses import QUARANTINE_CHECK, SKIPPED, Quarantined, ShrunkError
 from retail_assets.resources.lake import LakeObject, LocalLake
 from retail_assets.resources.spark import SparkResource
 from retail_assets.resources.tabular import UnreadableFileError
@@ -692,19 +692,73 @@ def test_a_small_table_that_would_lose_its_rows_is_refused(raw: RawZone) -> None
     assert take_small(raw.lake, PRODUCTS).written == 8
 
 
-def test_an_outlet_list_that_went_through_pandas_keeps_its_outlets(raw: RawZone) -> None:
-    raw.outlets(
+@pytest.mark.parametrize("index", ["", ",", "Unnamed: 0,"])
+def test_an_outlet_list_that_went_through_pandas_keeps_its_outlets(
+    raw: RawZone, index: str
+) -> None:
+    rows = (
         "MY001,KL One,Jalan Raja,Kuala Lumpur,50000.0,Bukit",
         "MY002,Two,Jalan X,Perlis,1000.0,Kangar",
         "MY003,Three,Jalan 3,Johor,80000.0,JB",
         "MY004,Four,Jalan 4,Kedah,,AS",
     )
+    numbered = (f"{n},{row}" if index else row for n, row in enumerate(rows))
+    raw.deliver(RAW_OUTLET, "", *numbered, header=index + ",".join(RAW_OUTLET.header))
 
     taken = write_small(raw.lake, "run", OUTLETS, most_lost=0.1)
 
     assert not taken.quarantined
     rows = processed(raw.lake, OUTLET, WHOLE_TABLE)
     assert [row["postcode"] for row in rows] == ["50000", "01000", "80000", None]
+
+
+def test_decimal_commas_are_read_where_another_mark_separates(raw: RawZone) -> None:
+    lines = [
+        "1,0;PD1,0;Latte 2,0;RM 9,90",
+        "2;PD2;Teh;RM12,5",
+        "3;PD3;Kopi;RM 1,234",
+        "4;4,0;x;RM 1",
+    ]
+    raw.deliver(RAW_PRODUCT, "", *lines, header=";".join(RAW_PRODUCT.header))
+    raw.deliver(
+        RAW_SALES,
+        D1,
+        *(
+            sale(n, outlet="7#0", quantity=text).replace(",", ";").replace("#", ",")
+            for n, text in enumerate(["2#0", "3", "1#5", "1#000"])
+        ),
+        header=";".join(RAW_SALES.header),
+    )
+    raw.sales(D2, sale(quantity='"2,0"'), sale(2))
+
+    assert take_small(raw.lake, PRODUCTS)[4:] == (4, 3, 0, 1, 0)
+    found = take(raw.lake, SALES_DROPS, D1, D2)
+
+    products = processed(raw.lake, PRODUCT, WHOLE_TABLE)
+    assert {
+        (r["no"], r["product_id"], r["product_name"], str(r["product_price"])) for r in products
+    } == {
+        (1, "PD1,0", "Latte 2,0", "9.90"),
+        (2, "PD2", "Teh", "12.50"),
+        (4, "4", "x", "1.00"),
+    }
+    sales = processed(raw.lake, SALES, D1)
+    assert {(r["outlet_id"], r["quantity"]) for r in sales} == {("7", 2), ("7", 3)}
+    # Nor where the comma separates.
+    assert [ledger[4:] for ledger in found.values()] == [(4, 2, 0, 2, 0), (2, 1, 0, 1, 0)]
+
+
+def test_what_stands_above_a_header_is_told(raw: RawZone) -> None:
+    raw.deliver(RAW_PRODUCT, "", "no,product_id,product_name,product_price", header="Prices of May")
+    raw.deliver(RAW_SALES, D1, ",".join(RAW_SALES.header), sale(), header="Sales of May")
+
+    small = write_small(raw.lake, "run", PRODUCTS, most_lost=1.0)
+    large = take_all(raw.lake, SALES_DROPS, D1)[D1]
+
+    assert taken_metadata(small)[SKIPPED] == "product.csv: 1 row above the header"
+    assert str(taken_metadata(large)[SKIPPED]).endswith(": 1 row above the header")
+    raw.products()
+    assert SKIPPED not in taken_metadata(write_small(raw.lake, "run", PRODUCTS, most_lost=1.0))
 
 
 @pytest.mark.parametrize("small", SMALL_FILES, ids=lambda small: small.dataset.name)

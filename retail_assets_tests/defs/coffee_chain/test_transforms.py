@@ -120,6 +120,10 @@ def day_of(text: str | None) -> date | None:
     return moment and moment.date()
 
 
+def birthday_of(text: str | None) -> date | None:
+    return day_of(text and text.removesuffix(" 00:00:00"))
+
+
 def quantity_of(text: str | None) -> int | None:
     if text is None or not re.fullmatch(r"-?[0-9]+(\.0*)?", text):
         return None
@@ -173,9 +177,9 @@ def sale_of(row: Cells) -> Record | tuple[str, str]:
 
 def person_of(row: Cells) -> Record | tuple[str, str]:
     _, customer_id, first_name, last_name, gender, birthday, email, phone_no = row
-    day = day_of(birthday)
-    if customer_id is None:
-        return rejected_as("customer_id: expected one, found none", row)
+    day = birthday_of(birthday)
+    if customer_id is None or customer_id in MISSING_WORDS:
+        return rejected_as(f"customer_id: expected one, found {found_in(customer_id)}", row)
     return {
         "customer_id": id_of(customer_id),
         "first_name": first_name,
@@ -193,7 +197,7 @@ def told_of(row: Cells) -> tuple[str, str] | None:
     """Reason and text of a person whose birthday is left out."""
     birthday = row[5]
     is_none = birthday is None or birthday.strip(" \t\r\n") in MISSING_WORDS
-    if row[1] is None or is_none or day_of(birthday):
+    if row[1] is None or row[1] in MISSING_WORDS or is_none or birthday_of(birthday):
         return None
     expected = "a valid YYYY-MM-DD or none"
     return rejected_as(f"birthday: expected {expected}, found {found_in(birthday)}", row)
@@ -276,12 +280,13 @@ words = st.sampled_from([*MISSING_WORDS, "Null", "none", "n/a", "NULL\u00a0"])
 people_rows = st.lists(
     st.tuples(
         st.sampled_from(["0", "1"]),
-        names | texts,
+        names | texts | words,
         names,
         names | texts,
         names,
         st.one_of(
             days,
+            st.builds("{} {}".format, days, times),
             texts,
             st.none(),
             st.just("1990-05-06"),
@@ -398,6 +403,13 @@ def test_a_birthday_that_cannot_be_read_is_left_out_and_told() -> None:
         (reason, "1,c-1,Ann,Lee,Female,5/6/1990,ann@example.com,+60 1"): 1,
         (reason, "2,c-1,Ann,Lee,Female,5/6/1990,ann@example.com,+60 1"): 2,
     }
+
+
+@pytest.mark.parametrize("day", ["1990-12-31", "1990-12-31 00:00:00"])
+def test_a_birthday_may_have_the_midnight_that_pandas_writes(day: str) -> None:
+    (row,) = PEOPLE.stage([PEOPLE.changed(birthday=day)]).to_pylist()
+
+    assert (row["birthday"], row[STAGED_PART]) == (date(1990, 12, 31), WHOLE)
 
 
 @pytest.mark.parametrize("word", MISSING_WORDS)
@@ -574,7 +586,7 @@ def test_nothing_is_told_of_what_a_rejected_row_or_a_copy_leaves_out() -> None:
     assert (len(table.left_out), table.duplicates, len(table.rejected)) == (1, 1, 2)
 
 
-@pytest.mark.parametrize("outlet_id", [None, " "])
+@pytest.mark.parametrize("outlet_id", [None, " ", *MISSING_WORDS])
 def test_rows_without_an_id_are_rejected(outlet_id: str | None) -> None:
     row = [outlet_id, "a", "x", "s", "1000", "d"]
     table = outlets(row, [outlet_id, "b", "x", "s", "1000", "d"], row)
@@ -582,6 +594,11 @@ def test_rows_without_an_id_are_rejected(outlet_id: str | None) -> None:
     assert records_of(table, OUTLET) == []
     assert table.duplicates == 1
     assert [reason[:24] for reason, _ in table.rejected] == ["outlet_id: expected one,"] * 2
+
+
+@pytest.mark.parametrize("word", MISSING_WORDS)
+def test_a_word_for_none_is_no_product(word: str) -> None:
+    assert len(products(["1", word, "Teh", "RM 1"]).rejected) == 1
 
 
 def test_a_table_of_no_rows_is_one() -> None:
