@@ -10,21 +10,13 @@ from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 
-from retail_assets.defs.coffee_chain.contract import RAW_CUSTOMER, RAW_SALES, RawFiles
-from retail_assets.defs.coffee_chain.transforms import (
-    CUSTOMER_COLUMNS,
-    SALES_COLUMNS,
-    STAGED,
-    stage_customers,
-    stage_sales,
-)
+from retail_assets.defs.coffee_chain.contract import RawFiles
+from retail_assets.defs.coffee_chain.drops import CUSTOMER_DROPS, SALES_DROPS
+from retail_assets.defs.coffee_chain.transforms import STAGED, write_points
 from retail_assets.resources.spark import SparkResource
 from retail_assets.resources.tabular import scan_csv
 
-KINDS = {
-    "sales": (RAW_SALES, SALES_COLUMNS, stage_sales),
-    "customers": (RAW_CUSTOMER, CUSTOMER_COLUMNS, stage_customers),
-}
+KINDS = {"sales": SALES_DROPS, "customers": CUSTOMER_DROPS}
 
 
 def dates_of(kind: RawFiles, lake: Path) -> list[str]:
@@ -43,12 +35,14 @@ def stage(master: str, lake: Path, folder: Path) -> None:
     """
     spark = SparkResource(master=master)
     scans = {}
-    for name, (kind, columns, stage_drop) in KINDS.items():
+    for name, large in KINDS.items():
         staged = []
-        for date in dates_of(kind, lake):
-            scan = scan_csv(lake / kind.name(date), kind.header, folder / "scratch")
-            rows = spark.read_csv(scan.file, columns, quoted=scan.quoted)
-            staged.append(stage_drop(rows, date))
+        for date in dates_of(large.raw, lake):
+            scan = scan_csv(lake / large.raw.name(date), large.raw.header, folder / "scratch")
+            rows = spark.read_csv(scan.file, large.columns, quoted=scan.quoted)
+            if scan.delimiter != ",":
+                rows = write_points(rows, large.numbers)
+            staged.append(large.stage_rows(rows, date))
             if name == "sales":
                 rows = rows.fillna("none", ["outlet_id"])
                 spark.write(rows, folder / "text" / date, ["outlet_id"])

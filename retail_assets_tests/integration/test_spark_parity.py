@@ -57,6 +57,7 @@ QUANTITIES = [
     *("2.0", "-2.", "2.00", "2.5", "2.0.", "2.0 ", "2147483648.0", "-.0", "0.0", "2.\u0660"),
 ]
 DATES = [text[:10] for text in DATE_TIMES] + [
+    *DATE_TIMES,
     "1930-05-06",
     "5-6-1930",
     " 1930-05-06",
@@ -89,6 +90,7 @@ QUOTED_TEXTS = [
     '",\n"',
 ]
 QUOTED_DATE_TIMES = ["2018-01-01 00:00:00\n", "2018-01-01 00:00:00\r\n", '"2018-01-01 00:00:00"']
+COMMAS = ["2,0", "-2,0", "2,5", "1,000", "2,", ",0", "2,0,0", "RM 2,0", "\u0662,0", "2,0 "]
 QUOTED_QUANTITIES = ["3\n", "\n3", '"3"', "1,000", "3\r"]
 
 PLAIN, COPIED, QUOTED = DATES_OF_ODD = ("1999-01-01", "1999-01-02", "1999-01-03")
@@ -140,12 +142,16 @@ def write_odd_drops(lake: Path) -> None:
     for kind, rows_of in ((RAW_SALES, odd_sales), (RAW_CUSTOMER, odd_customers)):
         rows = without("\0", rows_of(quoted=False))
         plain = csv_bytes(kind.header, rows).removesuffix(b"\n")
+        commas = [(f"{text};" * len(kind.header))[:-1].split(";") for text in COMMAS]
+        commas += [(*rows[0][:-1], text) for text in COMMAS]
         ragged = b"1,2,3\n" + b",".join([b"x"] * (len(kind.header) + 1)) + b"\n"
         for date, data in {
             PLAIN: plain,
             COPIED: csv_bytes(kind.header, rows, "\r\n") + ragged,
             QUOTED: csv_bytes(kind.header, rows_of(quoted=True), quoting=csv.QUOTE_ALL),
             "1999-01-04": csv_bytes(kind.header, []),
+            # Of another delimiter, decimal commas are read.
+            "1999-01-05": "\n".join(map(";".join, [kind.header, *commas])).encode(),
         }.items():
             (lake / kind.name(date)).write_bytes(data)
 
