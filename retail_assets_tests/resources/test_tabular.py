@@ -1141,7 +1141,7 @@ def test_a_column_without_a_name_may_have_the_one_that_pandas_gives(
 
     assert scanned_rows(scan(path, ("", "b")), 2) == [["1", "2"]]
     for other in (("a", "b"), ("", "b", ""), ("",), ("b", "")):
-        with pytest.raises(UnreadableFileError, match="has the header"):
+        with pytest.raises(UnreadableFileError, match="header"):
             scan(path, other)
 
 
@@ -1210,7 +1210,7 @@ def test_files_of_one_name_have_copies_of_their_own(written: Written, tmp_path: 
 @pytest.mark.usefixtures("block_bytes")
 @pytest.mark.parametrize(
     "header",
-    ["a,b", "a,b,c,d", "a,c,b", "A,b,c", "a,b,cc", "x,b,c", '"a,b,c"', ",b,c"],
+    ["a,b", "a,b,c,d", "a,c,b", "A,b,c", "a,b,cc", "x,b,c", "A,B,C", ",b,c"],
 )
 @pytest.mark.parametrize("rows", ["", "\n1,2,3\n", '\n"1",2,3\r\n'])
 def test_another_header_is_refused_with_what_was_expected_and_found(
@@ -1222,6 +1222,14 @@ def test_another_header_is_refused_with_what_was_expected_and_found(
     message = str(error.value)
     assert message.startswith("table.csv has the header " + repr(header.replace('"', "")))
     assert "expected 'a,b,c'" in message
+
+
+@pytest.mark.parametrize("first", ["Siti,Tan,+60 1", '"a,b,c"', "Siti", ",,x"])
+def test_a_first_row_that_is_no_header_is_not_told(written: Written, first: str) -> None:
+    with pytest.raises(UnreadableFileError, match=r"has no header: of the \d fields") as error:
+        scan(written(f"{first}\n1,2,3\n"))
+
+    assert "Siti" not in str(error.value) and "expected 'a,b,c'" in str(error.value)
 
 
 def test_a_scan_says_what_it_skipped_and_by_what_fields_were_separated(written: Written) -> None:

@@ -70,7 +70,7 @@ def scan_csv(path: Path, header: Sequence[str], scratch: Path) -> ScannedCsv:
         table = opened.tables[0]
         if not is_header(table.header):
             raise UnreadableFileError(
-                f"{path.name} has the header '{shown(','.join(table.header))}', expected"
+                f"{path.name} has {_describe_header(table.header, header)}, expected"
                 f" '{','.join(header)}'. Nothing of it was taken. Deliver the file again with these"
                 " columns, in this order."
             )
@@ -85,6 +85,14 @@ def scan_csv(path: Path, header: Sequence[str], scratch: Path) -> ScannedCsv:
             table.delimiter,
             tuple(opened.skipped),
         )
+
+
+def _describe_header(found: Sequence[str], expected: Sequence[str]) -> str:
+    """A header as an error tells it: a row without any name of it may have a person's data."""
+    names = {name.casefold() for name in expected if name}
+    if names.isdisjoint(name.casefold() for name in found):
+        return f"no header: of the {len(found)} fields of its first row none is a column's name"
+    return f"the header '{shown(','.join(found))}'"
 
 
 def _scan_plain(path: Path, header: Sequence[str]) -> tuple[str, int | None]:

@@ -511,7 +511,7 @@ def test_all_drops_that_cannot_be_taken_are_told_of_at_once(raw: RawZone) -> Non
     raw.sales(good, *(sale(n) for n in range(9)))  # a tenth less
     raw.sales(days[0], sale())
     for day in days[1:]:
-        raw.deliver(RAW_SALES, day, sale(), header="a,b,c,d,e,f,g")
+        raw.deliver(RAW_SALES, day, sale(), header="a,b,c,d,e,f,quantity")
 
     with pytest.raises(RefusedDropsError) as error:
         take(raw.lake, SALES_DROPS, *days, good, most_lost=0.1)
@@ -520,7 +520,9 @@ def test_all_drops_that_cannot_be_taken_are_told_of_at_once(raw: RawZone) -> Non
     told = str(error.value)
     assert told.startswith("6 of 7 drops cannot be taken, and this run took none. ")
     assert f"drop {days[0]} has 10 rows and would have 1" in told
-    assert told.count("has the header 'a,b,c,d,e,f,g'") == 2 and told.endswith(" And 3 more.")
+    assert told.count("has the header 'a,b,c,d,e,f,quantity'") == 2 and told.endswith(
+        " And 3 more."
+    )
     assert everything(raw.lake) == before
     assert take(raw.lake, SALES_DROPS, good, most_lost=0.1)[good].written == 9
 
