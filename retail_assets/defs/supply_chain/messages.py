@@ -400,7 +400,7 @@ def read_message(key: bytes | None, value: bytes | None) -> dict[str, str | None
     try:
         return _read_message(key, value)
     except MalformedError as error:
-        if names_withheld(str(error)):
+        if _names_withheld(str(error)):
             raise MalformedError("expected nothing that is withheld, found it") from None
         raise
 
@@ -417,7 +417,7 @@ def _read_message(key: bytes | None, value: bytes | None) -> dict[str, str | Non
         twice = sorted({name for name in names if names.count(name) > 1})
         raise MalformedError(f"expected each column once, found twice: {_list(twice)}")
     if unknown := sorted(fields.keys() - _EXPECTED_HEADERS):
-        if any(names_withheld(name) for name in unknown):
+        if any(_names_withheld(name) for name in unknown):
             raise MalformedError("expected no column that is withheld, found one")
         raise MalformedError(f"expected no other columns, found {_list(unknown)}")
     if missing := [header for header in _HEADERS if header not in fields]:
@@ -517,7 +517,7 @@ def _check_text(name: str, text: str) -> None:
         raise MalformedError(f"{name}: expected a text without NUL, found {_shown(text)}")
     if _HALF_PAIR.search(text):
         raise MalformedError(f"{name}: expected Unicode, found half a pair in {_shown(text)}")
-    if _SIGN in text.lower() and names_withheld(text):
+    if _SIGN in text.lower() and _names_withheld(text):
         raise MalformedError(f"{name}: expected no column that is withheld, found one named")
 
 
@@ -648,8 +648,7 @@ def _unescape(match: re.Match[str]) -> str:
 _WITHHELD = _plain(WITHHELD_HEADER)
 
 
-def names_withheld(text: str) -> bool:
-    """Whether a text has the withheld column's name, however it is spelled."""
+def _names_withheld(text: str) -> bool:
     return _WITHHELD in _plain(text)
 
 
@@ -665,14 +664,14 @@ def _keepable(raw: bytes | None) -> str | None:
     if raw is None:
         return None
     text = raw.decode(errors="backslashreplace").replace("\0", r"\x00")
-    named = names_withheld(text)
+    named = _names_withheld(text)
     if not named and not _may_be_row(text):
         return text
     try:
         found = _load(raw.decode())
         if not _has_row(found):
             kept = _render(found)
-            if not names_withheld(kept):
+            if not _names_withheld(kept):
                 return kept if named else text
     except (ValueError, RecursionError):  # no JSON, no text
         if not named and not _is_row(text):
@@ -706,7 +705,7 @@ def _render(found: Any) -> str:
     """JSON of what ``_load`` gave, without members whose name is withheld."""
     if isinstance(found, _Pairs):
         members = (
-            f"{_quote(name)}:{_render(value)}" for name, value in found if not names_withheld(name)
+            f"{_quote(name)}:{_render(value)}" for name, value in found if not _names_withheld(name)
         )
         return "{" + ",".join(members) + "}"
     if isinstance(found, list):

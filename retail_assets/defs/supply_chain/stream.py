@@ -38,7 +38,6 @@ from retail_assets.defs.supply_chain.contract import (
     TOPIC,
     WITHHELD_HEADER,
 )
-from retail_assets.defs.supply_chain.messages import names_withheld
 from retail_assets.errors import PermanentError
 
 _CHUNK_BYTES = 1 << 20
@@ -668,10 +667,16 @@ def _require_header(file: Path, header: Sequence[str]) -> None:
 
 
 def _shown(names: Sequence[str]) -> str:
+    withheld = _letters(WITHHELD_HEADER)
     shown = ", ".join(
-        repr("(withheld)" if names_withheld(name) else name) for name in names[:_MOST_NAMED]
+        repr("(withheld)" if withheld in _letters(name) else name) for name in names[:_MOST_NAMED]
     )
     return shown + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
+
+
+def _letters(name: str) -> str:
+    """A name without what others spell differently: customer_password."""
+    return re.sub(r"[\W_]+", "", name).casefold()
 
 
 def _opened(file: Path) -> io.BufferedReader:

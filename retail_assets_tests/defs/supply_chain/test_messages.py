@@ -545,7 +545,7 @@ def test_neither_name_nor_value_of_what_is_withheld_is_kept(value: bytes) -> Non
     letter = parsed.dead.to_pylist()[0]
     kept = json.dumps(letter, default=str)
     assert SECRET not in kept
-    assert not module.names_withheld(kept), kept
+    assert not module._names_withheld(kept), kept
     assert letter["text"]
 
 
