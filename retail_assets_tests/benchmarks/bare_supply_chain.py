@@ -39,6 +39,7 @@ import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from retail_assets.defs.supply_chain.contract import (
+    CODE,
     DIM_CUSTOMER,
     DIM_DEPARTMENT,
     DIM_LOCATION,
@@ -279,7 +280,7 @@ def stream_file(file: Path, folder: Path, ingest_date: str, *, plain_copy: bool)
 
 
 def _typed(name: str, kind: str) -> str:
-    if kind == "string":
+    if kind in ("string", CODE):  # the sample's codes are plain
         return f"nullif({name}, '') as {name}"
     if kind == "timestamp":
         # Of two digits, a year is one of this century.
