@@ -33,9 +33,10 @@ def serve(settings: Settings, port: int) -> NoReturn:
         CannotServeError: the port is taken, or another one serves the instance. Nothing was
             started.
     """
-    require_free(port)
     prepare_instance(settings)
     hold(settings.instance_dir / "dev.lock")
+    refuse_daemon(settings.instance_dir)
+    require_free(port)
     prepare_project(settings)
     for domain in domains():
         domain.prepare(settings)
@@ -110,6 +111,29 @@ def hold(file: Path) -> None:
     os.truncate(lock, 0)
     os.write(lock, f"{os.getpid()}\n".encode())
     os.set_inheritable(lock, True)
+
+
+def refuse_daemon(instance_dir: Path) -> None:
+    """Refuse an instance that a daemon serves: it outlives a ``dev`` that was killed alone.
+
+    Raises:
+        CannotServeError: it names the process.
+    """
+    import psutil
+
+    for process in psutil.process_iter():
+        try:
+            if "dagster._daemon" not in process.cmdline():
+                continue
+            if process.environ().get("DAGSTER_HOME") != str(instance_dir):
+                continue
+        except psutil.Error:
+            continue  # another user's, or it has just ended
+        raise CannotServeError(
+            f"process {process.pid} is a daemon that serves {instance_dir} already, left behind by"
+            " one that was killed: two would start each run twice. Nothing was started. End it:"
+            f" kill {process.pid}"
+        )
 
 
 def _fail_lost_runs(settings: Settings) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retail_assets.commands.dev import CannotServeError, hold, require_free
+from retail_assets.commands.dev import CannotServeError, hold, refuse_daemon, require_free
 
 HOLDS = "import sys; from pathlib import Path; from retail_assets.commands.dev import hold;"
 HOLDS += " hold(Path(sys.argv[1]));"
@@ -52,3 +52,16 @@ def test_an_instance_is_served_once_also_by_what_the_process_becomes(tmp_path: P
         other.kill()
         other.wait()
         subprocess.run([sys.executable, "-c", HOLDS, str(file)], check=True)
+
+
+def test_an_instance_whose_daemon_outlived_its_dev_is_refused(tmp_path: Path) -> None:
+    # As `dagster dev` starts one; what it executes makes no difference.
+    command = [sys.executable, "-c", "input()", "-m", "dagster._daemon", "run"]
+    environment = os.environ | {"DAGSTER_HOME": str(tmp_path / "dagster")}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as daemon:
+        with pytest.raises(CannotServeError, match=f"End it: kill {daemon.pid}$"):
+            refuse_daemon(tmp_path / "dagster")
+        refuse_daemon(tmp_path / "another")
+        daemon.kill()
+
+    refuse_daemon(tmp_path / "dagster")

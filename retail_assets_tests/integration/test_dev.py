@@ -1,6 +1,7 @@
 """Dagster's own UI server and daemon over the project: what a person starts with `make dev`."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,14 +43,18 @@ def test_everything_is_loaded(dev: Dev) -> None:
 
 
 def test_a_second_one_refuses_and_starts_nothing(dev: Dev) -> None:
-    on_the_same_port = dev.command("dev", "--port", str(dev.port))
-    assert on_the_same_port.returncode == 1
-    assert f"port {dev.port} of 127.0.0.1 is taken by process" in on_the_same_port.stderr
-    assert "retail-assets dev --port" in on_the_same_port.stderr
+    for port in (dev.port, Dev(dev.home).port):
+        refused = dev.command("dev", "--port", str(port))
+        assert refused.returncode == 1
+        assert f"serves {dev.home / 'dagster'} already" in refused.stderr
 
-    on_another_port = dev.command("dev", "--port", str(Dev(dev.home).port))
-    assert on_another_port.returncode == 1
-    assert f"serves {dev.home / 'dagster'} already" in on_another_port.stderr
+
+def test_one_of_another_home_refuses_the_port(dev: Dev, tmp_path: Path) -> None:
+    other = Dev(tmp_path)
+    refused = other.command("dev", "--port", str(dev.port))
+    assert refused.returncode == 1
+    assert f"port {dev.port} of 127.0.0.1 is taken by process" in refused.stderr
+    assert "retail-assets dev --port" in refused.stderr
 
 
 def test_runs_are_looked_after_by_default(dev: Dev) -> None:
