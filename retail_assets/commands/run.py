@@ -5,9 +5,10 @@ Not here: which partitions are run (defs/<domain>/domain.py), what the assets do
 assets.py), printing (tables.py).
 """
 
+import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from operator import add
@@ -142,7 +143,8 @@ def _execute(
     instance: "Callable[[], dg.DagsterInstance]",
     executions: Sequence[Execution],
 ) -> list[RunOutcome]:
-    # dbt's lines and Dagster's go to a file: the terminal gets the table, or the reason.
+    # dbt's lines and Dagster's go to a file: the terminal gets the table, or the reason, and for
+    # whom the run waits meanwhile.
     log = settings.home / "logs" / f"{domain.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     from retail_assets.runs import process_tags
@@ -151,7 +153,12 @@ def _execute(
     refusals: list[str] = []
     waiting = list(executions)
     opened = instance()
-    with log.open("w") as sink, redirect_stdout(sink), redirect_stderr(sink):
+    with (
+        _waits_told(),
+        log.open("w") as sink,
+        redirect_stdout(sink),
+        redirect_stderr(sink),
+    ):
         while waiting:
             execution = waiting.pop(0)
             run_id = str(uuid4())
@@ -181,6 +188,19 @@ def _execute(
         told = f"{' '.join(refusals)} All others were taken, by runs of their own. (log: {log})"
         outcomes[-1] = replace(outcomes[-1], failures=[*outcomes[-1].failures, told])
     return outcomes
+
+
+@contextmanager
+def _waits_told() -> Iterator[None]:
+    """Say on standard error for whom the run waits, which else only its log does."""
+    from retail_assets.resources.waiting import logger
+
+    terminal = logging.StreamHandler()  # as standard error is now
+    logger().addHandler(terminal)
+    try:
+        yield
+    finally:
+        logger().removeHandler(terminal)
 
 
 def _refused(result: "dg.ExecuteInProcessResult") -> dict[str, list[str]]:

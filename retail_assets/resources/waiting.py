@@ -4,6 +4,7 @@ Here: lock files, the note of their holder, and what a run's log says meanwhile.
 locked, nor the lease of a bucket's lock (lake_gcs.py), which keeps its note itself.
 """
 
+import logging
 import os
 import sys
 import time
@@ -18,6 +19,11 @@ _FIRST_TOLD_S = 5.0
 _TOLD_AGAIN_S = 60.0
 _LOOK_S = 1.0
 _LONGEST_NOTE = 300
+
+
+def logger() -> logging.Logger:
+    """What has the lines on waits; Dagster takes them into the event log of the run in progress."""
+    return dg.get_dagster_logger("waiting")
 
 
 class HeldError(Exception):
@@ -41,8 +47,7 @@ class Wait:
         if now < self._next:
             return
         self._next = now + _TOLD_AGAIN_S
-        # Dagster takes this logger's lines into the event log of the run that is executed.
-        dg.get_dagster_logger().warning(
+        logger().warning(
             f"waiting for {self._what} for {now - self._began:.0f} s; it is held by {holder()}"
         )
 

@@ -32,6 +32,7 @@ from retail_assets.domain import (
 )
 from retail_assets.errors import PermanentError
 from retail_assets.losses import Quarantined, check_quarantine, quarantine_check_spec
+from retail_assets.resources import waiting
 from retail_assets.resources.lake import LakeResource
 from retail_assets.settings import Settings, load_settings
 
@@ -168,6 +169,29 @@ def test_a_run_is_each_execution_that_the_domain_plans(
     log = (settings.home / "logs" / "shop.log").read_text()
     assert log.count("printed by an asset") == 2
     assert "printed by an asset" not in capfd.readouterr().out
+
+
+def test_for_whom_a_run_waits_is_told_on_the_terminal_too(
+    settings: Settings,
+    started: list[str],
+    assets: list[dg.AssetsDefinition],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(waiting, "_FIRST_TOLD_S", 0.0)
+
+    @dg.asset(key=LANDED, partitions_def=DROPS, backfill_policy=dg.BackfillPolicy.single_run())
+    def waits() -> None:
+        waiting.Wait("the lake").tell(lambda: "run 1")
+
+    assets[:] = [waits]
+
+    run_domain(settings, Shop(("1", "1")), None)
+
+    told = "waiting for the lake for 0 s; it is held by run 1"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(told)
+    assert told in (settings.home / "logs" / "shop.log").read_text()
 
 
 def test_a_failed_execution_is_the_last(settings: Settings, started: list[str]) -> None:
