@@ -8,6 +8,7 @@ failing the runs that nobody executes any more. Not here: asking for a failed ru
 import hashlib
 import os
 import platform
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ _LONGEST_START_S = 120.0
 _LONGEST_SILENCE_S = 3600.0
 # An event is written within moments of its process's start; clocks are set by more at times.
 _CLOCK_SLACK_S = 60.0
-_LONGEST_REASON = 200
+_LONGEST_REASON = 300
 _HOW = "it was killed, or its machine stopped"
 _WHAT_NEXT = (
     "What a sensor asked for, it asks for again when it looks next; run anything else again."
@@ -150,7 +151,8 @@ def _permanent_reason(event: dg.DagsterEvent) -> str | None:
     told = event.step_failure_data.user_failure_data
     if told is None or PERMANENT not in told.metadata:
         return None
-    return (told.description or "").strip().partition("\n")[0][:_LONGEST_REASON] or "no reason"
+    line = (told.description or "").strip().partition("\n")[0]
+    return textwrap.shorten(line, _LONGEST_REASON, placeholder=" ...") or "no reason"
 
 
 def permanent_failure(run: dg.DagsterRun) -> str | None:

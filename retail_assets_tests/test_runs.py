@@ -235,6 +235,8 @@ def ends(context: dg.AssetExecutionContext) -> None:
     with failures_by_kind(context.retry_number):
         if "permanent" in told:
             raise PermanentError("a.csv: expected a, found b. Mend it.\nIn full: c")
+        if "long" in told:
+            raise PermanentError("a.csv: expected" + " a" * 200)
         if "transient" in told:
             error = TransientError("it may pass")
             error.retry_after_s = 0.01
@@ -262,6 +264,7 @@ def job() -> dg.JobDefinition:
     [
         ([], None),
         (["permanent"], "a.csv: expected a, found b. Mend it."),
+        (["long"], "a.csv: expected" + " a" * 140 + " ..."),
         (["permanent", "other"], None),
         (["transient"], None),
         (["defect"], None),
