@@ -131,7 +131,7 @@ def check_values(name: str, home: Path) -> None:
 def test_outlets_that_went_through_pandas(tmp_path: Path, retail_assets: Command) -> None:
     raw = tmp_path / "lake/raw/coffee_chain"
     done = retail_assets(
-        "sample", "coffee_chain", "--sales", "500", "--customers", "20", home=tmp_path
+        "sample", "coffee_chain", "--sales", "500", "--customers", "50", home=tmp_path
     )
     assert done.returncode == 0, done.stderr
     shutil.copy(CASES / "coffee_outlet_pandas.csv", raw / "outlets/outlet.csv")
