@@ -41,6 +41,7 @@ _CONNECT_S = 10.0
 _MOST_TRIES = 6
 _LONGEST_WAIT_MS = 10_000
 # A JVM's default heap is a quarter of the machine, too little for a group-by of a large drop.
+_SESSION_TIMEOUT_S = 24 * 3600
 _LOCAL_HEAP = "2g"
 _PYSPARK_MODES = (
     "SPARK_REMOTE",
@@ -279,6 +280,9 @@ class _Engine:
             # for no huge pages, of which the kernel clears more than is ever used.
             os.environ.setdefault("MIMALLOC_PURGE_DELAY", "1000")
             os.environ.setdefault("MIMALLOC_ALLOW_THP", "0")
+            # It ends a session that asks nothing for five minutes; a run may wait longer, for a
+            # lock, between two steps. The server ends with the process in any case.
+            os.environ.setdefault("SAIL_SPARK__SESSION_TIMEOUT_SECS", str(_SESSION_TIMEOUT_S))
             from pysail.spark import SparkConnectServer
 
             self._server = SparkConnectServer("127.0.0.1", 0)

@@ -569,3 +569,22 @@ def test_missing_or_hidden_parquet_is_an_error(tmp_path: Path) -> None:
         SPARK.read_parquet([hidden], TYPED)
     with pytest.raises(ValueError, match=r"no file of shop\.typed"):
         SPARK.read_parquet([], TYPED)
+
+
+def test_a_session_outlives_a_wait_between_two_steps() -> None:
+    """The engine's own limit is five minutes; that ours reaches it is seen by one of a second."""
+    assert spark._SESSION_TIMEOUT_S >= 24 * 3600
+    code = (
+        "import os, time\n"
+        "from retail_assets.resources import spark\n"
+        "os.environ.pop('SAIL_SPARK__SESSION_TIMEOUT_SECS', None)\n"
+        "spark._SESSION_TIMEOUT_S = 1\n"
+        "session = spark.SparkResource(master='embedded').session\n"
+        "session.sql('select 1').collect()\n"
+        "time.sleep(4)\n"
+        "session.sql('select 1').collect()\n"
+    )
+    with child(code) as process:
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "is not running" in told
