@@ -133,7 +133,7 @@ def test_a_second_run_takes_what_is_asked_for(home: Path, retail_assets: Command
     """One drop of two, and nothing but its lines in the facts."""
     done = retail_assets("run", "coffee_chain", "--partitions", "2022-12-31", home=home)
     assert done.returncode == 0, done.stderr
-    (row,) = [x for x in done.stdout.splitlines() if "coffee_chain/processed_sales" in x]
+    (row,) = [x for x in done.stdout.splitlines() if "│ coffee_chain/processed_sales" in x]
     assert re.search(r"│ +[\d,]+ │ +1 │", row)  # of one partition
     assert done.stdout.splitlines()[-1].startswith("2022-12-31")
 
