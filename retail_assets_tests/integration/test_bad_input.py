@@ -281,6 +281,20 @@ def test_renamed_column(domain: Domain, tmp_path: Path) -> None:
     assert domain.state() == before
 
 
+def test_a_part_that_lacks_a_column_is_refused_and_not_skipped(
+    domain: Domain, tmp_path: Path
+) -> None:
+    before = domain.state()
+    path = tmp_path / "months.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("01.csv", HEADER + GOOD)
+        archive.writestr("02.csv", HEADER.replace("Quantity", "Qty") + NEXT)
+        archive.writestr("README.txt", "See the licence.")
+    message = domain.fails(path)
+    assert "months.zip/02.csv: missing Quantity" in message
+    assert domain.state() == before
+
+
 def test_extra_column_is_kept_in_raw_and_reported(domain: Domain, tmp_path: Path) -> None:
     text = "".join(
         f"{line},{extra}\n"

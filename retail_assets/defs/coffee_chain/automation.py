@@ -55,7 +55,7 @@ LARGE_KEYS = [key(x.dataset) for x in DROPPED_FILES for key in (processed_key, l
 _MOST_DROPS_A_RUN = 500
 _PARTS_OF_A_FAILED_RANGE = 20
 _MOST_EVENTS_A_TICK = 500
-_WAREHOUSE_WAIT_S = 5.0
+_WAREHOUSE_WAIT_S = 1.0
 
 
 def drop_ranges(

@@ -62,7 +62,7 @@ class RefusedDropsError(DropError):
     def __init__(self, reasons: Mapping[str, PermanentError], asked: int) -> None:
         told = " ".join(str(reasons[key]) for key in sorted(reasons)[:_MOST_REASONS])
         more = len(reasons) - _MOST_REASONS
-        counted = f"{len(reasons)} of {asked} drops cannot be taken, and this run took none. "
+        counted = f"{len(reasons)} of {asked} drops cannot be taken, and of this table none was. "
         super().__init__(
             f"{counted if asked > 1 else ''}{told}{f' And {more} more.' if more > 0 else ''}"
         )

@@ -31,7 +31,7 @@ SOURCE_JOB = f"{DOMAIN}_source_to_lake"
 LOAD_JOB = f"{DOMAIN}_lake_to_warehouse"
 DAYS_JOB = f"{DOMAIN}_changed_days"
 MARTS_JOB = f"{DOMAIN}_marts"
-_WAREHOUSE_WAIT_S = 5.0
+_WAREHOUSE_WAIT_S = 1.0
 # Dagster's job of the assets that a person or a backfill materializes without naming a job.
 _UNNAMED_JOB = "__ASSET_JOB"
 

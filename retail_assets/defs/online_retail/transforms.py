@@ -183,13 +183,9 @@ def match_header(header: Sequence[str], label: str) -> HeaderMatch:
     Raises:
         SchemaDriftError: a column is missing or stands there twice.
     """
-    # Case and blanks differ from program to program.
-    folded = ["".join(name.split()).casefold() for name in header]
     positions: dict[str, int] = {}
     missing = []
-    for column, spellings in SOURCE_COLUMNS.items():
-        ours = {"".join(spelling.split()).casefold() for spelling in spellings}
-        found = [i for i, name in enumerate(folded) if name in ours]
+    for column, found in _places(header).items():
         if len(found) > 1:
             names = ", ".join(header[i] for i in found)
             raise SchemaDriftError(
@@ -199,7 +195,7 @@ def match_header(header: Sequence[str], label: str) -> HeaderMatch:
         if found:
             positions[column] = found[0]
         else:
-            missing.append(" or ".join(spellings))
+            missing.append(" or ".join(SOURCE_COLUMNS[column]))
     extra = tuple(name for i, name in enumerate(header) if name and i not in positions.values())
     if missing:
         raise SchemaDriftError(
@@ -211,12 +207,24 @@ def match_header(header: Sequence[str], label: str) -> HeaderMatch:
 
 
 def is_header(names: Sequence[str]) -> bool:
-    """Whether a row of a file is the header: all our columns stand there, each once."""
-    try:
-        match_header(names, "")
-    except SchemaDriftError:
-        return False
-    return True
+    """Whether a row of a file is meant as the header: most of our columns stand there.
+
+    Of a part that lacks one of them somebody has to be told; to skip it would lose its rows.
+    """
+    return sum(map(bool, _places(names).values())) > len(SOURCE_COLUMNS) / 2
+
+
+def _places(names: Sequence[str]) -> dict[str, list[int]]:
+    """Where each of our columns stands among names; case and blanks differ by program."""
+    folded = [_folded(name) for name in names]
+    return {
+        column: [i for i, name in enumerate(folded) if name in map(_folded, spellings)]
+        for column, spellings in SOURCE_COLUMNS.items()
+    }
+
+
+def _folded(name: str) -> str:
+    return "".join(name.split()).casefold()
 
 
 def _whole_number(column: str) -> str:

@@ -36,7 +36,7 @@ BATCH_JOB = "batch_pipeline"
 MARTS_JOB = f"{DOMAIN}_marts"
 # A run lands these in batches of its own; more would keep the next run waiting.
 _MOST_MESSAGES_A_RUN = 500_000
-_WAREHOUSE_WAIT_S = 5.0
+_WAREHOUSE_WAIT_S = 1.0
 
 
 def messages_config(**values: Any) -> dict[str, Any]:

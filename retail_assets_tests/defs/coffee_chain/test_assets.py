@@ -518,7 +518,7 @@ def test_all_drops_that_cannot_be_taken_are_told_of_at_once(raw: RawZone) -> Non
 
     assert error.value.metadata == {REFUSED_PARTITIONS: days}
     told = str(error.value)
-    assert told.startswith("6 of 7 drops cannot be taken, and this run took none. ")
+    assert told.startswith("6 of 7 drops cannot be taken, and of this table none was. ")
     assert f"drop {days[0]} has 10 rows and would have 1" in told
     assert told.count("has the header 'a,b,c,d,e,f,quantity'") == 2 and told.endswith(
         " And 3 more."
