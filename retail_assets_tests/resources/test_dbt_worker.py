@@ -265,6 +265,7 @@ def list_facts(settings: Settings, folder: Path, *options: str) -> str:
     """What dbt prints, debugging, of a list that the waiting process makes, with a window."""
     arguments = ("list", "--select", "fact_sales", "--vars", json.dumps(dbt_variables(settings)))
     with dbt_ahead(settings):
+        wait_until(lambda: len(workers(os.getpid())) == 1)  # until it is executed, it is not named
         (started,) = workers(os.getpid())
         wait_until(Path(os.environ[ADDRESS_VARIABLE]).exists)
         with dbt_build(settings, {"online_retail_window": [["2011-12-09", "2011-12-09"]]}):

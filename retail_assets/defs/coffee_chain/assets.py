@@ -729,6 +729,7 @@ def no_drop_was_deleted(lake: LakeResource) -> dg.AssetCheckResult:
     count = sum(len(keys) for keys in deleted.values())
     return dg.AssetCheckResult(
         passed=not count,
+        severity=dg.AssetCheckSeverity.WARN,
         description=(
             f"{count} raw files were taken and are gone"
             f" ({describe_drops({key for keys in deleted.values() for key in keys})}). Their rows"
