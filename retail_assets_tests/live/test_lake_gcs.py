@@ -791,7 +791,7 @@ def test_a_lock_of_a_living_process_is_waited_for_and_a_dead_ones_taken(
         # Twice the lease: it is renewed.
         with pytest.raises(LakeBusyError, match=r"shop\.lock") as error, lake.lock("shop", 4):
             pytest.fail("two held the lock at once")
-        assert f" {holder.pid} " in str(error.value)
+        assert f"process {holder.pid}" in str(error.value)
     finally:
         holder.kill()
         holder.join()
