@@ -144,7 +144,8 @@ class Dataset:
     """One table: where it belongs, its columns in order, how it is partitioned and clustered.
 
     ``schema`` is the warehouse's; ``domain`` the folder in the lake, where it is another, and
-    ``zone`` the lake's zone that its files are in.
+    ``zone`` the lake's zone that its files are in, if any. ``folder_by`` is a column that the files
+    do not have: a folder's name alone says it, by which the table is partitioned in the lake.
     ``ordered`` says that the rows of its files are in an order worth keeping.
     """
 
@@ -157,6 +158,7 @@ class Dataset:
     domain: str = ""
     ordered: bool = True
     zone: str = "processed"
+    folder_by: Column | None = None
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.columns]
@@ -176,6 +178,18 @@ class Dataset:
         """``domain/name``, as each zone of the lake knows it."""
         return f"{self.domain or self.schema}/{self.name}"
 
+    @property
+    def location(self) -> str:
+        """``zone/domain/name``: where its table lies, below the lake's root."""
+        return f"{self.zone}/{self.folder}" if self.zone else self.folder
+
+    @property
+    def lake_partition(self) -> Column | None:
+        """The column by which the lake's table is partitioned, if any."""
+        return self.folder_by or next(
+            (c for c in self.columns if c.name == self.partition_by), None
+        )
+
     @cached_property
     def column_names(self) -> tuple[str, ...]:
         """The columns' names, in order."""
@@ -194,6 +208,16 @@ class Dataset:
         return pa.schema(
             [pa.field(c.name, c.arrow_type, nullable=c.nullable) for c in self.columns]
         )
+
+    @cached_property
+    def lake_schema(self) -> "pa.Schema":
+        """The Arrow schema of the lake's table: what the files have, and what their folders say."""
+        import pyarrow as pa
+
+        column = self.folder_by
+        if column is None:
+            return self.arrow_schema
+        return self.arrow_schema.append(pa.field(column.name, column.arrow_type, nullable=False))
 
     @cached_property
     def duckdb_columns(self) -> dict[str, str]:

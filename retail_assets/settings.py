@@ -84,6 +84,13 @@ class Settings(BaseSettings):
     lake: str = Field(
         "", description="a path, file:// URL or gs://BUCKET[/PREFIX]; default $RETAIL_HOME/lake"
     )
+    lake_history_days: float = Field(
+        7,
+        ge=0,
+        le=36_500,
+        description="days for which replaced files of the lake's tables are kept, so that history"
+        " can be read and restored; 0: they go at once",
+    )
     warehouse: str = Field(
         "",
         description="duckdb:PATH or bigquery://PROJECT?location=EU;"

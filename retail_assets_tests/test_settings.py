@@ -71,6 +71,8 @@ VALID: list[tuple[str, str, str, Any]] = [
     ("RETAIL_LAKE", "gs://shop-lake", "lake", "gs://shop-lake"),
     ("RETAIL_LAKE", "gs://shop-lake/retail/eu/", "lake", "gs://shop-lake/retail/eu"),
     ("RETAIL_LAKE", "gs://shop.example_1/retail", "lake", "gs://shop.example_1/retail"),
+    ("RETAIL_LAKE_HISTORY_DAYS", "0", "lake_history_days", 0),
+    ("RETAIL_LAKE_HISTORY_DAYS", "30.5", "lake_history_days", 30.5),
     ("RETAIL_WAREHOUSE", "duckdb:/srv/w.duckdb", "warehouse", "duckdb:/srv/w.duckdb"),
     ("RETAIL_SPARK", "embedded", "spark", "embedded"),
     ("RETAIL_SPARK", "local[*]", "spark", "local[*]"),
@@ -155,6 +157,10 @@ INVALID = [
     ("RETAIL_LAKE", "gs://Shop-Lake/retail", "gs://BUCKET"),
     ("RETAIL_LAKE", "gs://shop lake", "gs://BUCKET"),
     ("RETAIL_LAKE", "gs://-shop", "gs://BUCKET"),
+    *(
+        ("RETAIL_LAKE_HISTORY_DAYS", value, "days for which replaced files")
+        for value in ("", "-1", "nan", "inf", "a week")
+    ),
     ("STORAGE_EMULATOR_HOST", "localhost:4443", "http://HOST:PORT"),
     ("BIGQUERY_EMULATOR_HOST", "localhost:9050", "http://HOST:PORT"),
     ("RETAIL_WAREHOUSE", "bigquery://", "bigquery://PROJECT"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from retail_assets_tests.conftest import PROJECT
+from retail_assets_tests.live.storage_xml_proxy import storage_xml_proxy
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,22 @@ def bucket(storage_host: str) -> str:
     return make_bucket(storage_host)
 
 
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class OwnStorage:
-    """A storage server of one test's own, to be killed and started again at the same address."""
+    """A storage server of one test's own, behind a proxy, to be killed and started again."""
 
     def __init__(self, binary: str, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port, behind = _free_port(), _free_port()
         self.host = f"http://127.0.0.1:{self.port}"
+        self.backend = f"http://127.0.0.1:{behind}"
         self._command = [
-            *(binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(self.port)),
-            *("-public-host", f"127.0.0.1:{self.port}", "-external-url", self.host),
+            *(binary, "-scheme", "http", "-host", "127.0.0.1", "-port", str(behind)),
+            *("-public-host", f"127.0.0.1:{behind}", "-external-url", self.host),
             *("-filesystem-root", str(folder / "buckets"), "-log-level", "error"),
         ]
         self._process: subprocess.Popen[bytes] | None = None
@@ -90,7 +96,7 @@ class OwnStorage:
         self._process = subprocess.Popen(self._command)
         for _ in range(100):
             try:
-                urllib.request.urlopen(f"{self.host}/_internal/healthcheck", timeout=2).close()
+                urllib.request.urlopen(f"{self.backend}/_internal/healthcheck", timeout=2).close()
             except OSError:
                 time.sleep(0.05)
             else:
@@ -110,7 +116,8 @@ def own_storage(servers: Servers, tmp_path: Path) -> Iterator[OwnStorage]:
     server = OwnStorage(servers.address("FAKE_GCS_SERVER", "storage"), tmp_path)
     server.start()
     try:
-        yield server
+        with storage_xml_proxy(server.backend, server.port):
+            yield server
     finally:
         server.kill()
 

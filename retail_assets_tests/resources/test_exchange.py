@@ -8,7 +8,6 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import PrivateAttr
 
-from retail_assets.defs.coffee_chain.assets import write_drops
 from retail_assets.defs.coffee_chain.contract import RAW_SALES
 from retail_assets.defs.coffee_chain.drops import DROPPED_FILES, DroppedFiles
-from retail_assets.resources.lake import (
-    LakeObject,
-    LakeResource,
-    LocalLake,
-    RemoteFolder,
-    ReplacedError,
-)
-from retail_assets.resources.lake_gcs import GcsLake
+from retail_assets.defs.coffee_chain.taking import write_drops
+from retail_assets.resources.lake.bucket import GcsLake
+from retail_assets.resources.lake.exchange import LakeObject, RemoteFolder
+from retail_assets.resources.lake.folder import LocalLake
+from retail_assets.resources.lake.objects import LakeResource, ReplacedError
 from retail_assets.resources.spark import (
     EMBEDDED,
     SparkResource,
@@ -36,13 +31,13 @@ from retail_assets.resources.spark import (
     _Engine,
 )
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, RawZone, person, sale
-from retail_assets_tests.resources.test_lake_gcs import Store, lake_at, refusal, running
+from retail_assets_tests.resources.bucket_server import CREATED, Store, lake_at, refusal, running
 from retail_assets_tests.resources.test_spark import child, connect_server
 
 RUN = "11111111-2222-3333-4444-555555555555"
 ENGINE = "_stage/engine/"
 RAW = "raw/shop/day.csv"
-CREATED = datetime.fromisoformat("2026-11-21T10:00:00+00:00").timestamp()  # as Store tells it
+MADE = CREATED.timestamp()  # of each object, as Store tells it
 DAY = 24 * 3600.0
 SPARK = SparkResource(master=EMBEDDED)
 
@@ -132,7 +127,7 @@ def take(lake: LakeResource, spark: SparkResource) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for large in DROPPED_FILES:
         taken = write_drops(lake, spark, RUN, large, [D1, D2], most_lost=0.1)
-        counts = {k: list(x.ledger[4:8]) for k, x in taken.items()}
+        counts = {k: [x.ledger.read, x.ledger.written, *x.ledger[2:4]] for k, x in taken.items()}
         found[large.dataset.name] = {"counts": counts, "rows": content(lake, large)}
     return found
 
@@ -285,7 +280,7 @@ def test_objects_that_cannot_be_deleted_fail_no_run(
 KILLED = """
 import sys, time
 from pathlib import Path
-from retail_assets_tests.resources.test_lake_gcs import lake_at
+from retail_assets_tests.resources.bucket_server import lake_at
 with lake_at({url!r}, Path({folder!r})).exchange({run!r}, cluster=True) as exchange:
     (exchange.folder / "x.csv").touch()
     print(exchange.place(exchange.folder / "x.csv"), flush=True)
@@ -303,7 +298,7 @@ def test_what_a_killed_run_left_is_deleted_after_a_day(tmp_path: Path) -> None:
         left = [uri.removeprefix("gs://shop-lake/")]
         assert store.names("") == left and left[0].startswith(ENGINE)
         lake = lake_at(server.url, tmp_path)
-        for now, expected in ((CREATED + DAY - 1, left), (CREATED + DAY + 1, [])):
+        for now, expected in ((MADE + DAY - 1, left), (MADE + DAY + 1, [])):
             lake._clock = lambda now=now: now
             with lake.exchange("another", cluster=True):
                 assert store.names("") == expected
@@ -373,7 +368,7 @@ def test_a_cluster_that_reads_nothing_and_says_nothing_is_found_out(
 BY_SERVER = """
 import json
 from pathlib import Path
-from retail_assets.resources.lake import LocalLake
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.spark import SparkResource
 from retail_assets_tests.resources.test_exchange import take
 spark = SparkResource(master={master!r})
@@ -384,7 +379,7 @@ print("FOUND" + json.dumps(take(LocalLake(root={root!r}), spark)))
 REFUSED = """
 from pathlib import Path
 from retail_assets.resources.spark import SparkResource, UnsharedLakeError
-from retail_assets_tests.resources.test_lake_gcs import Store, lake_at, running
+from retail_assets_tests.resources.bucket_server import Store, lake_at, running
 with running() as server:
     server.script = store = Store()
     try:
