@@ -1,4 +1,4 @@
-"""One module an outside system, its embedded and its production form side by side.
+"""One room an outside system, its embedded and its production form side by side.
 
 Nothing here knows of the domains.
 """

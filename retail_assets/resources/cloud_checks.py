@@ -1,7 +1,7 @@
 """What doctor asks Google's APIs: credentials, permissions, locations, each with its fix.
 
 Here: questions that change nothing, and which role answers a refusal. Not here: reading or
-writing (lake_gcs.py, warehouse_bigquery.py), printing (commands/).
+writing (lake/, warehouse/), printing (commands/).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -211,17 +211,19 @@ class CloudChecks:
         """A refusal of Cloud Storage as a finding; other errors as they are."""
         from google.api_core.exceptions import Forbidden, NotFound
 
-        bucket = self._bucket_name
+        bucket, target = self._bucket_name, self._settings.bigquery
         if isinstance(error, NotFound):
+            location = target.location if target else "EU"
             return CheckFailedError(
                 f"there is no bucket gs://{bucket}",
-                f"gcloud storage buckets create gs://{bucket} --location={self._location or 'EU'}"
+                f"gcloud storage buckets create gs://{bucket} --location={location}"
                 " --uniform-bucket-level-access --public-access-prevention; or correct RETAIL_LAKE",
             )
         if isinstance(error, Forbidden):
             return CheckFailedError(
                 f"gs://{bucket} refuses {permission}: {_said(error)}",
-                _enable(error, "storage", self._project) or self._grant_bucket(permission),
+                _enable(error, "storage", target.project if target else "PROJECT")
+                or self._grant_bucket(permission),
             )
         return error
 
@@ -234,15 +236,9 @@ class CloudChecks:
         )
 
     def _get_bucket(self) -> "storage.Bucket":
-        from google.cloud.storage.retry import DEFAULT_RETRY
-
         client = self._storage
         try:
-            return client.get_bucket(
-                self._bucket_name,
-                timeout=_TIMEOUT_S,
-                retry=DEFAULT_RETRY.with_timeout(_TIMEOUT_S),
-            )
+            return client.get_bucket(self._bucket_name, **_calls())
         except Exception as error:
             raise self._bucket_fault(error, "storage.buckets.get") from error
 
@@ -257,15 +253,9 @@ class CloudChecks:
         return "; ".join(notes)
 
     def _ask_permissions(self) -> str:
-        from google.cloud.storage.retry import DEFAULT_RETRY
-
-        client = self._storage
+        bucket = self._storage.bucket(self._bucket_name)
         try:
-            granted = client.bucket(self._bucket_name).test_iam_permissions(
-                list(BUCKET_PERMISSIONS),
-                timeout=_TIMEOUT_S,
-                retry=DEFAULT_RETRY.with_timeout(_TIMEOUT_S),
-            )
+            granted = bucket.test_iam_permissions(list(BUCKET_PERMISSIONS), **_calls())
         except Exception as error:
             raise self._bucket_fault(error, "storage.objects.get") from error
         missing = [name for name in BUCKET_PERMISSIONS if name not in granted]
@@ -284,14 +274,6 @@ class CloudChecks:
         assert target is not None, "the warehouse is not BigQuery"
         return target
 
-    @property
-    def _location(self) -> str | None:
-        return self._settings.bigquery.location if self._settings.bigquery else None
-
-    @property
-    def _project(self) -> str:
-        return self._settings.bigquery.project if self._settings.bigquery else "PROJECT"
-
     @cached_property
     def _bigquery(self) -> "bigquery.Client":
         from google.cloud import bigquery
@@ -309,9 +291,8 @@ class CloudChecks:
         self._bigquery.query(
             sql,
             job_config=bigquery.QueryJobConfig(dry_run=True, use_query_cache=False),
-            timeout=_TIMEOUT_S,
-            retry=bigquery.DEFAULT_RETRY.with_timeout(_TIMEOUT_S),
             job_retry=None,
+            **_calls(),
         )
 
     def _grant_project(self, role: str) -> str:
@@ -350,12 +331,10 @@ class CloudChecks:
 
     def _ask_dataset(self, dataset: str, table: str | None) -> str:
         from google.api_core.exceptions import Forbidden, NotFound
-        from google.cloud import bigquery
 
         name, client = f"{self._target.project}.{dataset}", self._bigquery
-        retry = bigquery.DEFAULT_RETRY.with_timeout(_TIMEOUT_S)
         try:
-            found = client.get_dataset(name, timeout=_TIMEOUT_S, retry=retry)
+            found = client.get_dataset(name, **_calls())
         except NotFound:
             return self._ask_creation(dataset)
         except Forbidden as error:
@@ -380,10 +359,8 @@ class CloudChecks:
     def _missing_in(self, dataset: str, table: str | None) -> list[str]:
         """Permissions that a dataset, and its table where that is there, does not grant."""
         from google.api_core.exceptions import Forbidden, NotFound
-        from google.cloud import bigquery
 
         name, client = f"{self._target.project}.{dataset}", self._bigquery
-        retry = bigquery.DEFAULT_RETRY.with_timeout(_TIMEOUT_S)
         missing = []
         try:
             self._dry_run(
@@ -395,14 +372,13 @@ class CloudChecks:
             return missing
         try:
             # Asked first: of a table that is not there BigQuery says that nothing is granted.
-            client.get_table(f"{name}.{table}", timeout=_TIMEOUT_S, retry=retry)
+            client.get_table(f"{name}.{table}", **_calls())
         except NotFound:
             return missing
         except Forbidden:
             return [*missing, "bigquery.tables.get"]
-        answer = client.test_iam_permissions(
-            f"{name}.{table}", list(TABLE_PERMISSIONS), timeout=_TIMEOUT_S, retry=retry
-        )
+        wanted = list(TABLE_PERMISSIONS)
+        answer = client.test_iam_permissions(f"{name}.{table}", wanted, **_calls())
         granted = answer.get("permissions", ())
         return [*missing, *(name for name in TABLE_PERMISSIONS if name not in granted)]
 
@@ -465,6 +441,13 @@ def _member(credentials: "Credentials") -> str:
         return "" if service == "default" else f"serviceAccount:{service}"
     user = getattr(credentials, "account", None)
     return f"user:{user}" if user else ""
+
+
+def _calls() -> dict[str, Any]:
+    """Of every request: it is not waited for long."""
+    from google.api_core.retry import Retry
+
+    return {"timeout": _TIMEOUT_S, "retry": Retry(timeout=_TIMEOUT_S)}
 
 
 def _said(error: Exception) -> str:

@@ -27,7 +27,8 @@ import dagster as dg
 
 from retail_assets.dataset import Dataset
 from retail_assets.errors import PermanentError, TransientError
-from retail_assets.resources.lake import Exchange, LakeResource, RemoteFolder
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake.exchange import Exchange, RemoteFolder
 from retail_assets.settings import Settings
 
 if TYPE_CHECKING:

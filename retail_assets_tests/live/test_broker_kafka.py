@@ -23,7 +23,7 @@ from confluent_kafka import Producer as Client
 from confluent_kafka.admin import AdminClient
 
 from retail_assets.errors import TransientError
-from retail_assets.resources.broker import (
+from retail_assets.resources.broker.resource import (
     BrokerRefusedError,
     BrokerResource,
     BrokerUnreachableError,

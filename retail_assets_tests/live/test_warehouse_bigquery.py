@@ -20,9 +20,8 @@ import pytest
 
 from retail_assets.dataset import Column, Dataset
 from retail_assets.errors import TransientError
-from retail_assets.resources import warehouse_bigquery
-from retail_assets.resources.warehouse import Origin
-from retail_assets.resources.warehouse_bigquery import BigQueryWarehouse
+from retail_assets.resources.warehouse import Origin, bigquery
+from retail_assets.resources.warehouse.bigquery import BigQueryWarehouse
 from retail_assets_tests.live.bigquery_proxy import bigquery_proxy
 from retail_assets_tests.live.conftest import Servers, wait_until
 
@@ -141,7 +140,7 @@ def test_a_table_without_partitions_holds_what_was_loaded_last(
         contents: list[tuple[int, ...]] = [(3,), (2, 2), (), (), (5,), (), (1, 2), (3, 4), (0,)]
         for version, (change, counts) in enumerate(zip(changes, contents, strict=False)):
             # From the seventh on they are staged and swapped.
-            monkeypatch.setattr(warehouse_bigquery, "URIS_A_LOAD_JOB", 1 if version > 5 else 10)
+            monkeypatch.setattr(bigquery, "URIS_A_LOAD_JOB", 1 if version > 5 else 10)
             origin = Origin(f"run-{version}", "shops")
 
             loaded = change(SHOPS, files_of(version, *counts), {"": f"v{version}"}, origin)

@@ -21,8 +21,9 @@ from confluent_kafka import Producer as Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retail_assets.resources import broker_clients, broker_embedded
-from retail_assets.resources.broker import (
+from retail_assets.resources.broker import embedded as broker_embedded
+from retail_assets.resources.broker.producer import Room
+from retail_assets.resources.broker.resource import (
     BrokerRefusedError,
     BrokerResource,
     BrokerUnreachableError,
@@ -35,7 +36,6 @@ from retail_assets.resources.broker import (
     UnknownTopicError,
     Watermark,
 )
-from retail_assets.resources.broker_producer import Room
 from retail_assets.settings import load_settings
 
 TOPIC = "events"
@@ -78,7 +78,7 @@ def produce_raw(broker: BrokerResource, *values: bytes | None, partition: int = 
 CHILD = """
 import sys, time
 from pathlib import Path
-from retail_assets.resources import broker_embedded
+from retail_assets.resources.broker import embedded as broker_embedded
 found = broker_embedded.ensure(Path(sys.argv[1]))
 print(found.incarnation, found.address, found.pid, found.started_at.isoformat(), flush=True)
 sys.stdin.read()
@@ -219,7 +219,7 @@ def test_an_announcement_whose_owner_was_killed_is_none_though_its_number_is_ano
 
 
 def start_keeper(home: Path, parent: int) -> "subprocess.Popen[str]":
-    module = "retail_assets.resources.broker_keeper"
+    module = "retail_assets.resources.broker.keeper"
     command = [sys.executable, "-m", module, "--home", str(home), "--parent", str(parent)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -275,7 +275,7 @@ def test_the_keeper_takes_over_when_the_owner_ends(tmp_path: Path) -> None:
 
 
 def test_the_keeper_does_not_wait_for_dagster() -> None:
-    code = "import sys, retail_assets.resources.broker_keeper; print('dagster' in sys.modules)"
+    code = "import sys, retail_assets.resources.broker.keeper; print('dagster' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert told.stdout == "False\n"
@@ -422,8 +422,8 @@ def test_a_range_past_the_end_is_an_error(broker: BrokerResource) -> None:
 def test_messages_that_vanish_while_they_are_read_are_an_error(
     broker: BrokerResource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retail_assets.resources.broker_clients._MOST_AHEAD_KB", 200)
-    monkeypatch.setattr("retail_assets.resources.broker_clients._BYTES_AT_ONCE", 100_000)
+    monkeypatch.setattr("retail_assets.resources.broker.clients._MOST_AHEAD_KB", 200)
+    monkeypatch.setattr("retail_assets.resources.broker.clients._BYTES_AT_ONCE", 100_000)
     size = 100_000
     produce_raw(broker, *(os.urandom(size) for _ in range(40)))
     produce_raw(broker, *(os.urandom(size) for _ in range(40)), partition=1)
@@ -538,7 +538,7 @@ def test_a_producer_waits_for_a_slow_consumer_and_nothing_vanishes(broker: Broke
 def test_a_producer_that_nobody_consumes_says_so_and_then_gives_up(
     broker: BrokerResource, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("retail_assets.resources.broker_producer._WARN_AFTER_S", 0.1)
+    monkeypatch.setattr("retail_assets.resources.broker.producer._WARN_AFTER_S", 0.1)
     opened = broker.producer(TOPIC, GROUP, stalled_after_s=0.5)
     with pytest.raises(StalledConsumerError) as error, opened as producer:
         send_all(producer, incompressible(1_000))
@@ -707,8 +707,8 @@ def closed_port() -> int:
 def test_a_broker_that_is_not_there_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ask: Callable[[BrokerResource], object]
 ) -> None:
-    for module in ("broker", "broker_clients", "broker_producer"):
-        monkeypatch.setattr(f"retail_assets.resources.{module}.CONNECT_S", 1.0)
+    for module in ("resource", "clients", "producer"):
+        monkeypatch.setattr(f"retail_assets.resources.broker.{module}.CONNECT_S", 1.0)
     address = f"127.0.0.1:{closed_port()}"
     broker = BrokerResource(servers=address, home=str(tmp_path))
 
@@ -776,10 +776,3 @@ def test_the_embedded_broker_needs_no_options(tmp_path: Path) -> None:
 
     assert broker.watermarks(TOPIC) == {}
     broker_embedded.let_go(tmp_path)
-
-
-def test_few_idle_clients_are_kept(filled: BrokerResource) -> None:
-    for n in range(20):
-        filled.committed(TOPIC, f"group {n}")
-
-    assert len(broker_clients._kept._idle) <= broker_clients._MOST_KEPT

@@ -13,8 +13,8 @@ import pytest
 from dagster_dbt import DbtCliInvocation, DbtCliResource
 
 from retail_assets.defs.marts.dbt import RetailTranslator, models_of
-from retail_assets.resources.dbt import dbt_project, prepare_project
-from retail_assets.resources.dbt_cli import LeanDbtCliResource, dbt_assets
+from retail_assets.resources.dbt.cli import LeanDbtCliResource, dbt_assets
+from retail_assets.resources.dbt.project import dbt_project, prepare_project
 from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
 from retail_assets_tests.resources.test_dbt_worker import DBT
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from retail_assets.resources.dbt import dbt_ahead, dbt_build, dbt_variables, warm_up_dbt
-from retail_assets.resources.dbt_worker import ADDRESS_VARIABLE, WAIT_OPTION
+from retail_assets.resources.dbt.project import dbt_ahead, dbt_build, dbt_variables
+from retail_assets.resources.dbt.worker import ADDRESS_VARIABLE, WAIT_OPTION
 from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
 
 DBT = str(Path(sys.executable).with_name("retail-assets-dbt"))
@@ -185,7 +185,7 @@ def signals_of(process: int) -> list[str]:
 def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings) -> None:
     script = (
         "import sys, time\n"
-        "from retail_assets.resources.dbt import dbt_ahead\n"
+        "from retail_assets.resources.dbt.project import dbt_ahead\n"
         "from retail_assets.settings import load_settings\n"
         f"with dbt_ahead(load_settings(home={str(settings.home)!r})):\n"
         "    print('waiting', flush=True)\n"
@@ -201,41 +201,6 @@ def test_the_waiting_process_ends_with_the_one_that_wanted_it(settings: Settings
     parent.communicate()
 
     wait_until(lambda: has_ended(worker))
-
-
-def test_a_warm_up_that_was_put_off_comes_when_asked_for(
-    settings: Settings, tmp_path: Path
-) -> None:
-    warm_up_dbt()  # nothing was put off
-    assert not workers(os.getpid())
-
-    parsed = settings.home / "dbt" / "duckdb" / "ahead" / "perf_info.json"  # of each parse
-    parsed.unlink(missing_ok=True)
-    with dbt_ahead(settings, put_off=True):
-        (started,) = workers(os.getpid())
-        wait_until(lambda: imports_are_done(started))
-        assert not parsed.exists()
-        warm_up_dbt()
-        warm_up_dbt()
-        wait_until(parsed.exists)
-        done = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
-        wait_until(lambda: has_ended(started))  # it ran the command
-    assert "hello" in done.stdout
-
-    with dbt_ahead(settings, put_off=True):
-        (started,) = workers(os.getpid())
-    assert has_ended(started)
-    warm_up_dbt()  # its block has ended
-
-
-def test_a_build_has_the_warm_up_that_was_put_off(settings: Settings, tmp_path: Path) -> None:
-    with dbt_ahead(settings, put_off=True):
-        (started,) = workers(os.getpid())
-        wait_until(Path(os.environ[ADDRESS_VARIABLE]).exists)  # else a command runs by itself
-        with dbt_build(settings, {}):
-            done = dbt(*QUERY, WHERE, folder=tmp_path, GREETING="hello")
-        wait_until(lambda: has_ended(started))
-    assert "hello" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -274,13 +239,6 @@ def list_facts(settings: Settings, folder: Path, *options: str) -> str:
     assert done.returncode == 0, done.stdout
     assert "fact_sales" in done.stdout
     return done.stdout
-
-
-def imports_are_done(worker: psutil.Process) -> bool:
-    """Whether it sleeps, and has used no more CPU time within a moment."""
-    before = worker.cpu_times()
-    time.sleep(0.5)
-    return before.user > 0.5 and worker.cpu_times() == before
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:

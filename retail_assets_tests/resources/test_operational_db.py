@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retail_assets.errors import PermanentError, TransientError
-from retail_assets.resources.embedded_postgres import EmbeddedPostgres
 from retail_assets.resources.operational_db import (
     OperationalDbRefusedError,
     OperationalDbResource,
@@ -28,6 +27,7 @@ from retail_assets.resources.operational_db import (
     ensure_table,
     insert_new,
 )
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets.settings import load_settings
 
 COLUMNS = {"id": "bigint", "text": "text", "payload": "jsonb"}

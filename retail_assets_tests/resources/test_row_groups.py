@@ -1,4 +1,4 @@
-"""Tests of retail_assets.resources.row_groups: once a day, whoever opens the file."""
+"""Tests of retail_assets.resources.warehouse.row_groups: once a day, whoever opens the file."""
 
 import os
 import time
@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from retail_assets.resources import row_groups
-from retail_assets.resources.dbt import dbt_build
-from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets.resources.dbt.project import dbt_build
+from retail_assets.resources.warehouse import DuckDBWarehouse, row_groups
 from retail_assets.settings import load_settings
 
 HOUR = 3600

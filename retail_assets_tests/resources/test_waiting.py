@@ -10,7 +10,8 @@ import dagster as dg
 import pytest
 
 from retail_assets.resources import waiting
-from retail_assets.resources.lake import LakeBusyError, LocalLake
+from retail_assets.resources.lake import LakeBusyError
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.waiting import HeldError, lock_file, this_process
 from retail_assets.resources.warehouse import DuckDBWarehouse, WarehouseBusyError
 

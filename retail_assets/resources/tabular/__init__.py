@@ -3,7 +3,7 @@
 Here: containers (.gz, .zip), other formats by name, encodings, sheets, headers, field counts; every
 value comes out as the text that stood in the file, with its row number. A large CSV file is made
 fit for another engine (``scan_csv``). Not here: what the text means (each domain's transforms.py),
-where the file came from (download.py).
+where the file came from (http/).
 """
 
 from retail_assets.resources.tabular.files import Opened, open_tables

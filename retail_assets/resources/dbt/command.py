@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import version
 
 from retail_assets.process import QuickEnd, spare_garbage_collection
-from retail_assets.resources.dbt_worker import WAIT_OPTION, hand_over, wait_for_command
+from retail_assets.resources.dbt.worker import WAIT_OPTION, hand_over, wait_for_command
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 At each checkpoint it would, of every table and in one thread: after a small append that takes most
 of a second, for what one merge a day does as well. (Those that were emptied are dropped at any.)
-Here: whether it is time, and the setting. Not here: connections (warehouse.py, dbt.py).
+Here: whether it is time, and the setting. Not here: connections (duckdb.py, dbt/).
 """
 
 import time

@@ -1,7 +1,7 @@
 """dagster-dbt's resource, without a second copy of dbt in Dagster's own process.
 
 Here: how a dbt command is started for an asset. Not here: which command (defs/marts/), where the
-project and its state are (dbt.py), what the started process does (dbt_command.py).
+project and its state are (project.py), what the started process does (command.py).
 """
 
 import os

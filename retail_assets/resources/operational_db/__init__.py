@@ -1,7 +1,7 @@
 """The operational database: PostgreSQL, into which rows are copied that are not there yet.
 
 Here: connections and what may go wrong with them, tables by their columns, the copying. Not here:
-the embedded server's processes (embedded_postgres.py), which rows (defs/).
+the embedded server's processes (embedded.py), which rows (defs/).
 """
 
 import re
@@ -15,7 +15,7 @@ import dagster as dg
 from pydantic import field_validator
 
 from retail_assets.errors import PermanentError, TransientError
-from retail_assets.resources.embedded_postgres import ADMINISTRATOR, EmbeddedPostgres
+from retail_assets.resources.operational_db.embedded import ADMINISTRATOR, EmbeddedPostgres
 from retail_assets.settings import Settings, redacted
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """The embedded broker's keeper: a process that owns it for as long as its parent lives.
 
-Here: `python -m retail_assets.resources.broker_keeper --home HOME --parent PID`, so that the UI's
+Here: `python -m retail_assets.resources.broker.keeper --home HOME --parent PID`, so that the UI's
 runs, the sensor and commands in other terminals share one broker. Not here: what the broker is
-(broker_embedded.py).
+(embedded.py).
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from retail_assets.resources import broker_embedded
+from retail_assets.resources.broker import embedded
 
 _LOOK_S = 0.2
 
@@ -27,24 +27,19 @@ def keep(home: Path, parent: int, stop: threading.Event, told: Callable[[str], N
     is_child = os.getppid() == parent
     known = ""
     while not stop.is_set() and _is_there(parent, is_child):
-        found = broker_embedded.find(home) or broker_embedded.try_own(home)
+        found = embedded.find(home) or embedded.try_own(home)
         if found is not None and found.address != known:
             known = found.address
             told(known)
         stop.wait(_LOOK_S)
-    broker_embedded.let_go(home)
+    embedded.let_go(home)
 
 
 def _is_there(parent: int, is_child: bool) -> bool:
-    if is_child:  # also where the parent ended and nobody has asked how
-        return os.getppid() == parent
-    try:
-        os.kill(parent, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    import psutil
+
+    # Of a child's also where the parent ended and nobody has asked how.
+    return os.getppid() == parent if is_child else psutil.pid_exists(parent)
 
 
 def main() -> None:

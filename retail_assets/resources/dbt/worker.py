@@ -1,8 +1,8 @@
 """A dbt process that is started before its command is known, and the way the command reaches it.
 
 dbt's imports and its first parse take seconds, which a run can spend while it reads its source.
-Here: waiting for one command, handing it over, running it. Not here: which command (dbt.py), nor
-any behaviour of its own; where no process waits, the caller runs dbt itself.
+Here: waiting for one command, handing it over, running it. Not here: which command (project.py),
+nor any behaviour of its own; where no process waits, the caller runs dbt itself.
 """
 
 import json
@@ -12,11 +12,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 ADDRESS_VARIABLE = "DBT_WORKER_ADDRESS"
 WAIT_OPTION = "--wait-at"
 _TAKEN = b"t"
-_WARM_UP = b"w"
 _STANDARD_STREAMS = (0, 1, 2)
 _END_TIMEOUT_S = 10
 _connections: list[socket.socket] = []
@@ -35,11 +34,10 @@ _connections: list[socket.socket] = []
 @contextmanager
 def waiting_dbt(
     executable: str, warm_up: Sequence[str], environment: Mapping[str, str]
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[None]:
     """Keep a dbt process waiting for the block's first dbt command, in ``environment``.
 
-    It imports dbt at once. What is yielded has it run ``warm_up``, which parses the project; until
-    then it takes no command.
+    Until then it imports dbt, and runs ``warm_up``, which parses the project.
     """
     # A folder of our own: nobody else may connect, and a socket's path is at most 108 bytes.
     with tempfile.TemporaryDirectory(prefix="retail-assets-") as folder:
@@ -54,19 +52,11 @@ def waiting_dbt(
         )
         os.environ[ADDRESS_VARIABLE] = address
         assert worker.stdin is not None
-        to_worker = worker.stdin
-
-        def have_it_warm_up() -> None:
-            with suppress(BrokenPipeError):  # it has ended: the command will run by itself
-                to_worker.write(_WARM_UP)
-                to_worker.flush()
-
         try:
-            yield have_it_warm_up
+            yield
         finally:
             del os.environ[ADDRESS_VARIABLE]
-            with suppress(BrokenPipeError):
-                to_worker.close()  # which ends it, if it still waits
+            worker.stdin.close()  # which ends it, if it still waits
             try:
                 worker.wait(_END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
@@ -111,7 +101,7 @@ def hand_over(arguments: Sequence[str]) -> int | None:
 
 
 def wait_for_command(address: str, warm_up: Sequence[str]) -> None:
-    """Import dbt, run ``warm_up`` when told to, and run the first command that is handed over.
+    """Import dbt, run ``warm_up``, and run the first command that is handed over.
 
     ``warm_up`` is a parse, which the command does not repeat where it would come to the same.
 
@@ -123,12 +113,9 @@ def wait_for_command(address: str, warm_up: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     taken = False
-    may_warm_up = Event()
 
     def follow_parent() -> None:
-        if sys.stdin.buffer.read(len(_WARM_UP)):
-            may_warm_up.set()
-            sys.stdin.buffer.read()
+        sys.stdin.buffer.read()
         if not taken:
             os._exit(0)
 
@@ -141,7 +128,6 @@ def wait_for_command(address: str, warm_up: Sequence[str]) -> None:
         from dbt.cli.main import dbtRunner
         from dbt.contracts.graph.manifest import Manifest
 
-        may_warm_up.wait()
         warmed_up = dbtRunner().invoke(list(warm_up))
         connection, _ = listener.accept()
     taken = True

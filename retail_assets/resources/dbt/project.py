@@ -11,19 +11,19 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from retail_assets.errors import PermanentError
-from retail_assets.resources import row_groups
-from retail_assets.resources.dbt_worker import waiting_dbt
+from retail_assets.resources.dbt.worker import waiting_dbt
 from retail_assets.resources.waiting import lock_file
+from retail_assets.resources.warehouse import row_groups
 from retail_assets.settings import DBT_PROJECT_DIR, Settings
 
 if TYPE_CHECKING:
-    from retail_assets.resources.dbt_cli import DbtProject, LeanDbtCliResource
+    from retail_assets.resources.dbt.cli import DbtProject, LeanDbtCliResource
 
 # dbt variable -> inclusive [first, last] ranges of changed partitions; None rebuilds everything.
 Windows: TypeAlias = Mapping[str, list[list[str]] | None]
@@ -37,7 +37,6 @@ _BUILD_FLAGS = {
     # A line a node, as in the run's own log; with every statement it is 2 MB a build.
     "DBT_LOG_LEVEL_FILE": "info",
 }
-_put_off: "list[Callable[[], None]]" = []
 
 
 class DbtParseError(PermanentError):
@@ -86,7 +85,6 @@ def dbt_build(settings: Settings, windows: Windows) -> Iterator[Path]:
     The windows go as environment variables rather than ``--vars``, of which any change would have
     dbt parse the whole project.
     """
-    warm_up_dbt()
     merges = settings.bigquery is None and row_groups.are_merged_now(settings.warehouse_path)
     names = _window_variables(windows) | {"DBT_MERGES_ROW_GROUPS": str(merges).lower()}
     before = {name: os.environ.get(name) for name in names}
@@ -111,14 +109,14 @@ def _window_variables(windows: Windows) -> dict[str, str]:
 
 def dbt_project(settings: Settings) -> "DbtProject":
     """The project, with its parsed state under RETAIL_HOME."""
-    from retail_assets.resources.dbt_cli import DbtProject
+    from retail_assets.resources.dbt.cli import DbtProject
 
     return DbtProject(DBT_PROJECT_DIR, target_path=_parsed_dir(settings), target=_target(settings))
 
 
 def dbt_resource(settings: Settings) -> "LeanDbtCliResource":
     """dagster-dbt's resource over the project."""
-    from retail_assets.resources.dbt_cli import LeanDbtCliResource
+    from retail_assets.resources.dbt.cli import LeanDbtCliResource
 
     return LeanDbtCliResource(
         project_dir=str(DBT_PROJECT_DIR),
@@ -140,10 +138,8 @@ def build_target_dir(settings: Settings) -> Path:
 
 
 @contextmanager
-def dbt_ahead(settings: Settings, *, put_off: bool = False) -> Iterator[None]:
-    """Have dbt start now for the build that comes later in the block; see dbt_worker.py.
-
-    With ``put_off`` it only imports dbt, and parses the project at ``warm_up_dbt``.
+def dbt_ahead(settings: Settings) -> Iterator[None]:
+    """Have dbt start now for the build that comes later in the block; see worker.py.
 
     Raises:
         DbtParseError: dbt cannot parse its project.
@@ -155,23 +151,8 @@ def dbt_ahead(settings: Settings, *, put_off: bool = False) -> Iterator[None]:
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(_parsed_dir(settings) / _PARTIAL_PARSE, target / _PARTIAL_PARSE)
     warm_up = _command(settings, ["parse", "--no-write-json", "--log-level-file", "none"])
-    with waiting_dbt(warm_up[0], warm_up[1:], _environment(settings, target)) as have_it_warm_up:
-        _put_off.append(have_it_warm_up)
-        if not put_off:
-            warm_up_dbt()
-        try:
-            yield
-        finally:
-            _put_off.clear()
-
-
-def warm_up_dbt() -> None:
-    """Have the waiting dbt parse now, where a run put it off: from here on cores are free for it.
-
-    A build calls this too, for without it the process takes no command.
-    """
-    while _put_off:
-        _put_off.pop()()
+    with waiting_dbt(warm_up[0], warm_up[1:], _environment(settings, target)):
+        yield
 
 
 def run_dbt(settings: Settings, arguments: Sequence[str]) -> int:
@@ -182,10 +163,10 @@ def run_dbt(settings: Settings, arguments: Sequence[str]) -> int:
     Raises:
         WarehouseBusyError: a run kept the warehouse for too long.
     """
-    from retail_assets.resources.warehouse import WarehouseResource
+    from retail_assets.resources.warehouse import open_warehouse
 
     target = settings.home / "dbt" / "docs"
-    with WarehouseResource.of(settings).exclusive():
+    with open_warehouse(settings).exclusive():
         return subprocess.run(
             _command(settings, arguments), env=_environment(settings, target), check=False
         ).returncode

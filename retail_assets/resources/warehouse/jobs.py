@@ -1,40 +1,29 @@
-"""BigQuery's jobs: started once whatever happens on the way, waited for, and their faults told.
+"""BigQuery's jobs: started, waited for, and their faults told.
 
-Here: a job's name, labels, retries, and what each fault means to a person. Not here: which jobs
-replace a table (warehouse_bigquery.py).
+Here: a job's labels, retries, and what each fault means to a person. Not here: which jobs replace
+a table (bigquery.py).
 """
 
-import hashlib
-import json
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from retail_assets.errors import PermanentError, TransientError
-from retail_assets.resources.warehouse import Origin, WarehouseSchemaError
+from retail_assets.resources.warehouse.protocol import WarehouseSchemaError
 
 if TYPE_CHECKING:
     from google.api_core.retry import Retry
     from google.cloud import bigquery
 
-    Job = TypeVar("Job", bigquery.LoadJob, bigquery.QueryJob)
-else:
-    Job = TypeVar("Job")
-
-# Source: "Running jobs programmatically", BigQuery: at most 1,024 of letters, digits, _ and -.
-JOB_ID_CHARACTERS = 1024
 # Source: "Requirements for labels", BigQuery: lower case, digits, _ and -, at most 63 characters.
 LABEL_CHARACTERS = 63
 
-_DIGEST_CHARACTERS = 32
 _MOST_JOBS = 5  # of one step, before its call gives up
-_MOST_NAMES = 100  # tried by one step over all the retries of its run
 _LONGEST_WAIT_S = 60.0
-_WORDS = {"LoadJob": "load", "QueryJob": "query"}
 
 # Source: "Error messages", BigQuery's troubleshooting; job... are a job's own.
 _PASSING_REASONS = frozenset(
@@ -87,13 +76,11 @@ class Patience:
         """The same, but none longer than ``timeout_s``."""
         if timeout_s is None:
             return self
-        shortest = max(timeout_s, 0.001)
-        return Patience(
-            min(self.request_s, shortest),
-            min(self.retry_s, shortest),
-            min(self.job_s, shortest),
-            self.first_wait_s,
-        )
+        most = max(timeout_s, 0.001)
+        limits = {
+            name: min(getattr(self, name), most) for name in ("request_s", "retry_s", "job_s")
+        }
+        return replace(self, **limits)
 
     def retry(self, also: "tuple[type[Exception], ...]" = ()) -> "Retry":
         """Google's retry of one request: growing waits, until ``retry_s`` have passed."""
@@ -108,52 +95,36 @@ class Patience:
         )
 
 
-def work_digest(
-    origin: Origin, table: str, uris: Sequence[str] = (), versions: Mapping[str, str] | None = None
-) -> str:
-    """What tells one piece of work from another, the same whenever its run tries it again.
-
-    Work by hand has no run to be tried again in: it is never the same.
-    """
-    run_id = uuid.uuid4().hex if origin == Origin() else origin.run_id
-    work = [run_id, origin.asset, table, list(uris), sorted((versions or {}).items())]
-    return hashlib.sha256(json.dumps(work).encode()).hexdigest()[:_DIGEST_CHARACTERS]
-
-
-def job_id(table: str, step: str, digest: str, attempt: int) -> str:
-    """``retail_<table>_<step>_<digest>_<attempt>``, the table cut where it is too long."""
-    tail = f"_{step}_{digest}_{attempt}"
-    head = re.sub(r"[^A-Za-z0-9_-]", "_", f"retail_{table}")
-    return head[: JOB_ID_CHARACTERS - len(tail)] + tail
-
-
 def label(text: str) -> str:
     """``text`` as the value of a label."""
     return re.sub(r"[^a-z0-9_-]", "_", text.lower())[:LABEL_CHARACTERS]
 
 
 class Jobs:
-    """Jobs of one piece of work, in order; ``done`` are those that ended well."""
+    """A client, and the jobs of one piece of work in order; ``done`` are those that ended well.
+
+    A load replaces and a swap is a transaction: a run that is made again may repeat them. Within a
+    call each is started once, whatever happens on the way.
+    """
 
     def __init__(
         self,
         client: "bigquery.Client",
         location: str,
         table: str,
-        digest: str,
         labels: Mapping[str, str],
         patience: Patience,
         max_bytes_billed: int | None = None,
     ) -> None:
         self.client = client
-        self.location = location
-        self.table = table
-        self.digest = digest
-        self.labels = {name: label(text) for name, text in labels.items()}
-        self.patience = patience
-        self.max_bytes_billed = max_bytes_billed
-        self.retry = patience.retry()
         self.done: list[bigquery.LoadJob | bigquery.QueryJob] = []
+        # Of every request.
+        self.calls: dict[str, Any] = {"retry": patience.retry(), "timeout": patience.request_s}
+        self._location = location
+        self._table = table
+        self._labels = {name: label(text) for name, text in labels.items()}
+        self._patience = patience
+        self._max_bytes_billed = max_bytes_billed
 
     def load(
         self,
@@ -161,58 +132,49 @@ class Jobs:
         uris: Sequence[str],
         destination: "bigquery.TableReference",
         configuration: "bigquery.LoadJobConfig",
-    ) -> "bigquery.LoadJob":
-        """Load Parquet files into a table or a partition, once."""
-        from google.cloud import bigquery
-
-        configuration.labels = self.labels
-        return self._run(
+    ) -> int:
+        """Load Parquet files into a table or a partition; how many rows."""
+        configuration.labels = self._labels
+        job: bigquery.LoadJob = self._run(
             step,
+            "load",
             lambda name: self.client.load_table_from_uri(
                 list(uris),
                 destination,
                 job_id=name,
-                location=self.location,
+                location=self._location,
                 job_config=configuration,
-                retry=self.retry,
-                timeout=self.patience.request_s,
+                **self.calls,
             ),
-            bigquery.LoadJob,
         )
+        return job.output_rows or 0
 
-    def query(
-        self,
-        step: str,
-        sql: str,
-        parameters: "Sequence[bigquery.ScalarQueryParameter | bigquery.ArrayQueryParameter]" = (),
-    ) -> "bigquery.QueryJob":
-        """Run a query or a script, once."""
+    def query(self, step: str, sql: str) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        found = self.script(step, sql).result(job_retry=None, **self.calls)
+        return [tuple(row.values()) for row in found]
+
+    def script(self, step: str, sql: str) -> "bigquery.QueryJob":
+        """Run a query or a script."""
         from google.cloud import bigquery
 
-        configuration = bigquery.QueryJobConfig(labels=self.labels)
-        configuration.job_timeout_ms = int(self.patience.job_s * 1000)
-        if parameters:
-            configuration.query_parameters = list(parameters)
-        if self.max_bytes_billed is not None:
-            configuration.maximum_bytes_billed = self.max_bytes_billed
-        return self._run(
+        configuration = bigquery.QueryJobConfig(labels=self._labels)
+        configuration.job_timeout_ms = int(self._patience.job_s * 1000)
+        if self._max_bytes_billed is not None:
+            configuration.maximum_bytes_billed = self._max_bytes_billed
+        done: bigquery.QueryJob = self._run(
             step,
+            "query",
             lambda name: self.client.query(
                 sql,
                 job_id=name,
-                location=self.location,
+                location=self._location,
                 job_config=configuration,
-                retry=self.retry,
-                timeout=self.patience.request_s,
                 job_retry=None,
+                **self.calls,
             ),
-            bigquery.QueryJob,
         )
-
-    def rows(self, job: "bigquery.QueryJob") -> list[tuple[Any, ...]]:
-        """All rows of a query that is done."""
-        found = job.result(retry=self.retry, timeout=self.patience.request_s, job_retry=None)
-        return [tuple(row.values()) for row in found]
+        return done
 
     def metadata(self) -> dict[str, Any]:
         """What the jobs cost, and their names."""
@@ -227,71 +189,52 @@ class Jobs:
             "bigquery_jobs": [job.job_id for job in self.done],
         }
 
-    def _run(self, step: str, start: Callable[[str], Job], kind: type[Job]) -> Job:
-        """Start the job under its first name that has not failed before, and see it through."""
-        failures = 0
-        for attempt in range(1, _MOST_NAMES + 1):
-            name = job_id(self.table, step, self.digest, attempt)
-            what = f"{_WORDS[kind.__name__]} job {name}"
-            job, found = self._start(name, what, self._where(step), start)
-            assert isinstance(job, kind), f"{name} is no {kind.__name__}"
+    def _run(self, step: str, kind: str, start: Callable[[str], Any]) -> Any:
+        """Start a job and see it through; one that failed in passing is followed by another."""
+        where = f"{self._table}, step {step}, project {self.client.project}"
+        where += f", location {self._location}"
+        for attempt in range(1, _MOST_JOBS + 1):
+            name = f"retail_{self._table.replace('.', '_')}_{step}_{uuid.uuid4().hex}"
+            what = f"{kind} job {name}"
+            job = self._start(name, what, where, start)
             self._wait(job)
             if job.error_result is None:
                 self.done.append(job)
                 return job
-            if found:  # the failure of an earlier try: this one is the retry
-                continue
-            failures += 1
             reason = str(job.error_result.get("reason", ""))
             message = str(job.error_result.get("message", ""))
             if not (reason in _PASSING_REASONS or _MET_ANOTHER.search(message)):
-                raise explain(reason, message, what, self._where(step))
-            if failures == _MOST_JOBS:
-                raise _unavailable(f"{self._where(step)}, {what}", f"{reason}: {message}")
-            time.sleep(min(self.patience.first_wait_s * 2**failures, _LONGEST_WAIT_S))
-        raise WarehouseQueryError(
-            f"{self.table}: step {step} failed {_MOST_NAMES} times in one run. Look at its jobs"
-            f" ({job_id(self.table, step, self.digest, 1)} and on), mend the cause, and launch a"
-            " new run."
-        )
+                raise explain(reason, message, what, where)
+            if attempt < _MOST_JOBS:
+                time.sleep(min(self._patience.first_wait_s * 2**attempt, _LONGEST_WAIT_S))
+        raise _unavailable(f"{where}, {what}", f"{reason}: {message}")
 
-    def _start(
-        self, name: str, what: str, where: str, start: Callable[[str], Job]
-    ) -> tuple[Job, bool]:
-        """The job of that name, and whether it was there already."""
+    def _start(self, name: str, what: str, where: str, start: Callable[[str], Any]) -> Any:
         from google.api_core.exceptions import Conflict, GoogleAPICallError, NotFound
 
         try:
-            return start(name), False
+            return start(name)
         except Conflict:
-            # Our request arrived, if its answer did not; or the run was here before. A job that
-            # was inserted a moment ago may not be found at once.
-            job: Any = self.client.get_job(
-                name,
-                location=self.location,
-                retry=self.patience.retry(also=(NotFound,)),
-                timeout=self.patience.request_s,
-            )
-            return job, True
+            # Our request arrived, if its answer did not. A job that was inserted a moment ago may
+            # not be found at once.
+            patient = self.calls | {"retry": self._patience.retry(also=(NotFound,))}
+            return self.client.get_job(name, location=self._location, **patient)
         except GoogleAPICallError as error:
             # Some faults of a job come at once, as the answer to its request.
             if passes(error) or not (reason := _reason(error)):
                 raise
             raise explain(reason, error.message, what, where) from error
 
-    def _wait(self, job: "bigquery.LoadJob | bigquery.QueryJob") -> None:
-        wait, deadline = 0.2, time.monotonic() + self.patience.job_s
+    def _wait(self, job: Any) -> None:
+        wait, deadline = 0.2, time.monotonic() + self._patience.job_s
         while job.state != "DONE":
             if time.monotonic() > deadline:
                 raise _unavailable(
-                    f"job {job.job_id}", f"not done after {self.patience.job_s:.0f} s"
+                    f"job {job.job_id}", f"not done after {self._patience.job_s:.0f} s"
                 )
-            time.sleep(min(wait, self.patience.first_wait_s * 5))
+            time.sleep(min(wait, self._patience.first_wait_s * 5))
             wait = min(wait * 1.5, 5.0)
-            job.reload(retry=self.retry, timeout=self.patience.request_s)
-
-    def _where(self, step: str) -> str:
-        return f"{self.table}, step {step}, project {self.client.project}, location {self.location}"
+            job.reload(**self.calls)
 
 
 def passes(error: BaseException) -> bool:
@@ -408,7 +351,7 @@ def _unavailable(where: str, message: str) -> WarehouseUnavailableError:
     advice = (
         " A quota was exceeded: it fills again with time; ask for more if it is the day's."
         if over_quota or "quota" in message.lower()
-        else " Run it again: what was done already is found and not done twice."
+        else " Run it again: it replaces what was half done."
     )
     return WarehouseUnavailableError(
         f"{where}: BigQuery was tried until time ran out: {message}.{advice}"

@@ -1,27 +1,28 @@
-"""The warehouse: tables that are replaced by partition, and questions asked of them.
+"""The warehouse of a DuckDB file: loading Parquet files, atomically and one writer at a time.
 
-Here: what a warehouse can do, and the warehouse of a DuckDB file: loading Parquet files by a
-Dataset's declaration, atomically and one writer at a time, and the record of what each partition
-was loaded from. Not here: BigQuery (warehouse_bigquery.py), dbt's models (defs/marts/), what a
-partition should hold (defs/).
+Here: connections, who has the file, loading by a Dataset's declaration, and the record of what
+each partition was loaded from. Not here: dbt's models (defs/marts/), what a partition should hold.
 """
 
 import re
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import dagster as dg
+from typing import TYPE_CHECKING, Any
 
 from retail_assets.dataset import Dataset, SchemaDrift
-from retail_assets.errors import PermanentError, TransientError
-from retail_assets.resources import row_groups
 from retail_assets.resources.waiting import HeldError, Wait, lock_file
-from retail_assets.settings import Settings
+from retail_assets.resources.warehouse import row_groups
+from retail_assets.resources.warehouse.protocol import (
+    BY_HAND,
+    LoadResult,
+    Origin,
+    WarehouseBusyError,
+    WarehouseResource,
+    WarehouseSchemaError,
+    partition_keys,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -30,141 +31,8 @@ if TYPE_CHECKING:
 _RECORD = "retail_operations.loaded_partitions"
 _HOLDER = re.compile(r"lock is held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
 _FILES = "read_parquet(?, hive_partitioning = false, union_by_name = true)"
-
-
-class WarehouseSchemaError(PermanentError):
-    """A table or a file differs from its declaration; nothing was written."""
-
-
 # Connections that a thread keeps open, by path.
 _kept = threading.local()
-
-
-class WarehouseBusyError(TransientError):
-    """Another process held the warehouse for longer than this one waits."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Who loads: the run and the asset, by which a warehouse knows a job again."""
-
-    run_id: str = "manual"
-    asset: str = "manual"
-
-
-@dataclass(frozen=True)
-class LoadResult:
-    """Rows that were loaded, by partition key; a key with 0 rows is an emptied partition.
-
-    ``metadata`` is what the warehouse tells of the load itself, such as bytes billed.
-    """
-
-    rows: dict[str, int]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def total(self) -> int:
-        """Rows over all partitions."""
-        return sum(self.rows.values())
-
-
-class WarehouseResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
-    """What a domain asks of a warehouse, whichever it is.
-
-    ``reads_buckets`` says whether it loads gs:// files by itself; the others want local ones.
-    """
-
-    reads_buckets: ClassVar[bool] = False
-
-    @staticmethod
-    def of(settings: Settings) -> "WarehouseResource":
-        """The warehouse that the settings name."""
-        if settings.bigquery is not None:
-            from retail_assets.resources.warehouse_bigquery import BigQueryWarehouse
-
-            return BigQueryWarehouse.of(settings)
-        return DuckDBWarehouse(
-            path=str(settings.warehouse_path), memory_limit=settings.duckdb_memory_limit
-        )
-
-    @abstractmethod
-    def replace_partitions(
-        self,
-        dataset: Dataset,
-        uris: Sequence[str],
-        versions: Mapping[str, str],
-        origin: Origin = Origin(),
-    ) -> LoadResult:
-        """Make the partitions ``versions`` (key -> fingerprint) hold exactly what ``uris`` hold.
-
-        ``uris`` are Parquet files that hold rows of those partitions only. A table without
-        partitions is one, of the key "". A new nullable column of the declaration is added to
-        the table first.
-
-        Raises:
-            WarehouseSchemaError: the table or a file differs otherwise, or a row belongs to none
-                of the partitions; nothing was written.
-            ValueError: the keys are not of the table's partitioning.
-        """
-
-    @abstractmethod
-    def replace_table(
-        self,
-        dataset: Dataset,
-        uris: Sequence[str],
-        versions: Mapping[str, str],
-        origin: Origin = Origin(),
-    ) -> LoadResult:
-        """Create the table anew from ``uris``, whatever columns it had."""
-
-    @abstractmethod
-    def loaded_versions(
-        self, dataset: Dataset, stage: str = "landed", timeout_s: float | None = None
-    ) -> dict[str, str]:
-        """Fingerprint of each partition as of its last load; {} where the table is not there."""
-
-    @abstractmethod
-    def record_versions(self, dataset: Dataset, stage: str, versions: Mapping[str, str]) -> None:
-        """Record that ``stage`` (a consumer such as the marts) now holds ``versions``."""
-
-    @abstractmethod
-    def exclusive(self, timeout_s: float | None = None) -> AbstractContextManager[None]:
-        """Keep other writers off, where the warehouse takes one at a time.
-
-        Raises:
-            WarehouseBusyError: it was not free in time.
-        """
-
-    @contextmanager
-    def kept_open(self, timeout_s: float | None = None) -> Iterator[None]:
-        """Around several calls of one thread, where each would open the warehouse for itself."""
-        yield
-
-    @abstractmethod
-    def query(
-        self, sql: str, parameters: Sequence[Any] = (), timeout_s: float | None = None
-    ) -> list[tuple[Any, ...]]:
-        """All rows of a query; ``?`` stands for a parameter."""
-
-    @abstractmethod
-    def row_counts(self, timeout_s: float | None = None) -> dict[str, int]:
-        """Rows of each table of ours by ``schema.name``; {} where there is none.
-
-        Views have no rows of their own: to count one is to compute it.
-        """
-
-
-def partition_keys(dataset: Dataset, versions: Mapping[str, str]) -> list[str]:
-    """The keys of ``versions``, in order.
-
-    Raises:
-        ValueError: they are not of the table's partitioning: "" alone where it has none.
-    """
-    keys = sorted(versions)
-    if "" in keys if dataset.partition_by else keys != [""]:
-        expected = "days" if dataset.partition_by else "'' alone, for it has no partitions"
-        raise ValueError(f"{dataset.table}: expected keys that are {expected}, found {keys[:5]}")
-    return keys
 
 
 class DuckDBWarehouse(WarehouseResource):
@@ -262,7 +130,7 @@ class DuckDBWarehouse(WarehouseResource):
         dataset: Dataset,
         uris: Sequence[str],
         versions: Mapping[str, str],
-        origin: Origin = Origin(),
+        origin: Origin = BY_HAND,
     ) -> LoadResult:
         """Delete and insert in one transaction; see ``WarehouseResource``."""
         with self.connect() as connection, _transaction(connection):
@@ -273,7 +141,7 @@ class DuckDBWarehouse(WarehouseResource):
         dataset: Dataset,
         uris: Sequence[str],
         versions: Mapping[str, str],
-        origin: Origin = Origin(),
+        origin: Origin = BY_HAND,
     ) -> LoadResult:
         """Drop, create and insert in one transaction; see ``WarehouseResource``."""
         with self.connect() as connection, _transaction(connection):
@@ -309,9 +177,9 @@ class DuckDBWarehouse(WarehouseResource):
             _record(connection, dataset, stage, versions)
 
     def query(
-        self, sql: str, parameters: Sequence[Any] = (), timeout_s: float | None = None
+        self, sql: str, parameters: Sequence[Any] = (), *, timeout_s: float | None = None
     ) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
+        """All rows of a query; ``?`` stands for a parameter."""
         with self.connect(timeout_s=timeout_s) as connection:
             return connection.execute(sql, list(parameters)).fetchall()
 

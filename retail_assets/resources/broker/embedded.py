@@ -1,7 +1,7 @@
 """The embedded broker: librdkafka's own, in the process that needs it first; others attach.
 
-Here: who owns it, how others find it, its incarnation. Not here: talking to it (broker.py). Dagster
-is not imported, so that its keeper (broker_keeper.py) starts at once.
+Here: who owns it, how others find it, its incarnation. Not here: talking to it (resource.py).
+Dagster is not imported, so that its keeper (keeper.py) starts at once.
 """
 
 import atexit
@@ -55,8 +55,10 @@ _owned: dict[Path, _Owned] = {}
 
 def find(home: Path) -> Announcement | None:
     """The living broker of a home, or None; none is started."""
+    import psutil
+
     found = _read(home)
-    if found is None or not found.address or not _lives(found.pid):
+    if found is None or not found.address or not psutil.pid_exists(found.pid):
         return None
     if found.pid != os.getpid() and not _is_locked(home):
         return None  # its owner was killed, and the number is another's by now
@@ -169,16 +171,6 @@ def _write(home: Path, announcement: Announcement) -> None:
     partial = home / f"{_ANNOUNCEMENT}.{os.getpid()}.tmp"
     partial.write_text(text + "\n")
     partial.replace(home / _ANNOUNCEMENT)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
 
 
 def _is_locked(home: Path) -> bool:

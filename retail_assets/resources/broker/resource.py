@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 
-from retail_assets.resources import broker_embedded
-from retail_assets.resources.broker_clients import (
+from retail_assets.resources.broker import embedded
+from retail_assets.resources.broker.clients import (
     CONNECT_S,
     RESERVED_OPTIONS,
     BrokerRefusedError,
@@ -31,8 +31,8 @@ from retail_assets.resources.broker_clients import (
     ReplacedTopicError,
     UnknownTopicError,
 )
-from retail_assets.resources.broker_embedded import EmbeddedBrokerError
-from retail_assets.resources.broker_producer import (
+from retail_assets.resources.broker.embedded import EmbeddedBrokerError
+from retail_assets.resources.broker.producer import (
     STALLED_AFTER_S,
     DeliveryError,
     Producer,
@@ -140,7 +140,7 @@ class BrokerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     @property
     def running(self) -> bool:
         """Whether there is a broker to ask: an embedded one may not be; none is started."""
-        return not self.is_embedded or broker_embedded.find(Path(self.home)) is not None
+        return not self.is_embedded or embedded.find(Path(self.home)) is not None
 
     def incarnation(self, topic: str) -> Incarnation:
         """Which incarnation of the topic is there now.
@@ -150,7 +150,7 @@ class BrokerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             BrokerUnreachableError, BrokerRefusedError: as for every question.
         """
         if self.is_embedded:
-            found = broker_embedded.ensure(Path(self.home))
+            found = embedded.ensure(Path(self.home))
             return Incarnation(found.incarnation, found.started_at)
 
         def ask(admin: "AdminClient") -> "Future[Any]":
@@ -275,7 +275,7 @@ class BrokerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _clients(self) -> Clients:
         if self.is_embedded:
-            return Clients(broker_embedded.ensure(Path(self.home)).address, embedded=True)
+            return Clients(embedded.ensure(Path(self.home)).address, embedded=True)
         return Clients(self.servers, embedded=False, options=self._options())
 
     def _options(self) -> dict[str, str]:

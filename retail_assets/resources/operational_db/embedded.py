@@ -1,7 +1,7 @@
 """The embedded PostgreSQL: a real server, its programs from a wheel, for one RETAIL_HOME.
 
 Here: making its data, and starting and stopping it for all processes of a home. Not here: what is
-done with a connection (operational_db.py).
+done with a connection (the room itself).
 
 Of the wheel only the programs are used. Its own manager opens every folder up to the root of the
 file system to all users, keeps the server for ever once a process that used it was killed, and
@@ -11,8 +11,8 @@ takes data whose making was killed for good ones.
 import atexit
 import os
 import shutil
+import signal
 import socket
-import stat
 import subprocess
 import tempfile
 import threading
@@ -21,15 +21,15 @@ import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from retail_assets.errors import PermanentError, TransientError
 
 ADMINISTRATOR = "postgres"
-# The server does not run as root.
-_ROOTS_USER = "retail-postgres"
+# Whom the server of root's runs as: the number of "nobody", whom every image has.
+_NOBODY = 65534
 _SOCKET = ".s.PGSQL.5432"
 # Source: sun_path of unix(7) holds 107 bytes, macOS's 103.
 _LONGEST_SOCKET = 103
@@ -63,35 +63,6 @@ class EmbeddedPostgresError(PermanentError):
 
 class EmbeddedPostgresBusyError(TransientError):
     """The embedded server did not become ready, or was not to be had, in time."""
-
-
-def _program_of_roots(name: str) -> str | None:
-    """Where the system has a program for root, on PATH or not; None where it has none."""
-    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin")
-
-
-@dataclass(frozen=True)
-class _Account:
-    """Whom the server runs as; ``name`` is None for ourselves.
-
-    ``capability`` lets it pass folders that are closed to it, such as a home of root's: it reads
-    what root may, and only root can reach its socket.
-    """
-
-    name: str | None = None
-    uid: int = -1
-    gid: int = -1
-    capability: str | None = None
-
-    def start(self, command: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
-        """The started command, run as this account."""
-        if self.name is not None and self.capability is not None:
-            given = ["--inh-caps", f"+{self.capability}", "--ambient-caps", f"+{self.capability}"]
-            who = ["--reuid", str(self.uid), "--regid", str(self.gid), "--clear-groups"]
-            command = [_program_of_roots("setpriv") or "setpriv", *who, *given, *command]
-        elif self.name is not None:
-            options |= {"user": self.uid, "group": self.gid, "extra_groups": []}
-        return subprocess.Popen(command, **options)
 
 
 @dataclass(frozen=True)
@@ -151,7 +122,7 @@ class EmbeddedPostgres:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if os.geteuid() == 0 and self.folder.stat().st_uid == 0:
-                self.folder.chmod(0o711)  # whatever the umask: the server's user passes through
+                self.folder.chmod(0o700)  # nobody else's: its server passes what is closed
             with self._alone():
                 self._share()
                 running = self._running() or self._start()
@@ -253,11 +224,10 @@ class EmbeddedPostgres:
 
     def _start(self) -> _Postmaster:
         programs = _programs()
-        account = self._with_way(self._account(), programs, self.folder)
         if not self.data.exists():
-            self._make_data(account, programs)
+            self._make_data(programs)
         self._require_version(programs)
-        socket_folder = self._socket_folder(account)
+        socket_folder = self._socket_folder()
         # The server takes a process of the number in these for itself, dead or another's. Two
         # servers cannot meet: the data's folder gives the shared memory its key, and while that is
         # in use no other starts.
@@ -270,7 +240,7 @@ class EmbeddedPostgres:
             size = self._log.stat().st_size if self._log.exists() else 0
             with self._log.open("wb" if size > _LOG_BYTES else "ab") as log:
                 start = log.tell()
-                self._process = process = self._launch(account, command, log)
+                self._process = process = self._launch(command, log)
             while process.poll() is None:
                 time.sleep(0.01)
                 if (found := self._running()) is not None:
@@ -282,20 +252,15 @@ class EmbeddedPostgres:
             time.sleep(0.1)
 
     def _stop(self) -> None:
-        programs = _programs()
-        account = self._with_way(self._account(), programs, self.folder)
-        for mode in ("fast", "immediate"):
-            # It would wait for a killed server that nobody has buried yet.
-            command = [str(programs / "pg_ctl"), "stop", "-D", str(self.data), "-m", mode, "-W"]
-            with suppress(subprocess.CalledProcessError):  # it did not run
-                self._run(account, command)
-            end = time.monotonic() + _WAIT_S
-            while (noted := self._noted()) is not None and self._lives(noted.pid):
-                if time.monotonic() > end:
-                    break
-                time.sleep(0.01)
-            else:
+        # PostgreSQL's fast, then its immediate shutdown.
+        for number in (signal.SIGINT, signal.SIGQUIT):
+            noted, end = self._noted(), time.monotonic() + _WAIT_S
+            if noted is None or not self._lives(noted.pid):
                 break
+            with suppress(ProcessLookupError):
+                os.kill(noted.pid, number)
+            while self._lives(noted.pid) and time.monotonic() < end:
+                time.sleep(0.01)
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_WAIT_S)
@@ -303,84 +268,34 @@ class EmbeddedPostgres:
         if (folder := self._own_socket_folder()) is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _make_data(self, account: _Account, programs: Path) -> None:
+    def _make_data(self, programs: Path) -> None:
         """Make them elsewhere and move them: a killed initdb leaves what looks like a server's."""
         for left in self.folder.glob("making-*"):
             shutil.rmtree(left, ignore_errors=True)
         made = self.folder / f"making-{uuid.uuid4().hex[:8]}"
         made.mkdir(0o700)
-        if account.name is not None:
-            os.chown(made, account.uid, account.gid)
+        if os.geteuid() == 0:
+            os.chown(made, _NOBODY, _NOBODY)
         command = [str(programs / "initdb"), "-D", str(made), "-U", ADMINISTRATOR]
-        # Who may enter the socket's folder may connect: the server's user and root.
+        # Who may enter the socket's folder may connect.
         command += ["--auth=trust", "--no-locale", "--encoding=UTF8"]
         try:
-            self._run(account, command)
+            self._run(command)
         except subprocess.CalledProcessError as error:
             raise self._failed(f"initdb failed: {error.output.strip()[-500:]}") from error
         made.rename(self.data)
 
-    def _account(self) -> _Account:
-        """Whom the server runs as: ourselves; as root, whom the data belong to, or a user made."""
+    def _as_server(self, command: Sequence[str]) -> list[str]:
+        """The command; of root's, as the data's owner, for PostgreSQL does not run as root.
+
+        It passes what is closed to it, such as root's home; only root passes to its own folders.
+        """
         if os.geteuid() != 0:
-            return _Account()
-        import pwd
-
-        owner = self.data.stat() if self.data.exists() else None
-        if owner is not None and owner.st_uid != 0:
-            return _Account(f"user {owner.st_uid}", owner.st_uid, owner.st_gid)
-        with suppress(KeyError):
-            found = pwd.getpwnam(_ROOTS_USER)
-            return _Account(_ROOTS_USER, found.pw_uid, found.pw_gid)
-        useradd = _program_of_roots("useradd")
-        told = "there is no useradd"
-        if useradd is not None:
-            options = ["--system", "--user-group", "--no-create-home", "--shell", "/bin/false"]
-            try:
-                self._run(_Account(), [useradd, *options, _ROOTS_USER])
-            except subprocess.CalledProcessError as error:
-                told = f"useradd failed: {error.output.strip()[-300:]}"
-            with suppress(KeyError):  # another process may have made it meanwhile
-                found = pwd.getpwnam(_ROOTS_USER)
-                return _Account(_ROOTS_USER, found.pw_uid, found.pw_gid)
-        raise EmbeddedPostgresError(
-            "RETAIL_POSTGRES is 'embedded', and this is root; PostgreSQL does not run as root, and"
-            f" its user {_ROOTS_USER} could not be made: {told}. Run as an ordinary user,"
-            f" {_ELSEWHERE}."
-        )
-
-    def _with_way(self, account: _Account, *folders: Path) -> _Account:
-        """The account, able to enter ``folders``; no folder's mode is changed for it."""
-        if account.name is None:
-            return account
-        found = ""
-        # A container's root has the second only, as a rule.
-        for capability in (None, "dac_read_search", "dac_override"):
-            able = replace(account, capability=capability)
-            closed = self._closed(able, folders)
-            if closed is None:
-                return able
-            found = found or closed
-        mode = stat.S_IMODE(os.stat(found).st_mode)
-        lacks = "" if _program_of_roots("setpriv") else ", and there is no setpriv to let it pass"
-        raise EmbeddedPostgresError(
-            "RETAIL_POSTGRES is 'embedded', and this is root; PostgreSQL does not run as root, and"
-            f" its user {account.name} may not enter {found} (mode {mode:o}) on the way to"
-            f" {' and '.join(str(folder) for folder in folders)}{lacks}. Put the project and"
-            " RETAIL_HOME where every user may pass, or allow it there (chmod o+x), run as an"
-            f" ordinary user, {_ELSEWHERE}."
-        )
-
-    def _closed(self, account: _Account, folders: Sequence[Path]) -> str | None:
-        """The first folder on the way to ``folders`` that the account may not enter."""
-        ways = [str(way) for folder in folders for way in (*reversed(folder.parents), folder)]
-        script = 'for way; do cd "$way" 2>/dev/null || { printf %s "$way"; exit 1; }; done'
-        try:
-            self._run(account, ["/bin/sh", "-c", script, "sh", *ways])
-        except (subprocess.CalledProcessError, EmbeddedPostgresError) as error:
-            told = getattr(error, "output", "")
-            return told if told in ways else ways[-1]  # the other words are setpriv's
-        return None
+            return list(command)
+        owner = self.data.stat().st_uid if self.data.exists() else _NOBODY
+        who = [f"--reuid={owner}", f"--regid={owner}", "--clear-groups"]
+        able = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+        return ["setpriv", *who, *able, *command]
 
     def _require_version(self, programs: Path) -> None:
         found = (self.data / "PG_VERSION").read_text().strip()
@@ -394,7 +309,7 @@ class EmbeddedPostgres:
                 " made them, or move the folder away; the server then begins with empty tables."
             )
 
-    def _socket_folder(self, account: _Account) -> str:
+    def _socket_folder(self) -> str:
         folder = self.folder / "run"
         length = len(os.fsencode(folder / _SOCKET))
         if length <= _LONGEST_SOCKET:
@@ -410,8 +325,6 @@ class EmbeddedPostgres:
                     f" to a shorter path, {_ELSEWHERE}."
                 )
         folder.chmod(0o700)
-        if account.name is not None:
-            os.chown(folder, account.uid, account.gid)
         return str(folder)
 
     def _own_socket_folder(self) -> Path | None:
@@ -423,33 +336,30 @@ class EmbeddedPostgres:
         note.unlink()
         return folder if folder.name.startswith("retail-postgres-") else None
 
-    def _launch(
-        self, account: _Account, command: Sequence[str], log: Any
-    ) -> "subprocess.Popen[bytes]":
-        # A session of its own: Ctrl-C is for us, who then stop it in order.
-        return account.start(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd="/",
-            env=_environment(),
-            umask=0o077,
-        )
+    def _launch(self, command: Sequence[str], log: Any) -> "subprocess.Popen[bytes]":
+        try:
+            # A session of its own: Ctrl-C is for us, who then stop it in order.
+            return subprocess.Popen(
+                self._as_server(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd="/",
+                env=_environment(),
+                umask=0o077,
+            )
+        except OSError as error:
+            raise EmbeddedPostgresError(
+                f"RETAIL_POSTGRES is 'embedded'; {error.filename or command[0]} could not be run"
+                f" ({error.strerror}). Root needs setpriv (util-linux), for PostgreSQL does not"
+                f" run as root. Run as an ordinary user, {_ELSEWHERE}."
+            ) from error
 
-    def _run(self, account: _Account, command: Sequence[str]) -> None:
+    def _run(self, command: Sequence[str]) -> None:
         """Run a program to its end; CalledProcessError has all that it said."""
         with tempfile.TemporaryFile() as said:
-            try:
-                process = self._launch(account, command, said)
-            except OSError as error:
-                raise EmbeddedPostgresError(
-                    f"RETAIL_POSTGRES is 'embedded'; {command[0]} could not be run as"
-                    f" {account.name or 'this user'} ({error.strerror}). Run as an ordinary user"
-                    f" who may read the project's environment, {_ELSEWHERE}."
-                ) from error
-            status = process.wait()
+            status = self._launch(command, said).wait()
             said.seek(0)
             text = said.read().decode(errors="replace")
         if status:

@@ -1,13 +1,10 @@
 """Clients of a broker: how they are set up, how they fetch, and what their errors mean.
 
 Here: what embedded broker and real Kafka have in common, below the resource. Not here: where the
-broker is (broker.py, broker_embedded.py), producing (broker_producer.py).
+broker is (resource.py, embedded.py), producing (producer.py).
 """
 
-import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -21,10 +18,6 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
 _T = TypeVar("_T")
-# Process, servers, group and options.
-_Key = tuple[int, str, str, tuple[tuple[str, str], ...]]
-# Milliseconds between statistics, and what is told them.
-Statistics = tuple[int, Callable[[str], None]]
 
 CONNECT_S = 10.0
 _TRY_S = 1.0
@@ -34,7 +27,6 @@ _WAIT_S = 0.05
 _MOST_AT_ONCE = 2_000
 _BYTES_AT_ONCE = 4 * 1024**2
 _FIRST_GUESS_BYTES = 40_000
-_MOST_KEPT = 6
 _MOST_AHEAD_KB = 32 * 1024
 # Ours, whatever RETAIL_KAFKA_OPTIONS says: on them rests that each message lands exactly once.
 RESERVED_OPTIONS = frozenset(
@@ -101,36 +93,18 @@ class Clients:
         return quiet | dict(self.options) | {"bootstrap.servers": self.servers} | dict(ours)
 
     @contextmanager
-    def consumer(self, group: str, statistics: Statistics | None = None) -> "Iterator[Consumer]":
-        """A consumer that is connected and member of no group; kept for the next that asks.
+    def consumer(self, group: str) -> "Iterator[Consumer]":
+        """A consumer that is connected and member of no group.
 
         Raises:
             BrokerUnreachableError: nothing answers in time.
             BrokerRefusedError: the settings are not valid, or the broker refuses the login.
         """
-        with self._lend(group, statistics) as (consumer, _):
+        with self._heard_consumer(group) as (consumer, _):
             yield consumer
 
     @contextmanager
-    def _lend(
-        self, group: str, statistics: Statistics | None = None
-    ) -> "Iterator[tuple[Consumer, Heard]]":
-        key = (os.getpid(), self.servers, group, tuple(sorted(self.options.items())))
-        kept = None if statistics else _kept.take(key)
-        consumer, heard = kept or self._new_consumer(group, statistics)
-        try:
-            self._connect(consumer, heard)
-            yield consumer, heard
-            consumer.unassign()
-        except BaseException:
-            consumer.close()
-            raise
-        if statistics:
-            consumer.close()
-        else:
-            _kept.give(key, (consumer, heard))
-
-    def _new_consumer(self, group: str, statistics: Statistics | None) -> "tuple[Consumer, Heard]":
+    def _heard_consumer(self, group: str) -> "Iterator[tuple[Consumer, Heard]]":
         from confluent_kafka import Consumer
 
         heard = Heard()
@@ -151,10 +125,13 @@ class Clients:
                 "on_commit": heard.commit,
             }
         )
-        if statistics:
-            settings |= {"statistics.interval.ms": statistics[0], "stats_cb": statistics[1]}
         with self.told_about_options():
-            return Consumer(settings), heard
+            consumer = Consumer(settings)
+        try:
+            self._connect(consumer, heard)
+            yield consumer, heard
+        finally:
+            consumer.close()
 
     def _connect(self, consumer: "Consumer", heard: "Heard") -> None:
         from confluent_kafka import KafkaException
@@ -284,8 +261,7 @@ class Clients:
         from confluent_kafka import KafkaError, TopicPartition
 
         offsets = [TopicPartition(topic, p, at) for p, at in sorted(positions.items())]
-        with self._lend(group) as (consumer, heard):
-            heard.commits.clear()
+        with self._heard_consumer(group) as (consumer, heard):
             # Asynchronously, for the other way has no limit of time.
             consumer.commit(offsets=offsets, asynchronous=True)
             deadline = time.monotonic() + _COMMIT_S
@@ -442,32 +418,6 @@ class Heard:
     def commit(self, error: "KafkaError | None", partitions: "list[TopicPartition]") -> None:
         """Hear of a commit; the client calls this."""
         self.commits.append(error or next((p.error for p in partitions if p.error), None))
-
-
-class _Kept:
-    """Connected consumers between uses, the last few: to connect takes up to 50 ms."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._idle: deque[tuple[_Key, tuple[Consumer, Heard]]] = deque()
-
-    def take(self, key: _Key) -> "tuple[Consumer, Heard] | None":
-        with self._guard:
-            for kept in self._idle:
-                if kept[0] == key:
-                    self._idle.remove(kept)
-                    return kept[1]
-        return None
-
-    def give(self, key: _Key, client: "tuple[Consumer, Heard]") -> None:
-        with self._guard:
-            self._idle.append((key, client))
-            surplus = self._idle.popleft() if len(self._idle) > _MOST_KEPT else None
-        if surplus is not None and surplus[0][0] == os.getpid():
-            surplus[1][0].close()
-
-
-_kept = _Kept()
 
 
 def _refusals() -> frozenset[int]:
