@@ -1,7 +1,7 @@
 """A lake's partitions in the warehouse, alike for every domain.
 
-Here: the asset that loads a table, and its rebuilding. Not here: which partitions there are and
-what their fingerprints say (each domain's state), what a load is (resources/warehouse.py).
+Here: which versions of a table the lake has, the asset that loads them, and its rebuilding. Not
+here: what a fingerprint says (each domain's), what a load is (resources/warehouse/).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,11 +9,39 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dagster as dg
 
 from retail_assets.dataset import Dataset
-from retail_assets.errors import failures_by_kind
-from retail_assets.resources.dbt import warm_up_dbt
+from retail_assets.errors import PermanentError, failures_by_kind
 from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake.restoring import set_aside
 from retail_assets.resources.warehouse import LoadResult, Origin, WarehouseResource
 from retail_assets.settings import Settings
+
+
+class NotProcessedError(PermanentError):
+    """The lake has nothing of a partition that is to be loaded."""
+
+
+def lake_versions(
+    lake: LakeResource, dataset: Dataset, keys: Sequence[str] | None = None
+) -> dict[str, str]:
+    """Fingerprint of each partition that the lake has of a table, or of ``keys``.
+
+    "" is one without rows; also one that restoring the table took out of it.
+
+    Raises:
+        NotProcessedError: of some of ``keys`` there is nothing.
+    """
+    found = lake.table(dataset).snapshot().fingerprints
+    found = dict.fromkeys(set_aside(lake, dataset), "") | found
+    if keys is None:
+        return found
+    missing = sorted(set(keys) - found.keys())
+    if missing:
+        raise NotProcessedError(
+            f"{lake.uri(dataset.location)} has nothing of {len(missing)} of {len(keys)} partitions"
+            f" ({missing[0]}...{missing[-1]}): they were never processed. Nothing was loaded."
+            " Materialize them in the lake first."
+        )
+    return {key: found[key] for key in keys}
 
 
 def landed_asset(
@@ -22,16 +50,19 @@ def landed_asset(
     *,
     key: dg.AssetKey,
     deps: Sequence[dg.AssetKey],
-    versions_of: Callable[[LakeResource, Sequence[str] | None], Mapping[str, str]],
+    versions_of: Callable[[LakeResource, Sequence[str] | None], Mapping[str, str]] | None = None,
     partitions: "dg.PartitionsDefinition[str] | None" = None,
     only_changed: bool = False,
 ) -> dg.AssetsDefinition:
     """The table of ``dataset``: partitions of the lake, each replaced as a whole.
 
     ``versions_of`` gives the fingerprint of each partition that it is asked for, and of every one
-    for None: that is asked where Dagster knows no ``partitions``. With ``only_changed`` those that
-    are loaded already are left out.
+    for None: that is asked where Dagster knows no ``partitions`` of a table that has some;
+    ``lake_versions`` does, where it is not given. With ``only_changed`` those that are loaded
+    already are left out.
     """
+    every = None if dataset.partition_by else [""]
+    find = versions_of or (lambda lake, keys: lake_versions(lake, dataset, keys))
 
     @dg.asset(
         key=key,
@@ -51,9 +82,8 @@ def landed_asset(
     def landed(
         context: dg.AssetExecutionContext, lake: LakeResource, warehouse: WarehouseResource
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-        warm_up_dbt()
         with failures_by_kind(context.retry_number), warehouse.kept_open():
-            versions = versions_of(lake, context.partition_keys if partitions else None)
+            versions = find(lake, context.partition_keys if partitions else every)
             there = warehouse.loaded_versions(dataset) if only_changed else {}
             versions = {key: v for key, v in versions.items() if there.get(key) != v}
             loaded = LoadResult({})

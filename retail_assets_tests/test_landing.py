@@ -1,22 +1,22 @@
 """Tests of retail_assets.landing: partitions of a real lake into a real DuckDB, by Dagster runs."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retail_assets.dataset import Column, Dataset
 from retail_assets.domain import range_tags
-from retail_assets.errors import PermanentError
-from retail_assets.landing import landed_asset, rebuild
-from retail_assets.resources.lake import LakeResource, LocalLake
+from retail_assets.landing import NotProcessedError, lake_versions, landed_asset, rebuild
+from retail_assets.resources.lake.folder import LocalLake
+from retail_assets.resources.lake.ledger import Ledger
+from retail_assets.resources.lake.restoring import restore
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import load_settings
 
@@ -36,18 +36,15 @@ SALES = replace(
 D1, D2, D3 = "2011-01-01", "2011-01-02", "2011-01-03"
 KEY = dg.AssetKey(["landed_shop", "table"])
 DAYS = dg.StaticPartitionsDefinition([D1, D2, D3])
-Ids = Mapping[str, Iterable[int]]
 
 
 @dataclass
 class Shop:
-    """A lake of one table, its versions, and the warehouse that it is landed in."""
+    """A lake of one table, and the warehouse that it is landed in."""
 
     root: Path
     dataset: Dataset
     instance: dg.DagsterInstance
-    versions: dict[str, str] = field(default_factory=dict)
-    asked: list[Sequence[str] | None] = field(default_factory=list)
 
     @property
     def lake(self) -> LocalLake:
@@ -57,19 +54,14 @@ class Shop:
     def warehouse(self) -> DuckDBWarehouse:
         return DuckDBWarehouse(path=str(self.root / "warehouse.duckdb"), timeout_s=30)
 
-    def put(self, key: str, *ids: int, version: str | None = None) -> None:
-        """Replace a partition by rows of these ids; without any it has no file."""
+    def put(self, key: str, *ids: int, version: str) -> None:
+        """Replace a partition by rows of these ids."""
         by = self.dataset.partition_by
-        zone = self.root / "lake" / self.dataset.zone / self.dataset.folder
-        file = (zone / f"{by}={key}" if by else zone) / "part-0.parquet"
-        file.unlink(missing_ok=True)
-        if ids:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            days = {by: pa.array([key] * len(ids)).cast(pa.date32())} if by else {}
-            table = pa.table({"id": pa.array(ids, pa.int64())} | days)
-            pq.write_table(table.cast(self.dataset.arrow_schema), file)
-        if version is not None:
-            self.versions[key] = version
+        days = {by: pa.array([key] * len(ids)).cast(pa.date32())} if by else {}
+        table = pa.table({"id": pa.array(ids, pa.int64())} | days).cast(self.dataset.arrow_schema)
+        with self.lake.staging("run") as stage:
+            stage.write_partitions(self.dataset, [(key, table)])
+            stage.publish(self.dataset, [key], {key: Ledger(version, len(ids))})
 
     def land(
         self,
@@ -79,20 +71,11 @@ class Shop:
         tags: Mapping[str, str] | None = None,
     ) -> dg.ExecuteInProcessResult:
         """A run of the asset."""
-
-        def versions_of(lake: LakeResource, keys: Sequence[str] | None) -> Mapping[str, str]:
-            assert isinstance(lake, LocalLake)
-            self.asked.append(keys)
-            if "broken" in self.versions:
-                raise PermanentError("the state is broken: expected it whole")
-            return {k: v for k, v in self.versions.items() if keys is None or k in keys}
-
         asset = landed_asset(
             load_settings(home=self.root),
             self.dataset,
             key=KEY,
             deps=[],
-            versions_of=versions_of,
             partitions=partitions,
             only_changed=only_changed,
         )
@@ -137,7 +120,7 @@ def test_a_whole_table_is_replaced_each_time(shops: Shop) -> None:
     shops.put("", 1, 2, version="v1")
     assert metadata_of(shops.land())["dagster/row_count"] == 2
 
-    shops.put("", 3)  # of the same version: it is not looked at
+    shops.put("", 3, version="v1")  # of the same version: it is not looked at
     assert metadata_of(shops.land())["dagster/row_count"] == 1
 
     assert shops.rows() == [("3",)]
@@ -149,7 +132,7 @@ def test_a_whole_table_of_which_nothing_changed_is_left(shops: Shop) -> None:
     first = metadata_of(shops.land(only_changed=True))
     assert (first["rows_in_run"], first["partitions_in_run"]) == (2, 1)
 
-    shops.put("", 3)  # would be seen if it were read
+    shops.put("", 3, version="v1")  # would be seen if it were read
     again = metadata_of(shops.land(only_changed=True))
 
     assert (again["rows_in_run"], again["partitions_in_run"]) == (0, 0)
@@ -165,7 +148,7 @@ def test_only_partitions_that_changed_are_loaded(sales: Shop) -> None:
     first = metadata_of(sales.land(only_changed=True))
     assert (first["rows_in_run"], first["partitions_in_run"]) == (2, 2)
 
-    sales.put(D1, 10)  # the same version
+    sales.put(D1, 10, version="a1")  # the same version
     sales.put(D2, 20, 21, version="b2")
     sales.put(D3, 3, version="a3")
     second = metadata_of(sales.land(only_changed=True))
@@ -173,7 +156,6 @@ def test_only_partitions_that_changed_are_loaded(sales: Shop) -> None:
     assert (second["rows_in_run"], second["partitions_in_run"]) == (3, 2)
     assert sales.rows() == [("1", D1), ("20", D2), ("21", D2), ("3", D3)]
     assert sales.warehouse.loaded_versions(SALES) == {D1: "a1", D2: "b2", D3: "a3"}
-    assert sales.asked == [None, None]
 
 
 def test_a_partition_that_lost_its_rows_is_emptied(sales: Shop) -> None:
@@ -195,7 +177,6 @@ def test_dagsters_partitions_are_loaded_as_asked_for_in_one_run(sales: Shop) -> 
     result = sales.land(partitions=DAYS, tags=range_tags(D2, D3))
 
     assert result.success
-    assert sales.asked == [[D2, D3]]
     assert sales.rows() == [("1", D2), ("2", D3)]
     events = [e.materialization for e in result.get_asset_materialization_events()]
     assert {e.partition: e.metadata["dagster/partition_row_count"].value for e in events} == {
@@ -210,8 +191,10 @@ def test_of_nothing_the_table_is_made(
     tmp_path: Path, instance: dg.DagsterInstance, dataset: Dataset
 ) -> None:
     shop = Shop(tmp_path, dataset, instance)
+
     if dataset.partition_by is None:
-        shop.versions[""] = "empty"
+        assert not shop.land(only_changed=True).success  # it was never made
+        shop.put("", version="empty")
 
     found = metadata_of(shop.land(only_changed=True))
 
@@ -223,14 +206,17 @@ def test_of_nothing_the_table_is_made(
 def test_a_failure_touches_nothing_and_is_not_tried_again(sales: Shop) -> None:
     sales.put(D1, 1, version="a1")
     sales.land(only_changed=True)
-    sales.versions["broken"] = ""
+    sales.put(D1, 2, version="a2")
 
-    result = sales.land(only_changed=True)
+    result = sales.land(partitions=DAYS, tags=range_tags(D1, D3))
 
     assert not result.success
     (event,) = result.filter_events(lambda e: e.is_step_failure)
     data = event.step_failure_data.user_failure_data
-    assert data is not None and data.description == "the state is broken: expected it whole"
+    assert data is not None and data.description == (
+        f"{sales.lake.root}/processed/shop/sales has nothing of 2 of 3 partitions ({D2}...{D3}):"
+        " they were never processed. Nothing was loaded. Materialize them in the lake first."
+    )
     assert not result.filter_events(lambda e: e.is_step_up_for_retry)
     assert sales.rows() == [("1", D1)]
 
@@ -239,14 +225,31 @@ def test_a_rebuild_has_what_the_lake_has_and_no_more(sales: Shop) -> None:
     sales.put(D1, 1, version="a1")
     sales.put(D2, 2, version="a2")
     sales.land(only_changed=True)
-    sales.put(D1, 10, 11)
-    del sales.versions[D2]
+    sales.put(D1, 10, 11, version="a1")
+    sales.lake.table(SALES).commit([], replace=[D2])
 
-    assert rebuild(sales.lake, sales.warehouse, SALES, sales.versions) == 2
+    versions = lake_versions(sales.lake, SALES)
+    assert rebuild(sales.lake, sales.warehouse, SALES, versions) == 2
 
     assert sales.rows() == [("10", D1), ("11", D1)]
     assert sales.warehouse.loaded_versions(SALES) == {D1: "a1"}
     assert metadata_of(sales.land(only_changed=True))["partitions_in_run"] == 0
+
+
+def test_the_warehouse_follows_a_table_that_was_restored(sales: Shop) -> None:
+    sales.put(D1, 1, version="a1")
+    sales.put(D1, 2, version="a2")
+    sales.put(D2, 3, version="b1")
+    sales.land(partitions=DAYS, tags=range_tags(D1, D2))
+
+    restore(sales.lake, SALES, 0, {})
+
+    assert lake_versions(sales.lake, SALES) == {D1: "a1", D2: ""}
+    assert sales.land(partitions=DAYS, tags=range_tags(D1, D2)).success
+    assert sales.rows() == [("1", D1)]
+    assert sales.warehouse.loaded_versions(SALES) == {D1: "a1", D2: ""}
+    with pytest.raises(NotProcessedError, match=f"1 of 2 partitions .{D3}"):
+        lake_versions(sales.lake, SALES, [D2, D3])
 
 
 PARTITION = st.lists(st.integers(0, 9), max_size=3, unique=True)
@@ -265,7 +268,7 @@ def test_after_each_load_the_warehouse_has_what_the_lake_has(
         expected: dict[str, list[int]] = {}
         for state in states:
             for key, ids in state.items():
-                sales.put(key, *ids, version=str(ids))
+                sales.put(key, *ids, version="-".join(map(str, ids)))
             expected |= state
             assert sales.land(only_changed=True).success
             assert sales.rows() == sorted(

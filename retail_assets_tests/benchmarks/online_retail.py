@@ -1,7 +1,8 @@
 """Online retail's contestants: what is prepared for each, how it runs, what they must agree on.
 
 Here: homes, commands, the order of runs, the comparison of tables. Not here: what a run costs
-before it works (overhead.py), the baseline's SQL (bare_duckdb.py), printing (report.py).
+before it works (overhead.py), what a day costs among many (online_days.py), the baseline's SQL
+(bare_duckdb.py), printing (report.py).
 """
 
 import json
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
-from retail_assets_tests.benchmarks import bare_duckdb
+from retail_assets.resources.lake.folder import LocalLake
+from retail_assets_tests.benchmarks import bare_duckdb, online_days
 from retail_assets_tests.benchmarks.inputs import Source, write_tenfold, write_xlsx
 from retail_assets_tests.benchmarks.measure import (
     Measurement,
@@ -32,9 +34,9 @@ from retail_assets_tests.benchmarks.tables import (
 BARE, PRODUCT, START_UP, RECORDING = "bare", "product", "start_up", "start_up_and_recording"
 BARE_TENFOLD, PRODUCT_TENFOLD, PRODUCT_XLSX = "bare_tenfold", "product_tenfold", "product_xlsx"
 SERIAL, SERIAL_TENFOLD = "product_serial", "product_serial_tenfold"
-DEFINITIONS = "definitions"
+DEFINITIONS, DAYS = "definitions", "days"
 
-SCENARIOS = ("real", "tenfold", "xlsx", "definitions")
+SCENARIOS = ("real", "tenfold", "xlsx", "definitions", "days")
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Results:
     rows: dict[str, int] = field(default_factory=dict)
     partitions: dict[str, int] = field(default_factory=dict)
     days: int = 0
+    days_told: list[list[online_days.Told]] = field(default_factory=list)
     offending_modules: list[str] = field(default_factory=list)
     code_changed: bool = False
 
@@ -133,6 +136,8 @@ class Bench:
             chosen[PRODUCT_XLSX] = lambda: self._run_product("xlsx")
         if "definitions" in self._scenarios:
             chosen[DEFINITIONS] = self._run_definitions
+        if "days" in self._scenarios:
+            chosen[DAYS] = self._run_days
         return chosen
 
     def _write_inputs(self) -> None:
@@ -178,6 +183,14 @@ class Bench:
         self.results.offending_modules = json.loads(tail_of(log).strip().splitlines()[-1])
         return measured
 
+    def _run_days(self) -> Measurement:
+        folder, log = self._scratch / "days", self._scratch / "days.log"
+        shutil.rmtree(folder, ignore_errors=True)
+        measured = run(module_command("online_days", folder), self._environment(), log)
+        told = json.loads(tail_of(log).strip().splitlines()[-1])
+        self.results.days_told.append([online_days.Told(**one) for one in told])
+        return measured
+
     def _bare_folder(self, scenario: str) -> Path:
         return self._scratch / "bare" / ("real" if scenario == "xlsx" else scenario)
 
@@ -194,9 +207,9 @@ class Bench:
 
     def _compare(self, scenario: str) -> None:
         folder = self._bare_folder(scenario)
-        lake = self._home / "lake" / "processed" / ONLINE_RETAIL_DATA.schema
+        table = LocalLake(root=str(self._home / "lake")).table(ONLINE_RETAIL_DATA).snapshot()
         files = [
-            len(list((lake / ONLINE_RETAIL_DATA.name).glob("*/*.parquet"))),
+            len(table.filled()),
             len({file.parent for file in (folder / bare_duckdb.PARTITIONS).glob("*/*.parquet")}),
         ]
         product, bare = (
@@ -210,5 +223,4 @@ class Bench:
         self.results.tables_equal[scenario] = not found
         self.results.rows[scenario] = bare[ONLINE_RETAIL_DATA.table]["rows"]
         self.results.partitions[scenario] = files[0]
-        state = json.loads((self._home / "lake/_state/online_retail/processed.json").read_text())
-        self.results.days = len(state)
+        self.results.days = len(table.ledgers)

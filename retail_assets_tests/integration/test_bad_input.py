@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import xlsxwriter
 
+from retail_assets.dataset import Dataset
 from retail_assets.definitions import build_resources
 from retail_assets.defs.online_retail import source
 from retail_assets.defs.online_retail.assets import (
@@ -24,8 +25,10 @@ from retail_assets.defs.online_retail.assets import (
     ledger_balances,
     schema_matches_contract,
 )
+from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA, QUARANTINE
 from retail_assets.defs.online_retail.domain import OnlineRetail
-from retail_assets.resources.download import FETCH_RETRIES, fetch
+from retail_assets.resources.http.download import FETCH_RETRIES, fetch
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.conftest import Command
 
@@ -76,22 +79,26 @@ class Domain:
 
     def quarantined(self) -> dict[str, list[str]]:
         """Reasons by partition."""
-        found: dict[str, list[str]] = {}
-        for file in sorted((self.home / "lake/quarantine").rglob("*.parquet")):
-            found[file.parent.name] = pq.read_table(file)["reason"].to_pylist()
-        return found
+        return {
+            file.parent.name: pq.read_table(file)["reason"].to_pylist()
+            for file in self.files(QUARANTINE)
+        }
+
+    def files(self, dataset: Dataset) -> list[Path]:
+        """Files of a table of the lake that have rows."""
+        lake = LocalLake(root=str(self.home / "lake"))
+        return [Path(uri) for uri in lake.partition_uris(dataset)]
 
     def rows(self) -> int:
         """Rows in the processed zone."""
-        files = (self.home / "lake/processed").rglob("*.parquet")
-        return sum(pq.read_metadata(file).num_rows for file in files)
+        return sum(pq.read_metadata(file).num_rows for file in self.files(ONLINE_RETAIL_DATA))
 
     def state(self) -> dict[str, str]:
-        """Every file of the zones that readers see, by content."""
+        """Every file that readers see, by content."""
         return {
             str(file): hashlib.sha256(file.read_bytes()).hexdigest()
-            for zone in ("processed", "quarantine")
-            for file in (self.home / "lake" / zone).rglob("*.parquet")
+            for dataset in (ONLINE_RETAIL_DATA, QUARANTINE)
+            for file in self.files(dataset)
         }
 
 
@@ -333,7 +340,7 @@ def test_a_bad_row_is_quarantined_with_its_reason(
     assert found_partition == partition
     assert reason in found
     assert domain.rows() == 2
-    (file,) = (domain.home / "lake/quarantine").rglob("*.parquet")
+    (file,) = domain.files(QUARANTINE)
     (text,) = pq.read_table(file)["text"].to_pylist()
     assert "536365" in json.loads(text)[0]
 

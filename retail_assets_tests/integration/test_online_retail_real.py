@@ -11,9 +11,13 @@ import dagster as dg
 import duckdb
 import pytest
 
+from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
+from retail_assets.resources.lake.folder import LocalLake
+from retail_assets.resources.lake.ledger import Ledger
+from retail_assets.resources.lake.tables import Snapshot
 from retail_assets_tests.conftest import Command, instance_of
 
-LANDED = "online_retail.online_retail_data"
+LANDED = ONLINE_RETAIL_DATA.table
 FACTS = [
     "online_retail_core.fact_online_retail_data_partitioned_clustered",
     "online_retail_core.fact_online_retail_data_unpartitioned",
@@ -52,9 +56,14 @@ def ask(home: Path, sql: str) -> list[tuple[Any, ...]]:
         return connection.execute(sql).fetchall()
 
 
+def table_of(home: Path) -> Snapshot:
+    """The processed table as it is."""
+    return LocalLake(root=str(home / "lake")).table(ONLINE_RETAIL_DATA).snapshot()
+
+
 def processed(home: Path) -> str:
-    """The processed table as a reader finds it: all files below its folder."""
-    return f"read_parquet('{home}/lake/processed/online_retail/online_retail_data/**/*.parquet')"
+    """The processed table as a reader finds it: the files that it says are its own."""
+    return f"read_parquet({[str(home / 'lake' / file.name) for file in table_of(home).filled()]})"
 
 
 def relations(home: Path) -> list[str]:
@@ -62,16 +71,12 @@ def relations(home: Path) -> list[str]:
     return [processed(home), LANDED]
 
 
-def tree(home: Path) -> dict[str, tuple[int, str]]:
-    """Size and content of every file of the lake."""
-    return {
-        str(path.relative_to(home)): (
-            path.stat().st_size,
-            hashlib.sha256(path.read_bytes()).hexdigest(),
-        )
-        for path in sorted((home / "lake").rglob("*"))
-        if path.is_file()
-    }
+def tree(home: Path) -> dict[object, str]:
+    """Content of every raw file by name, and of the table's by day and ledger."""
+    lake = home / "lake"
+    files: dict[object, Path] = {p: p for p in (lake / "raw").rglob("*") if p.is_file()}
+    files |= {(f.key, Ledger.of_file(f.name)): lake / f.name for f in table_of(home).files}
+    return {key: hashlib.sha256(path.read_bytes()).hexdigest() for key, path in files.items()}
 
 
 def contents(home: Path) -> list[tuple[Any, ...]]:
@@ -137,11 +142,11 @@ def test_a_day_matches_the_oracle(home: Path, oracle: dict[str, Any]) -> None:
 
 
 def test_partitions_are_one_file_a_day_of_trade(home: Path, oracle: dict[str, Any]) -> None:
-    folder = home / "lake/processed/online_retail/online_retail_data"
-    files = sorted(folder.rglob("*"))
-    assert len([f for f in files if f.is_file()]) == oracle["processed"]["partitions"]
-    assert all(f.suffix == ".parquet" for f in files if f.is_file())
-    assert not (home / "lake/quarantine").exists()  # this file has nothing to reject
+    table = table_of(home)
+    assert len(table.filled()) == oracle["processed"]["partitions"]
+    assert len(table.files) == len(table.ledgers) == 374  # a day without trade has a ledger alone
+    assert table.rows == oracle["processed"]["rows"]
+    assert not list((home / "lake/quarantine").rglob("*.parquet"))  # nothing to reject
 
 
 @pytest.mark.parametrize("fact", FACTS)
@@ -194,20 +199,18 @@ def test_running_again_changes_nothing(home: Path, run: Any) -> None:
 
 def test_one_day_touches_nothing_else(home: Path, run: Any) -> None:
     before = tree(home), contents(home)
-    folder = home / "lake/processed/online_retail/online_retail_data"
-    times = {f: f.stat().st_mtime_ns for f in folder.rglob("*.parquet")}
+    files = set(table_of(home).files)
     run("--partitions", DAY)
     assert (tree(home), contents(home)) == before
-    touched = {f.parent.name for f, at in times.items() if f.stat().st_mtime_ns != at}
-    assert touched == {f"invoice_date={DAY}"}
+    assert {file.key for file in files ^ set(table_of(home).files)} == {DAY}
 
 
 def test_a_range_restores_deleted_files_in_one_run(home: Path, run: Any) -> None:
     before = tree(home), contents(home)
     with instance_of(home) as instance:
         runs = instance.get_runs_count()
-    folder = home / "lake/processed/online_retail/online_retail_data"
-    for partition in sorted(folder.iterdir())[::2]:
+    folder = home / "lake" / ONLINE_RETAIL_DATA.location
+    for partition in sorted(folder.glob("invoice_date=*"))[::2]:
         shutil.rmtree(partition)
     run("--partitions", "2010-12-01...2011-12-09")
     assert (tree(home), contents(home)) == before

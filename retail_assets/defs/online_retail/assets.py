@@ -4,29 +4,28 @@ An asset reads, calls a transform, writes and reports. Not here: how rows change
 what the source is (source.py), when anything runs (automation.py), dbt's models (marts/dbt.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import dagster as dg
 from pydantic import Field
 
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA, QUARANTINE
-from retail_assets.defs.online_retail.source import (
+from retail_assets.defs.online_retail.manifest import (
     EMPTY_DAY,
-    OnlineRetailSource,
-    SourceError,
+    hashes_of,
     manifest_metadata,
     read_manifest,
-    read_processed,
-    record_processed,
 )
+from retail_assets.defs.online_retail.source import OnlineRetailSource, SourceError
 from retail_assets.defs.online_retail.transforms import (
-    DayLedger,
     day_predicate,
     derive_columns,
     first_reasons,
     quarantined_rows,
 )
+from retail_assets.domain import RANGE_TAGS
 from retail_assets.errors import failures_by_kind
 from retail_assets.landing import landed_asset
 from retail_assets.losses import (
@@ -36,7 +35,11 @@ from retail_assets.losses import (
     public_reason,
     quarantine_check_spec,
 )
-from retail_assets.resources.lake import LakeResource, split_by_partition
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake.ledger import Ledger
+from retail_assets.resources.lake.restoring import set_aside
+from retail_assets.resources.lake.staging import split_by_partition
+from retail_assets.resources.lake.tables import Snapshot
 from retail_assets.settings import Settings
 
 RAW = dg.AssetKey([DOMAIN, "raw_online_retail"])
@@ -45,6 +48,8 @@ LANDED = dg.AssetKey([DOMAIN, "online_retail_data"])
 
 _DAY = "invoice_date"
 _BATCH_ROWS = 122_880
+_CODE_VERSION = "1"
+_FOOTERS_AT_ONCE = 8
 
 
 class RefreshConfig(EmptyingConfig):
@@ -107,7 +112,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         partitions_def=days,
         backfill_policy=dg.BackfillPolicy.single_run(),
         kinds={"parquet", "gcs"} if settings.lake.startswith("gs://") else {"parquet"},
-        code_version="1",
+        code_version=_CODE_VERSION,
         tags={"zone": "processed"},
         description="Typed, de-duplicated invoice lines as Parquet, a folder a day.",
         metadata={"dagster/column_schema": ONLINE_RETAIL_DATA.table_schema()},
@@ -118,20 +123,19 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with failures_by_kind(context.retry_number):
             written = write_days(lake, context.run.run_id, context.partition_keys)
-        ledgers = read_processed(lake)
         quarantined = Quarantined()
-        for day in context.partition_keys:
-            bad = Quarantined(ledgers[day].quarantined, first=written.reasons.get(day))
+        for day, ledger in written.ledgers.items():
+            bad = Quarantined(ledger.quarantined, first=written.reasons.get(day))
             quarantined += bad
             context.add_asset_metadata(
-                ledger_metadata(ledgers[day])
+                ledger_metadata(ledger)
                 | {"revenue": written.revenue.get(day, "0.000")}
                 | bad.metadata,
                 partition_key=day,
             )
         return dg.MaterializeResult(
             metadata={
-                "path": dg.MetadataValue.path(lake.uri(f"processed/{DOMAIN}")),
+                "path": dg.MetadataValue.path(lake.uri(ONLINE_RETAIL_DATA.location)),
                 "partitions_in_run": len(context.partition_keys),
             },
             check_results=[check_quarantine(PROCESSED, quarantined)],
@@ -142,7 +146,6 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         ONLINE_RETAIL_DATA,
         key=LANDED,
         deps=[PROCESSED],
-        versions_of=processed_versions,
         partitions=days,
     )
     return [raw_online_retail, processed_online_retail_data, online_retail_data]
@@ -152,10 +155,12 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
 class DaysWritten:
     """What days came to.
 
-    ``revenue`` is the sum of total_price, three decimals, of each day that has rows; ``reasons``
-    the first one, without personal data, of each that has quarantined rows.
+    ``ledgers`` are of all of them; ``revenue`` is the sum of total_price, three decimals, of each
+    that has rows; ``reasons`` the first one, without personal data, of each that has quarantined
+    rows.
     """
 
+    ledgers: Mapping[str, Ledger]
     revenue: Mapping[str, str]
     reasons: Mapping[str, str]
 
@@ -177,21 +182,18 @@ def write_days(lake: LakeResource, run_id: str, days: Sequence[str]) -> DaysWrit
         )
     typed = f"read_parquet('{lake.local_file(manifest.typed)}')"
     where = day_predicate(_DAY, days)
-    with duckdb.connect() as connection, lake.staging(run_id) as stage:
+    asset = PROCESSED.to_user_string()
+    with duckdb.connect() as connection, lake.staging(run_id, asset) as stage:
         rows = derive_columns(connection, typed, where)
         written = stage.write_partitions(
-            "processed",
             ONLINE_RETAIL_DATA,
-            _DAY,
             split_by_partition(
                 rows.to_arrow_reader(_BATCH_ROWS), _DAY, ONLINE_RETAIL_DATA.arrow_schema
             ),
         )
         rejected = quarantined_rows(connection, typed, where, manifest.tables)
         quarantined = stage.write_partitions(
-            "quarantine",
             QUARANTINE,
-            _DAY,
             split_by_partition(
                 rejected.to_arrow_reader(_BATCH_ROWS), _DAY, QUARANTINE.arrow_schema
             ),
@@ -205,9 +207,10 @@ def write_days(lake: LakeResource, run_id: str, days: Sequence[str]) -> DaysWrit
                     f" quarantined, found {found[0]} and {found[1]}. No partition was touched."
                     " Materialize raw_online_retail again."
                 )
-        stage.publish("processed", ONLINE_RETAIL_DATA, _DAY, days)
-        stage.publish("quarantine", QUARANTINE, _DAY, days)
-        record_processed(lake, ledgers)
+        told = {"source": hashes_of(manifest.files), "code_version": _CODE_VERSION}
+        # The days last, whose ledgers say that they are done: killed in between, they are not.
+        stage.publish(QUARANTINE, days, told=told)
+        stage.publish(ONLINE_RETAIL_DATA, days, ledgers, told)
         revenue = connection.sql(
             f"select {_DAY}::varchar, sum((quantity * unit_price)::decimal(18, 3))::varchar"
             f" from {typed} where reason is null and {where} group by all"
@@ -215,11 +218,13 @@ def write_days(lake: LakeResource, run_id: str, days: Sequence[str]) -> DaysWrit
         reasons = first_reasons(connection, typed, where) if quarantined else {}
     personal = ONLINE_RETAIL_DATA.personal
     return DaysWritten(
-        dict(revenue), {day: public_reason(text, personal) for day, text in reasons.items()}
+        ledgers,
+        dict(revenue),
+        {day: public_reason(text, personal) for day, text in reasons.items()},
     )
 
 
-def ledger_metadata(ledger: DayLedger) -> dict[str, int]:
+def ledger_metadata(ledger: Ledger) -> dict[str, int]:
     """A day's ledger as the UI shows it."""
     return {
         "dagster/partition_row_count": ledger.written,
@@ -228,46 +233,42 @@ def ledger_metadata(ledger: DayLedger) -> dict[str, int]:
     }
 
 
-def processed_versions(lake: LakeResource, days: Sequence[str] | None = None) -> dict[str, str]:
-    """Fingerprint of each processed day, or of ``days``.
-
-    Raises:
-        SourceError: a day was never processed.
-    """
-    processed = read_processed(lake)
-    if days is None:
-        days = list(processed)
-    missing = [day for day in days if day not in processed]
-    if missing:
-        raise SourceError(
-            f"{len(missing)} days were never processed ({missing[0]}...{missing[-1]}). Nothing"
-            " was loaded. Materialize processed_online_retail_data for them first."
-        )
-    return {day: processed[day].fingerprint for day in days}
-
-
 @dg.asset_check(
     asset=PROCESSED,
     name="ledger_balances",
     blocking=True,
-    description="read = written + duplicates + quarantined, by the lake's own files.",
+    description="read = written + duplicates + quarantined: of the run's days by the rows that"
+    " their files have, of all others by what the table says of its files.",
 )
-def ledger_balances(lake: LakeResource) -> dg.AssetCheckResult:
-    """Hold each recorded day against the rows that its files really have."""
-    ledgers = read_processed(lake)
-    written = lake.partition_rows("processed", ONLINE_RETAIL_DATA, _DAY, ledgers)
-    quarantined = lake.partition_rows("quarantine", QUARANTINE, _DAY, ledgers)
+def ledger_balances(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource
+) -> dg.AssetCheckResult:
+    """Hold each day's ledger against its rows, whoever else wrote to the tables."""
+    table, quarantine = (lake.table(x).snapshot() for x in (ONLINE_RETAIL_DATA, QUARANTINE))
+    ledgers = table.ledgers
+    written, quarantined = table.rows_of(ledgers), quarantine.rows_of(ledgers)
+    tags = context.run.tags
+    one = tags.get("dagster/partition")
+    first, last = (tags.get(name, one) for name in RANGE_TAGS)
+    days = [day for day in ledgers if (first or day) <= day <= (last or day)]
+    written |= _rows_by_footers(lake, table, days)
+    quarantined |= _rows_by_footers(lake, quarantine, days)
+    # A day that a person restored is of then, and its quarantine of now.
+    for day, other in set_aside(lake, ONLINE_RETAIL_DATA).items():
+        if day in ledgers and ledgers[day] != other:
+            quarantined[day] = ledgers[day].quarantined
     off = {
         day: f"read {x.read}, duplicates {x.duplicates}, found {written[day]} rows and"
         f" {quarantined[day]} quarantined"
         for day, x in ledgers.items()
-        if x.read != written[day] + x.duplicates + quarantined[day]
+        if (written[day], quarantined[day]) != (x.written, x.quarantined)
     }
     return dg.AssetCheckResult(
         passed=not off,
         description=(f"{len(off)} days do not balance; materialize them again." if off else None),
         metadata={
             "days": len(ledgers),
+            "days_by_their_files": len(days),
             "read": sum(x.read for x in ledgers.values()),
             "written": sum(written.values()),
             "duplicates": sum(x.duplicates for x in ledgers.values()),
@@ -275,6 +276,25 @@ def ledger_balances(lake: LakeResource) -> dg.AssetCheckResult:
             "unbalanced": dg.MetadataValue.json(dict(list(off.items())[:20])),
         },
     )
+
+
+def _rows_by_footers(lake: LakeResource, snapshot: Snapshot, days: Iterable[str]) -> dict[str, int]:
+    """Rows of each day as its files' footers say; a file that is gone or broken has none."""
+    import pyarrow as pa
+
+    def count(uri: str) -> int:
+        try:
+            return int(lake.read_footer(uri).num_rows)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return 0
+
+    rows = dict.fromkeys(days, 0)
+    files = snapshot.filled(rows)
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        counted = pool.map(count, [lake.uri(file.name) for file in files])
+        for file, found in zip(files, counted, strict=True):
+            rows[file.key] += found
+    return rows
 
 
 @dg.asset_check(
@@ -285,7 +305,7 @@ def ledger_balances(lake: LakeResource) -> dg.AssetCheckResult:
 )
 def schema_matches_contract(lake: LakeResource) -> dg.AssetCheckResult:
     """Compare the schema of the first, the middle and the last file with the contract."""
-    uris = lake.partition_uris(ONLINE_RETAIL_DATA, sorted(read_processed(lake)))
+    uris = lake.partition_uris(ONLINE_RETAIL_DATA)
     expected = {f.name: str(f.type) for f in ONLINE_RETAIL_DATA.arrow_schema}
     off = {}
     for uri in {uris[0], uris[len(uris) // 2], uris[-1]} if uris else set():

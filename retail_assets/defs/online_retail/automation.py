@@ -1,6 +1,6 @@
 """When online retail runs: jobs, schedules and the sensor on its source.
 
-Here: what to ask for and when. Not here: what a run does (assets.py), what changed (source.py).
+Here: what to ask for and when. Not here: what a run does (assets.py), what changed (manifest.py).
 """
 
 import hashlib
@@ -11,19 +11,18 @@ import dagster as dg
 from retail_assets.days import contiguous_ranges
 from retail_assets.defs.online_retail.assets import LANDED, PROCESSED, RAW, day_partitions
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
-from retail_assets.defs.online_retail.source import (
+from retail_assets.defs.online_retail.manifest import (
     Manifest,
-    OnlineRetailSource,
     changed_days,
     read_manifest,
-    read_processed,
-    source_token,
 )
-from retail_assets.defs.online_retail.transforms import DayLedger
+from retail_assets.defs.online_retail.source import OnlineRetailSource, source_token
 from retail_assets.domain import MARTS_STAGE, range_tags
+from retail_assets.landing import lake_versions
 from retail_assets.requests import Wish, marts_wish, requests_for, runs_underway
-from retail_assets.resources.download import DownloadError, Fingerprint
+from retail_assets.resources.http import DownloadError, Fingerprint
 from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake.restoring import set_aside
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings
 
@@ -53,7 +52,7 @@ def source_wish(origins: Sequence[Fingerprint], manifest: Manifest | None) -> Wi
 
 def day_wishes(
     days: Iterable[str],
-    wanted: Mapping[str, DayLedger],
+    versions: Mapping[str, str],
     job_name: str,
     asset_selection: tuple[dg.AssetKey, ...],
 ) -> list[Wish]:
@@ -62,9 +61,7 @@ def day_wishes(
     wishes = []
     for first, last in contiguous_ranges(chosen):
         inside = [day for day in chosen if first <= day <= last]
-        text = "\n".join(
-            f"{day} {wanted[day].fingerprint if day in wanted else ''}" for day in inside
-        )
+        text = "\n".join(f"{day} {versions.get(day, '')}" for day in inside)
         version = hashlib.sha256(text.encode()).hexdigest()[:12]
         wishes.append(
             Wish(
@@ -77,21 +74,43 @@ def day_wishes(
     return wishes
 
 
-def _fingerprints(ledgers: Mapping[str, DayLedger]) -> dict[str, str]:
-    return {day: ledger.fingerprint for day, ledger in ledgers.items()}
+def days_to_write(
+    lake: LakeResource, wanted: Mapping[str, str], processed: Mapping[str, str]
+) -> set[str]:
+    """Days that the source holds otherwise than the lake's table, by their fingerprints.
+
+    But for those that a person set aside by restoring the table, until the source is another.
+    """
+    aside = set_aside(lake, ONLINE_RETAIL_DATA)
+    return {
+        day
+        for day in changed_days(wanted, processed)
+        if day not in aside or aside[day].fingerprint != wanted.get(day, "")
+    }
 
 
-def pending_days(
+def days_to_load(processed: Mapping[str, str], landed: Mapping[str, str]) -> set[str]:
+    """Days that the lake has otherwise than the warehouse."""
+    return {day for day, version in processed.items() if landed.get(day) != version}
+
+
+def wishes_for_days(
     lake: LakeResource, warehouse: WarehouseResource, valid: Iterable[str]
-) -> tuple[str, ...]:
-    """Days of ``valid`` whose processed or landed partition is not what the source now holds."""
+) -> list[Wish]:
+    """For days of ``valid``: to write and load them, or to load them alone as the lake has them."""
     manifest = read_manifest(lake)
     if manifest is None:
-        return ()
+        return []
+    wanted, processed = manifest.fingerprints, lake_versions(lake, ONLINE_RETAIL_DATA)
     landed = warehouse.loaded_versions(ONLINE_RETAIL_DATA, timeout_s=_WAREHOUSE_WAIT_S)
-    changed = set(changed_days(manifest.days, _fingerprints(read_processed(lake))))
-    changed |= set(changed_days(manifest.days, landed))
-    return tuple(sorted(changed & set(valid)))
+    write = days_to_write(lake, wanted, processed)
+    # What the warehouse alone has, of a lake that was lost.
+    write |= {day for day, version in landed.items() if version and day not in processed}
+    load = days_to_load(processed, landed) - write
+    return [
+        *day_wishes(write.intersection(valid), wanted, DAYS_JOB, (PROCESSED, LANDED)),
+        *day_wishes(load.intersection(valid), processed, LOAD_JOB, (LANDED,)),
+    ]
 
 
 def runs_of_days(instance: dg.DagsterInstance) -> list[str]:
@@ -141,13 +160,10 @@ def ask(
         found = []
         if origins is not None and (manifest is None or not manifest.is_of(origins)):
             found.append(source_wish(origins, manifest))
-        if manifest is not None:
-            try:
-                pending = pending_days(lake, warehouse, valid)
-            except WarehouseBusyError as error:
-                busy[:] = [str(error)]
-            else:
-                found += day_wishes(pending, manifest.days, DAYS_JOB, (PROCESSED, LANDED))
+        try:
+            found += wishes_for_days(lake, warehouse, valid)
+        except WarehouseBusyError as error:
+            busy[:] = [str(error)]
         return found
 
     requests, reasons = requests_for(wishes, instance)
@@ -208,9 +224,9 @@ def build_defs(settings: Settings) -> dg.Definitions:
             valid = set(days.get_partition_keys())
 
             def wishes() -> list[Wish]:
-                pending = changed_days(manifest.days, _fingerprints(read_processed(lake)))
-                chosen = valid.intersection(pending)
-                return day_wishes(chosen, manifest.days, source_to_lake.name, (PROCESSED,))
+                wanted, processed = manifest.fingerprints, lake_versions(lake, ONLINE_RETAIL_DATA)
+                chosen = valid & days_to_write(lake, wanted, processed)
+                return day_wishes(chosen, wanted, source_to_lake.name, (PROCESSED,))
 
             requests += requests_for(wishes, context.instance)[0]
         return requests
@@ -223,10 +239,9 @@ def build_defs(settings: Settings) -> dg.Definitions:
         valid = set(days.get_partition_keys())
 
         def wishes() -> list[Wish]:
-            processed = read_processed(lake)
+            processed = lake_versions(lake, ONLINE_RETAIL_DATA)
             landed = warehouse.loaded_versions(ONLINE_RETAIL_DATA, timeout_s=_WAREHOUSE_WAIT_S)
-            pending = [day for day, x in processed.items() if landed.get(day) != x.fingerprint]
-            chosen = valid.intersection(pending)
+            chosen = valid & days_to_load(processed, landed)
             return day_wishes(chosen, processed, lake_to_warehouse.name, (LANDED,))
 
         try:
@@ -244,11 +259,11 @@ def build_defs(settings: Settings) -> dg.Definitions:
 
     @dg.sensor(
         name="online_retail_source_sensor",
-        jobs=[source_to_lake, changed, marts],
+        jobs=[source_to_lake, changed, lake_to_warehouse, marts],
         minimum_interval_seconds=60,
         description=(
-            "Asks for the source once a version of it, then for exactly the days that it changed,"
-            " then for the marts."
+            "Asks for the source once a version of it, then for exactly the days that it changed"
+            " or that the warehouse has otherwise, then for the marts."
         ),
     )
     def source_sensor(

@@ -60,6 +60,8 @@ QUARANTINE = Dataset(
     schema=DOMAIN,
     name="online_retail_data",
     description="Source rows that could not be typed, with their text and the reason.",
+    zone="quarantine",
+    folder_by=Column("invoice_date", "string", "The row's day, or why it has none."),
     columns=(
         Column("source", "string", "Source file, and sheet where it has any."),
         Column("row", "int64", "Row in that file or sheet; the header is row 1.", nullable=True),

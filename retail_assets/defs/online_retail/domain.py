@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
-from retail_assets.dataset import Dataset
 from retail_assets.days import changed_window
 from retail_assets.defs.online_retail.contract import (
     DOMAIN,
@@ -107,23 +106,16 @@ class OnlineRetail(Domain):
 
     def count_rows(self, lake: "LakeResource") -> dict[str, int]:
         """Rows of the source, and of the processed days."""
-        from retail_assets.defs.online_retail.source import read_manifest, read_processed
+        from retail_assets.defs.online_retail.manifest import read_manifest
 
         rows: dict[str, int] = {}
         manifest = read_manifest(lake)
         if manifest is not None:
             rows[f"{DOMAIN}.raw_online_retail"] = manifest.read
-        days = read_processed(lake)
-        if days:
-            counted = lake.partition_rows("processed", ONLINE_RETAIL_DATA, "invoice_date", days)
-            rows[f"{DOMAIN}.processed_online_retail_data"] = sum(counted.values())
+        table = lake.table(ONLINE_RETAIL_DATA).snapshot()
+        if table.files:
+            rows[f"{DOMAIN}.processed_online_retail_data"] = table.rows
         return rows
-
-    def lake_versions(self, lake: "LakeResource", dataset: Dataset) -> dict[str, str]:
-        """Fingerprints of the processed days."""
-        from retail_assets.defs.online_retail.assets import processed_versions
-
-        return processed_versions(lake)
 
     def quarantines(self) -> Sequence[QuarantineTable]:
         """That of its one table."""
@@ -142,7 +134,7 @@ class OnlineRetail(Domain):
 
     def shown_settings(self, settings: Settings) -> Mapping[str, str]:
         """The sources, each resolved and without credentials."""
-        from retail_assets.resources.download import redact
+        from retail_assets.resources.http import redact
 
         shown = ", ".join(redact(location) for location in settings.online_retail_locations)
         return {"online_retail_source": shown}
@@ -177,9 +169,9 @@ def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str]:
         PermanentError, TransientError: the source cannot be had.
     """
     from retail_assets.defs.online_retail.source import OnlineRetailSource
-    from retail_assets.resources.lake import LakeResource
+    from retail_assets.resources.lake import open_lake
 
-    lake, source = LakeResource.of(settings), OnlineRetailSource.of(settings)
+    lake, source = open_lake(settings), OnlineRetailSource.of(settings)
     found = source.refresh(lake, allow_emptying=allow_emptying)
     days = {*found.manifest.span, *found.changed_days}
     first, last = str(settings.online_retail_start), settings.online_retail_end
@@ -188,7 +180,7 @@ def source_span(settings: Settings, *, allow_emptying: bool) -> tuple[str, str]:
 
 
 def _probe_source(settings: Settings) -> str:
-    from retail_assets.resources.download import probe, redact
+    from retail_assets.resources.http import probe, redact
 
     shown = []
     for location in settings.online_retail_locations:

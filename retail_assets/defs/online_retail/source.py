@@ -1,40 +1,51 @@
-"""The source of online retail: what it holds now, typed once, and which days that changes.
+"""The source of online retail: fetched where it is another, and typed once.
 
-Here: fetching, typing and the manifest that says what was found. Not here: what becomes of the
-days (assets.py), how a row is typed (transforms.py), HTTP (resources/download.py).
+Here: fetching, typing, refusing. Not here: what was found (manifest.py), what becomes of the days
+(assets.py), how a row is typed (transforms.py), HTTP (resources/http/).
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import dagster as dg
 
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA, QUARANTINE
-from retail_assets.defs.online_retail.transforms import (
-    TYPING_VERSION,
-    DayLedger,
+from retail_assets.defs.online_retail.manifest import (
+    MANIFEST,
+    Manifest,
+    SourceFile,
+    changed_days,
+    day_ledgers,
+    hashes_of,
+    read_manifest,
+)
+from retail_assets.defs.online_retail.reading import (
     HeaderMatch,
     Reading,
     ReadTable,
-    day_ledgers,
-    days_outside,
     is_header,
     match_header,
+)
+from retail_assets.defs.online_retail.transforms import (
+    TYPING_VERSION,
+    days_outside,
     quarantine_table,
     quarantined_rows,
     type_rows,
 )
 from retail_assets.errors import PermanentError
-from retail_assets.losses import SKIPPED, Quarantined, public_reason, refuse_to_shrink
+from retail_assets.losses import Quarantined, public_reason, refuse_to_shrink
 from retail_assets.moments import Moments, Order
-from retail_assets.resources.download import Fingerprint, fetch, is_url, probe, redact
+from retail_assets.resources.http import Fingerprint, fetch, is_url, probe, redact
 from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake.ledger import Ledger
+from retail_assets.resources.lake.staging import partition_folder
 from retail_assets.resources.tabular import CELL_MARKS, TextTable, open_tables
 from retail_assets.settings import Settings
 
@@ -44,8 +55,6 @@ if TYPE_CHECKING:
 
 # In quarantine: rows of the source without a day of it, and all bad ones of one that was refused.
 UNPLACED, REFUSED = "__unknown__", "__refused__"
-MANIFEST = f"{DOMAIN}/source"
-PROCESSED = f"{DOMAIN}/processed"
 _FORCE = (
     "run again with --allow-emptying (in the UI: config allow_emptying: true on raw_online_retail)"
 )
@@ -54,85 +63,6 @@ _PROBE_TIMEOUT_S = 10.0
 
 class SourceError(PermanentError):
     """The source is readable but cannot be taken; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One fetched file: what its origin said of it, and where its bytes lie in the raw zone."""
-
-    location: str
-    etag: str | None
-    last_modified: str | None
-    size: int | None
-    sha256: str
-    bytes: int
-    raw: str
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """What a conditional request asks against."""
-        return Fingerprint(self.location, self.etag, self.last_modified, self.size)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What the source holds: its files, the ledger of every day, and what fits no day."""
-
-    version: str
-    files: tuple[SourceFile, ...]
-    tables: tuple[str, ...]
-    extra_columns: tuple[str, ...]
-    read: int
-    unplaced: int
-    days: Mapping[str, DayLedger]
-    first_reason: str | None = None
-    skipped: tuple[str, ...] = ()
-
-    @property
-    def quarantined(self) -> Quarantined:
-        """The rows that no day has, and the first reason."""
-        return Quarantined(self.unplaced, first=self.first_reason)
-
-    @property
-    def typed(self) -> str:
-        """The typed rows, relative to the lake's root."""
-        return f"_stage/{DOMAIN}/{self.version}.parquet"
-
-    @property
-    def span(self) -> tuple[str, str]:
-        """First and last day that holds a row."""
-        return min(self.days), max(self.days)
-
-    def is_of(self, origins: Sequence[Fingerprint]) -> bool:
-        """Whether the origins still have the versions that these files are."""
-        return len(origins) == len(self.files) and all(
-            origin.same_version(file.fingerprint)
-            for origin, file in zip(origins, self.files, strict=True)
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """As ``from_json`` reads it."""
-        return asdict(self) | {
-            "days": {
-                day: [d.fingerprint, d.read, d.duplicates, d.quarantined]
-                for day, d in self.days.items()
-            }
-        }
-
-    @classmethod
-    def from_json(cls, state: Mapping[str, Any]) -> "Manifest":
-        """The manifest that ``to_json`` wrote."""
-        return cls(
-            version=state["version"],
-            files=tuple(SourceFile(**file) for file in state["files"]),
-            tables=tuple(state["tables"]),
-            extra_columns=tuple(state["extra_columns"]),
-            read=state["read"],
-            unplaced=state["unplaced"],
-            days={day: DayLedger(*rest) for day, rest in state["days"].items()},
-            first_reason=state.get("first_reason"),
-            skipped=tuple(state.get("skipped", ())),
-        )
 
 
 @dataclass(frozen=True)
@@ -158,46 +88,6 @@ def source_token(fingerprints: Iterable[Fingerprint]) -> str:
     """One short text for the versions of several files."""
     joined = "\n".join(fingerprint.token() for fingerprint in fingerprints)
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
-
-
-def read_manifest(lake: LakeResource) -> Manifest | None:
-    """The manifest of the last look at the source, or None before the first."""
-    state = lake.read_state(MANIFEST)
-    return None if state is None else Manifest.from_json(state)
-
-
-def read_processed(lake: LakeResource) -> dict[str, DayLedger]:
-    """Ledger of each day as of its last materialization in the processed zone."""
-    state = lake.read_state(PROCESSED) or {}
-    return {day: DayLedger(*rest) for day, rest in state.items()}
-
-
-def record_processed(lake: LakeResource, days: Mapping[str, DayLedger]) -> None:
-    """Merge the ledgers of ``days`` into the record; a day without rows stays, as an empty one."""
-    with lake.lock(PROCESSED):
-        state = lake.read_state(PROCESSED) or {}
-        state |= {d: [x.fingerprint, x.read, x.duplicates, x.quarantined] for d, x in days.items()}
-        lake.write_state(PROCESSED, state)
-
-
-EMPTY_DAY = DayLedger("", 0, 0, 0)
-
-
-def changed_days(wanted: Mapping[str, DayLedger], current: Mapping[str, str]) -> tuple[str, ...]:
-    """Days whose fingerprint differs between the source and ``current`` (day -> fingerprint).
-
-    A day of the source's span without rows counts as changed until it is recorded as empty; a
-    recorded day that the source no longer has counts as changed until it is.
-    """
-    if not wanted:
-        return ()
-    first, last = date.fromisoformat(min(wanted)), date.fromisoformat(max(wanted))
-    span = {date.fromordinal(n).isoformat() for n in range(first.toordinal(), last.toordinal() + 1)}
-    return tuple(
-        day
-        for day in sorted(span | set(current))
-        if wanted.get(day, EMPTY_DAY).fingerprint != current.get(day)
-    )
 
 
 class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -250,20 +140,19 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
             previous = read_manifest(lake)
             files, downloaded = self._fetch(lake, previous)
             version = self._version(files)
-            processed = read_processed(lake)
+            table = lake.table(ONLINE_RETAIL_DATA).snapshot()
             known = previous is not None and previous.version == version
             if previous is not None and known and lake.exists(previous.typed):
                 manifest = replace(previous, files=files)
                 typed = False
                 if not allow_emptying:
-                    self._refuse_to_shrink(manifest, processed)
+                    self._refuse_to_shrink(manifest, table.ledgers)
                 lake.write_state(MANIFEST, manifest.to_json())
             else:
-                manifest = self._take(lake, files, version, None if allow_emptying else processed)
+                processed = None if allow_emptying else table.ledgers
+                manifest = self._take(lake, files, version, processed)
                 typed = True
-            changed = changed_days(
-                manifest.days, {day: ledger.fingerprint for day, ledger in processed.items()}
-            )
+            changed = changed_days(manifest.fingerprints, table.fingerprints)
             return Refresh(manifest, changed, downloaded, typed)
 
     def _version(self, files: tuple[SourceFile, ...]) -> str:
@@ -322,7 +211,7 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
         lake: LakeResource,
         files: tuple[SourceFile, ...],
         version: str,
-        processed: Mapping[str, DayLedger] | None,
+        processed: Mapping[str, Ledger] | None,
     ) -> Manifest:
         """Type the files and make them the source; where that fails, that stays what it was.
 
@@ -344,9 +233,9 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 if processed is not None:
                     self._refuse_to_shrink(manifest, processed, _first_reason(bad))
             except PermanentError:
-                _quarantine(lake, version, {REFUSED: pa.concat_tables([unplaced, bad])})
+                _quarantine(lake, files, {REFUSED: pa.concat_tables([unplaced, bad])})
                 raise
-            _quarantine(lake, version, {UNPLACED: unplaced})
+            _quarantine(lake, files, {UNPLACED: unplaced})
             lake.put_file(typed, partial)
         lake.write_state(MANIFEST, manifest.to_json())
         for old in lake.list_objects(f"_stage/{DOMAIN}/"):
@@ -455,7 +344,7 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _refuse_to_shrink(
         self,
         manifest: Manifest,
-        processed: Mapping[str, DayLedger],
+        processed: Mapping[str, Ledger],
         first_reason: str | None = None,
     ) -> None:
         """``first_reason`` is that of the quarantined rows with a day."""
@@ -489,8 +378,7 @@ class OnlineRetailSource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 def _require_a_day(lake: LakeResource, manifest: Manifest) -> None:
     if not manifest.days:
-        column = ONLINE_RETAIL_DATA.partition_by
-        place = f"quarantine/{QUARANTINE.folder}/{column}={REFUSED}"
+        place = f"{QUARANTINE.location}/{partition_folder(QUARANTINE, REFUSED)}"
         raise SourceError(
             f"the source holds no row with a readable day: {manifest.first_reason}. Its"
             f" {manifest.unplaced:,} rows are in {lake.uri(place)}; nothing else was changed. Mend"
@@ -516,14 +404,15 @@ def _quarantined_with_a_day(
     return relation.to_arrow_table().select(names).cast(QUARANTINE.arrow_schema)
 
 
-def _quarantine(lake: LakeResource, version: str, rows: "Mapping[str, pa.Table]") -> None:
+def _quarantine(
+    lake: LakeResource, files: Sequence[SourceFile], rows: "Mapping[str, pa.Table]"
+) -> None:
     """Replace what of a source has no day of it; of a source that was taken, none is refused."""
-    column = ONLINE_RETAIL_DATA.partition_by
-    assert column is not None
-    with lake.staging(version) as stage:
+    # Of no run: a command looks before it starts one.
+    with lake.staging("", f"{DOMAIN}/raw_online_retail") as stage:
         found = [(key, table) for key, table in rows.items() if table.num_rows]
-        stage.write_partitions("quarantine", QUARANTINE, column, found)
-        stage.publish("quarantine", QUARANTINE, column, sorted({*rows, REFUSED}))
+        stage.write_partitions(QUARANTINE, found)
+        stage.publish(QUARANTINE, {*rows, REFUSED}, told={"source": hashes_of(files)})
 
 
 def _check_balance(manifest: Manifest) -> None:
@@ -547,25 +436,3 @@ def _shown(location: str) -> str:
 def _file_name(location: str) -> str:
     path = unquote(urlsplit(location).path) if is_url(location) else location
     return PurePosixPath(Path(path).name or "source").name
-
-
-def manifest_metadata(manifest: Manifest) -> dict[str, Any]:
-    """What a materialization shows of the source in the UI."""
-    first, last = manifest.span
-    skipped = {SKIPPED: "; ".join(manifest.skipped)} if manifest.skipped else {}
-    return (
-        {
-            "dagster/row_count": manifest.read,
-            "read": manifest.read,
-            "duplicates": sum(d.duplicates for d in manifest.days.values()),
-            "quarantined_with_a_day": sum(d.quarantined for d in manifest.days.values()),
-            "first_day": first,
-            "last_day": last,
-            "files": dg.MetadataValue.json([asdict(file) for file in manifest.files]),
-            "tables": ", ".join(manifest.tables),
-            "extra_columns": ", ".join(manifest.extra_columns) or "none",
-            "version": manifest.version,
-        }
-        | skipped
-        | manifest.quarantined.metadata
-    )

@@ -23,7 +23,6 @@ from retail_assets.defs.online_retail.assets import (
     LANDED,
     PROCESSED,
     RAW,
-    processed_versions,
     write_days,
 )
 from retail_assets.defs.online_retail.automation import (
@@ -32,20 +31,18 @@ from retail_assets.defs.online_retail.automation import (
     MARTS_JOB,
     SOURCE_JOB,
     day_wishes,
-    pending_days,
     source_wish,
+    wishes_for_days,
 )
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
-from retail_assets.defs.online_retail.source import (
-    OnlineRetailSource,
-    read_manifest,
-    read_processed,
-    record_processed,
-)
-from retail_assets.defs.online_retail.transforms import DayLedger
+from retail_assets.defs.online_retail.manifest import read_manifest
+from retail_assets.defs.online_retail.source import OnlineRetailSource
 from retail_assets.domain import MARTS_STAGE
-from retail_assets.resources.download import Fingerprint
-from retail_assets.resources.lake import LocalLake
+from retail_assets.landing import lake_versions
+from retail_assets.resources.http import Fingerprint
+from retail_assets.resources.lake.folder import LocalLake
+from retail_assets.resources.lake.ledger import Ledger
+from retail_assets.resources.lake.restoring import restore
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings, load_settings
 
@@ -83,14 +80,14 @@ def record(
 
 wanted_days = st.dictionaries(
     st.integers(0, 40).map(lambda n: (date(2010, 12, 15) + timedelta(days=n)).isoformat()),
-    st.sampled_from(["v1", "v2"]).map(lambda version: DayLedger(version, 1, 0, 0)),
+    st.sampled_from(["v1", "v2"]),
     min_size=1,
 )
 
 
 @given(wanted=wanted_days, data=st.data())
 def test_wishes_are_one_a_range_and_independent_of_order(
-    wanted: dict[str, DayLedger], data: st.DataObject
+    wanted: dict[str, str], data: st.DataObject
 ) -> None:
     shuffled = data.draw(st.permutations(list(wanted)))
     wishes = day_wishes(shuffled, wanted, "job", (LANDED,))
@@ -103,11 +100,9 @@ def test_wishes_are_one_a_range_and_independent_of_order(
 
 
 @given(wanted=wanted_days, data=st.data())
-def test_a_wish_is_another_when_a_day_of_it_is(
-    wanted: dict[str, DayLedger], data: st.DataObject
-) -> None:
+def test_a_wish_is_another_when_a_day_of_it_is(wanted: dict[str, str], data: st.DataObject) -> None:
     day = data.draw(st.sampled_from(sorted(wanted)))
-    other = {**wanted, day: DayLedger("v3", 1, 0, 0)}
+    other = {**wanted, day: "v3"}
     before = {x.identity: dict(x.tags) for x in day_wishes(wanted, wanted, "job", (LANDED,))}
     after = {x.identity: dict(x.tags) for x in day_wishes(other, other, "job", (LANDED,))}
 
@@ -216,7 +211,7 @@ class House:
                     self.warehouse.replace_partitions(
                         ONLINE_RETAIL_DATA,
                         self.lake.partition_uris(ONLINE_RETAIL_DATA, days),
-                        processed_versions(self.lake, days),
+                        lake_versions(self.lake, ONLINE_RETAIL_DATA, days),
                     )
         return record(self.instance, str(request.job_name), status, request.tags)
 
@@ -364,7 +359,7 @@ def test_a_source_that_goes_back_to_older_content_is_taken(house: House) -> None
     house.settle()
 
     assert house.landed() == {"01": 1, "02": 2}
-    assert pending_days(house.lake, house.warehouse, ["2010-12-01", "2010-12-02"]) == ()
+    assert wishes_for_days(house.lake, house.warehouse, ["2010-12-01", "2010-12-02"]) == []
 
 
 def test_an_origin_restored_with_its_old_date_is_fetched(house: House) -> None:
@@ -386,8 +381,10 @@ def test_a_warehouse_that_is_gone_is_filled_again(house: House) -> None:
     house.settle()
     house.settings.warehouse_path.unlink()
 
-    house.settle()
+    request = only(house.sense())
 
+    assert (request.job_name, request.asset_selection) == (LOAD_JOB, [LANDED])
+    house.run(request)
     assert house.landed() == {"01": 1, "02": 1}
 
 
@@ -398,7 +395,46 @@ def test_a_lake_that_is_gone_is_filled_again(house: House, tmp_path: Path) -> No
 
     house.settle()
 
-    assert set(read_processed(house.lake)) == {"2010-12-01", "2010-12-02"}
+    assert set(lake_versions(house.lake, ONLINE_RETAIL_DATA)) == {"2010-12-01", "2010-12-02"}
+
+
+def test_days_that_the_warehouse_alone_has_are_emptied(house: House, tmp_path: Path) -> None:
+    house.publish(d01=1, d02=1)
+    house.settle()
+    Path(house.lake.root).rename(tmp_path / "lost")
+    house.publish(d01=1)
+
+    assert house.settle() == [["source"], ["2010-12-01", "2010-12-02"], ["marts"]]
+    assert house.landed() == {"01": 1}
+
+
+def test_days_that_a_person_restored_stay_until_the_source_is_another(
+    scheduled_house: House,
+) -> None:
+    house = scheduled_house
+    house.publish(d01=1, d02=1)
+    house.settle()
+    version = house.lake.table(ONLINE_RETAIL_DATA).snapshot().version
+    house.publish(d01=2, d02=1, d05=4)
+    house.settle()
+    assert house.landed() == {"01": 2, "02": 1, "05": 4}
+
+    restore(house.lake, ONLINE_RETAIL_DATA, version, {})
+
+    answer = house.sense()
+    assert isinstance(answer, list)
+    assert {request.job_name for request in answer} == {LOAD_JOB}
+    loads = house.schedule("online_retail_lake_to_warehouse_daily")
+    assert isinstance(loads, list)
+    assert [x.run_key for x in loads] == [x.run_key for x in answer]
+    assert only(house.schedule("online_retail_source_to_lake_daily")).asset_selection == [RAW]
+    assert house.settle() == [["2010-12-01"], ["2010-12-05"], ["marts"]]
+    assert house.landed() == {"01": 1, "02": 1}
+    assert house.sense() == "the source has not changed"
+
+    house.publish(d01=2, d02=1, d05=5)
+    assert house.settle() == [["source"], ["2010-12-05"], ["marts"]]
+    assert house.landed() == {"01": 1, "02": 1, "05": 5}
 
 
 def test_a_failed_request_is_made_three_times(house: House) -> None:
@@ -426,7 +462,8 @@ def test_ranges_that_cannot_be_done_do_not_keep_others_waiting(
     house.publish(d01=1)
     house.settle()
     vanished = [f"2011-01-{n:02}" for n in (1, 3, 5, 7, 9)]
-    record_processed(house.lake, {day: DayLedger("old", 1, 0, 0) for day in vanished})
+    with house.lake.staging("run") as stage:
+        stage.publish(ONLINE_RETAIL_DATA, vanished, dict.fromkeys(vanished, Ledger("old", 0)))
 
     asked: set[str] = set()
     for _ in range(12):

@@ -11,8 +11,8 @@ from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.domain import WINDOW, OnlineRetail
 from retail_assets.domain import Execution, PlanError
 from retail_assets.resources.cloud_checks import Question
-from retail_assets.resources.lake import LakeResource
-from retail_assets.resources.warehouse import WarehouseResource
+from retail_assets.resources.lake import open_lake
+from retail_assets.resources.warehouse import open_warehouse
 from retail_assets.settings import Settings, load_settings
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
@@ -104,7 +104,7 @@ def test_the_configured_span_is_taken_and_an_open_one_to_today(settings: Setting
 
 
 def test_rows_are_counted_and_rebuilt_from_what_was_processed(settings: Settings) -> None:
-    lake, warehouse = LakeResource.of(settings), WarehouseResource.of(settings)
+    lake, warehouse = open_lake(settings), open_warehouse(settings)
     plan(settings)
     assert ONLINE_RETAIL.count_rows(lake) == {"online_retail.raw_online_retail": 2}
     with pytest.raises(PlanError, match="holds nothing processed"):
@@ -121,7 +121,7 @@ def test_rows_are_counted_and_rebuilt_from_what_was_processed(settings: Settings
 
 
 def test_the_marts_take_the_days_that_they_were_not_built_from(settings: Settings) -> None:
-    lake, warehouse = LakeResource.of(settings), WarehouseResource.of(settings)
+    lake, warehouse = open_lake(settings), open_warehouse(settings)
     plan(settings)
     write_days(lake, "run", DAYS)
     ONLINE_RETAIL.rebuild(settings, ONLINE_RETAIL_DATA)

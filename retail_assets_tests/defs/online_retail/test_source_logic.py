@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,28 +14,24 @@ import xlsxwriter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retail_assets.defs.online_retail.assets import write_days
 from retail_assets.defs.online_retail.contract import QUARANTINE
-from retail_assets.defs.online_retail.source import (
-    EMPTY_DAY,
+from retail_assets.defs.online_retail.manifest import (
     MANIFEST,
-    REFUSED,
-    UNPLACED,
     Manifest,
-    OnlineRetailSource,
-    SourceError,
     changed_days,
     manifest_metadata,
     read_manifest,
-    read_processed,
-    record_processed,
 )
-from retail_assets.defs.online_retail.transforms import (
-    AmbiguousDatesError,
-    DayLedger,
-    SchemaDriftError,
+from retail_assets.defs.online_retail.reading import AmbiguousDatesError, SchemaDriftError
+from retail_assets.defs.online_retail.source import (
+    REFUSED,
+    UNPLACED,
+    OnlineRetailSource,
+    SourceError,
 )
 from retail_assets.losses import ShrunkError
-from retail_assets.resources.lake import LocalLake
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.tabular import UnreadableFileError
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
@@ -81,11 +78,17 @@ def files(lake: LocalLake, zone: str) -> dict[str, bytes]:
     }
 
 
+def quarantined(lake: LocalLake, key: str) -> list[dict[str, Any]]:
+    """Rows of a partition of the quarantine."""
+    files = lake.partition_uris(QUARANTINE, [key])
+    return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
+
+
 # ---- changed_days
 
-ledgers = st.dictionaries(
+held = st.dictionaries(
     st.integers(0, 20).map(lambda n: (date(2010, 12, 20) + timedelta(days=n)).isoformat()),
-    st.sampled_from(["v1", "v2"]).map(lambda version: DayLedger(version, 3, 1, 1)),
+    st.sampled_from(["v1", "v2"]),
 )
 versions = st.dictionaries(
     st.integers(-3, 23).map(lambda n: (date(2010, 12, 20) + timedelta(days=n)).isoformat()),
@@ -93,9 +96,9 @@ versions = st.dictionaries(
 )
 
 
-@given(wanted=ledgers, current=versions)
+@given(wanted=held, current=versions)
 def test_changed_days_are_those_whose_fingerprint_differs(
-    wanted: dict[str, DayLedger], current: dict[str, str]
+    wanted: dict[str, str], current: dict[str, str]
 ) -> None:
     found = changed_days(wanted, current)
 
@@ -104,43 +107,28 @@ def test_changed_days_are_those_whose_fingerprint_differs(
         day = min([*wanted, *current])
         while day <= max([*wanted, *current]):
             inside = min(wanted) <= day <= max(wanted)
-            due = wanted[day].fingerprint if day in wanted else ""
-            if (inside or day in current) and current.get(day) != due:
+            if (inside or day in current) and current.get(day) != wanted.get(day, ""):
                 expected.append(day)
             day = (date.fromisoformat(day) + timedelta(days=1)).isoformat()
     assert list(found) == expected
 
 
-@given(wanted=ledgers)
-def test_nothing_changes_once_every_day_is_recorded(wanted: dict[str, DayLedger]) -> None:
+@given(wanted=held)
+def test_nothing_changes_once_every_day_is_recorded(wanted: dict[str, str]) -> None:
     changed = changed_days(wanted, {})
-    recorded = {day: wanted.get(day, EMPTY_DAY).fingerprint for day in changed}
+    recorded = {day: wanted.get(day, "") for day in changed}
 
     assert changed_days(wanted, recorded) == ()
 
 
 def test_a_day_that_vanished_is_changed_until_it_is_recorded_as_empty() -> None:
-    wanted = {"2010-12-02": DayLedger("v", 1, 0, 0)}
+    wanted = {"2010-12-02": "v"}
 
     assert changed_days(wanted, {"2010-12-02": "v", "2010-11-30": "v"}) == ("2010-11-30",)
     assert changed_days(wanted, {"2010-12-02": "v", "2010-11-30": ""}) == ()
 
 
-# ---- the record and the manifest
-
-
-def test_the_record_is_merged_day_by_day(lake: LocalLake) -> None:
-    assert read_processed(lake) == {}
-    one, two = DayLedger("a", 5, 1, 1), DayLedger("b", 2, 0, 0)
-
-    record_processed(lake, {"2010-12-01": one, "2010-12-02": one})
-    record_processed(lake, {"2010-12-02": two, "2010-12-03": EMPTY_DAY})
-
-    assert read_processed(lake) == {
-        "2010-12-01": one,
-        "2010-12-02": two,
-        "2010-12-03": EMPTY_DAY,
-    }
+# ---- the manifest
 
 
 def test_a_manifest_comes_back_from_the_lake_as_it_was(lake: LocalLake, source: Source) -> None:
@@ -193,7 +181,7 @@ def test_an_unchanged_source_is_neither_fetched_nor_typed_again(
     behind = source(line(), line("2010-12-02"))
     first = behind.refresh(lake)
     before = files(lake, ".")
-    record_processed(lake, first.manifest.days)
+    write_days(lake, "run", list(first.manifest.days))
 
     second = behind.refresh(lake)
 
@@ -233,7 +221,7 @@ def test_another_change_time_alone_types_nothing_again(
 
 def test_a_changed_file_is_known_by_its_changed_days(lake: LocalLake, source: Source) -> None:
     first = source(line("2010-12-01"), line("2010-12-02"), line("2010-12-03")).refresh(lake)
-    record_processed(lake, first.manifest.days)
+    write_days(lake, "run", list(first.manifest.days))
 
     second = source(line("2010-12-01"), line("2010-12-02", quantity="7"), line("2010-12-03"))
     found = second.refresh(lake)
@@ -247,7 +235,7 @@ def test_a_changed_file_is_known_by_its_changed_days(lake: LocalLake, source: So
 def test_the_order_of_rows_changes_no_day(lake: LocalLake, source: Source) -> None:
     rows = [line(invoice=str(n)) for n in range(5)]
     first = source(*rows).refresh(lake)
-    record_processed(lake, first.manifest.days)
+    write_days(lake, "run", list(first.manifest.days))
 
     assert source(*reversed(rows)).refresh(lake).changed_days == ()
 
@@ -267,8 +255,7 @@ def test_rows_without_a_day_are_quarantined_apart(lake: LocalLake, source: Sourc
     behind = source(line(), line("never"), line("2031-05-05"), "too,short\n")
     manifest = behind.refresh(lake).manifest
 
-    folder = lake.partition_path("quarantine", QUARANTINE, "invoice_date", UNPLACED)
-    rows = pq.read_table(folder / "part-0.parquet", partitioning=None).to_pylist()
+    rows = quarantined(lake, UNPLACED)
     assert manifest.unplaced == len(rows) == 3
     assert {(row["source"], row["row"]) for row in rows} == {
         ("online_retail.csv", 3),
@@ -367,7 +354,7 @@ def filled(lake: LocalLake, source: Source) -> list[str]:
     """The lines of ten days, all of them processed, and one row without a day."""
     days = [f"2010-12-{n:02}" for n in range(1, 11)]
     found = source(*map(line, days), line("never")).refresh(lake)
-    record_processed(lake, found.manifest.days)
+    write_days(lake, "run", list(found.manifest.days))
     return [line(day) for day in days]
 
 
@@ -418,17 +405,11 @@ def test_days_that_are_all_quarantined_count_as_emptied(
         source(*broken, *filled[3:]).refresh(lake)
 
 
-def quarantined(lake: LocalLake, key: str) -> list[str]:
-    folder = lake.partition_path("quarantine", QUARANTINE, "invoice_date", key)
-    found = [pq.read_table(file, partitioning=None) for file in sorted(folder.rglob("*.parquet"))]
-    return [reason for table in found for reason in table["reason"].to_pylist()]
-
-
 def test_a_source_that_would_take_more_than_a_tenth_of_the_rows_is_refused(
     lake: LocalLake, source: Source, filled: list[str]
 ) -> None:
     more = [line("2010-12-01", str(n)) for n in range(10)]
-    record_processed(lake, source(*filled, *more).refresh(lake).manifest.days)
+    write_days(lake, "run", list(source(*filled, *more).refresh(lake).manifest.days))
     broken = [text.replace(",6,", ",six,") for text in more[:5]]
 
     with pytest.raises(ShrunkError, match=r"has 20 rows and would have 15 \(5 rows quarantined"):
@@ -460,7 +441,8 @@ def test_a_first_source_that_is_quarantined_whole_is_refused(
         r" online_retail\.csv, row 2: quantity: expected a whole number, found six\)",
     ):
         source(line(quantity="six")).refresh(lake)
-    assert quarantined(lake, REFUSED) == ["quantity: expected a whole number, found six"]
+    (refused,) = quarantined(lake, REFUSED)
+    assert refused["reason"] == "quantity: expected a whole number, found six"
 
 
 def test_undecided_dates_are_refused_and_read_by_the_setting(

@@ -26,17 +26,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA, QUARANTINE
-from retail_assets.defs.online_retail.transforms import (
+from retail_assets.defs.online_retail.manifest import EMPTY_DAY, day_ledgers
+from retail_assets.defs.online_retail.reading import (
     AmbiguousDatesError,
-    DayLedger,
     Reading,
     ReadTable,
     SchemaDriftError,
-    day_ledgers,
+    match_header,
+)
+from retail_assets.defs.online_retail.transforms import (
     day_predicate,
     days_outside,
     derive_columns,
-    match_header,
     quarantine_table,
     quarantined_rows,
     type_rows,
@@ -265,7 +266,7 @@ def test_every_row_read_is_written_a_duplicate_or_quarantined(source: Source, la
     inside = [day for day in DAYS if day <= last]
 
     for day in inside:
-        ledger = ledgers.get(str(day), DayLedger("", 0, 0, 0))
+        ledger = ledgers.get(str(day), EMPTY_DAY)
         good, bad = source.good(day), source.bad(day)
         assert ledger.read == len(good) + len(bad)
         assert ledger.duplicates == len(good) - len({x.identity() for x in good})
