@@ -1,8 +1,9 @@
 """What one tick of the drops' sensor costs over a lake of many drops of which none is new.
 
-A lake of small sales drops is made, one a day from 1700 on, with the state, the warehouse's
-records and the partitions that processing them would have left, through the product's own
-functions. Then Dagster evaluates the sensor, some times over. Not here: any run.
+A lake of small sales drops is made, one a day from 1700 on, with the ledgers and the warehouse's
+records that processing them would have left, through the product's own functions. Then Dagster
+evaluates the sensor, some times over, and one drop is committed, some times over. Not here: any
+run.
 
     python -m retail_assets_tests.benchmarks.coffee_tick FILES
 
@@ -25,28 +26,30 @@ if TYPE_CHECKING:
 
 FIRST_DAY = date(1700, 1, 1)
 SENSOR = "coffee_chain_drops_sensor"
-_WARM_UPS, _TICKS = 1, 7
+_WARM_UPS, _TICKS, _COMMITS = 1, 7, 5
 
 
 @dataclass(frozen=True)
 class Told:
-    """What is printed: files and dates of the lake, seconds of each tick, bytes of the cursor.
+    """What is printed: files and dates of the lake, seconds of each tick and of each commit.
 
     ``ticks_cpu_s`` are the seconds that the cores worked, which other processes change little.
 
     ``first_tick_s`` is of the process's first tick, ``new_drop_s`` of one that finds a new drop
-    and asks for ``new_drop_requests`` runs.
+    and asks for ``new_drop_requests`` runs. ``commits_s`` are of one drop's partition, replaced;
+    ``log_bytes`` are of the table's log before them.
     """
 
     files: int
     last_day: str
-    state_bytes: int
+    log_bytes: int
     first_tick_s: float
     ticks_s: list[float]
     ticks_cpu_s: list[float]
     cursor_bytes: int
     new_drop_s: float
     new_drop_requests: int
+    commits_s: list[float]
 
 
 def write_drops(lake: Path, files: int) -> list[str]:
@@ -66,19 +69,23 @@ def remember(settings: "Settings", lake: "LakeResource") -> None:
     """Leave what processing, loading and building all raw files of the lake would leave."""
     from retail_assets.defs.coffee_chain.assets import processed_versions
     from retail_assets.defs.coffee_chain.contract import LANDED
-    from retail_assets.defs.coffee_chain.drops import Ledger, hash_file, list_raw, record_drops
-    from retail_assets.defs.coffee_chain.transforms import TYPING_VERSION
+    from retail_assets.defs.coffee_chain.drops import fingerprint_of, hash_file, list_raw
     from retail_assets.domain import MARTS_STAGE
-    from retail_assets.resources.warehouse import WarehouseResource
+    from retail_assets.resources.lake.ledger import Ledger
+    from retail_assets.resources.lake.staging import partition_folder
+    from retail_assets.resources.lake.tables import NewFile
+    from retail_assets.resources.warehouse import open_warehouse
 
-    warehouse = WarehouseResource.of(settings)
+    warehouse = open_warehouse(settings)
     listing = list_raw(lake)
     for dataset in LANDED:
-        ledgers: dict[str, Ledger | None] = {}
-        for key, entry in listing.of(dataset).items():
-            digest = hash_file(lake.local_file(entry.name))
-            ledgers[key] = Ledger(entry.version, entry.size, digest, TYPING_VERSION, 1, 1, 0, 0)
-        record_drops(lake, dataset, ledgers)
+        files = []
+        for number, (key, entry) in enumerate(listing.of(dataset).items()):
+            fingerprint = fingerprint_of(hash_file(lake.local_file(entry.name)))
+            ledger = Ledger(fingerprint, 1, stamp=entry.version, size=entry.size)
+            name = f"{partition_folder(dataset, key)}/{ledger.file_name(f'remember-{number}')}"
+            files.append(NewFile(name.lstrip("/"), key, 1, 1000))
+        lake.table(dataset).commit(files)  # which nobody reads: they need not be there
     for dataset in LANDED:
         keys = sorted(listing.dates) if dataset.partition_by else [""]
         versions = processed_versions(lake, dataset, keys)
@@ -114,6 +121,17 @@ def tick(
     return seconds, cpu, result.cursor, len(result.run_requests or []), result.skip_message or ""
 
 
+def commit_again(lake: "LakeResource", key: str) -> float:
+    """Replace the partition of a drop, which has the same ledger: the seconds of its commit."""
+    from retail_assets.defs.coffee_chain.contract import SALES
+
+    ledger = lake.table(SALES).snapshot().ledgers[key]
+    with lake.staging("again") as stage:
+        started = time.perf_counter()
+        stage.publish(SALES, [key], {key: ledger})
+        return time.perf_counter() - started
+
+
 def measure(files: int) -> Told:
     """Make the lake, then look at it; the settings are the environment's.
 
@@ -122,15 +140,20 @@ def measure(files: int) -> Told:
     """
     from retail_assets.definitions import build_defs
     from retail_assets.defs.coffee_chain.assets import DROPS_NAME
-    from retail_assets.defs.coffee_chain.contract import DOMAIN, RAW_OUTLET, RAW_PRODUCT, RAW_SALES
-    from retail_assets.defs.coffee_chain.drops import STATE
+    from retail_assets.defs.coffee_chain.contract import (
+        DOMAIN,
+        RAW_OUTLET,
+        RAW_PRODUCT,
+        RAW_SALES,
+        SALES,
+    )
     from retail_assets.defs.registry import load_domain
     from retail_assets.instance import open_instance
-    from retail_assets.resources.lake import LakeResource
+    from retail_assets.resources.lake import open_lake
     from retail_assets.settings import load_settings
 
     settings = load_settings()
-    root, lake = Path(settings.lake), LakeResource.of(settings)
+    root, lake = Path(settings.lake), open_lake(settings)
     keys = write_drops(root, files)
     for raw in (RAW_OUTLET, RAW_PRODUCT):
         (root / raw.path).parent.mkdir(parents=True)
@@ -151,16 +174,19 @@ def measure(files: int) -> Told:
         new.write_text((root / RAW_SALES.name(keys[-1])).read_text())
         new_s, _, cursor, requests, why = tick(settings, definitions, instance, cursor)
         assert requests, why
+    log = sum(entry.size for entry in lake.list_objects(f"{SALES.location}/_delta_log/"))
+    commits = [commit_again(lake, keys[place]) for place in range(_COMMITS)]
     return Told(
         files=files,
         last_day=keys[-1],
-        state_bytes=(root / f"_state/{STATE}.json").stat().st_size,
+        log_bytes=log,
         first_tick_s=seconds[0],
         ticks_s=seconds[_WARM_UPS:],
         ticks_cpu_s=cpu[_WARM_UPS:],
         cursor_bytes=len((cursor or "").encode()),
         new_drop_s=new_s,
         new_drop_requests=requests,
+        commits_s=commits,
     )
 
 

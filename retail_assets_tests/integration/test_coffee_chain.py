@@ -21,20 +21,24 @@ import dagster as dg
 import duckdb
 import pytest
 
+from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain.assets import DELETED_CHECK, DROPS_NAME, RAW_DROPS
 from retail_assets.defs.coffee_chain.contract import (
     CUSTOMER,
     DOMAIN,
+    OUTLET,
+    PRODUCT,
     RAW_CUSTOMER,
     RAW_PRODUCT,
     RAW_SALES,
     SALES,
     WAREHOUSE,
     RawFiles,
+    quarantine_of,
 )
-from retail_assets.defs.coffee_chain.drops import read_known
 from retail_assets.defs.coffee_chain.sample import DropCounts, SampleCounts, write_sample
-from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake import open_lake
+from retail_assets.resources.lake.tables import Snapshot
 from retail_assets.settings import load_settings
 from retail_assets_tests.conftest import PROJECT, Command, instance_of
 from retail_assets_tests.integration.reckoning import Expected
@@ -101,6 +105,14 @@ class Home:
         """All rows of a query on the warehouse."""
         with duckdb.connect(self.path / "warehouse.duckdb", read_only=True) as connection:
             return connection.execute(sql).fetchall()
+
+    def table(self, dataset: Dataset) -> Snapshot:
+        """A table of the lake as it is."""
+        return open_lake(load_settings(home=self.path)).table(dataset).snapshot()
+
+    def files(self, dataset: Dataset, *keys: str) -> list[str]:
+        """Files with rows of a table of the lake, of some partitions or of all."""
+        return [f"{self.lake}/{file.name}" for file in self.table(dataset).filled(keys or None)]
 
     def keep(self, folder: Path) -> Path:
         """A copy of the warehouse as it is."""
@@ -240,17 +252,16 @@ def test_every_table_is_what_the_raw_files_come_to(home: Home, expected: Expecte
 
 
 def test_rows_are_counted_alike_everywhere(home: Home, expected: Expected) -> None:
-    """By the independent count, the ledger, the Parquet files, quarantine and the warehouse."""
-    known = read_known(LakeResource.of(load_settings(home=home.path)))
+    """By the independent count, the ledger, the lake's table, quarantine and the warehouse."""
     for table, (dataset, _) in DROPPED.items():
         counted = expected.ledgers(table)
         ledgers = {
             day: (x.read, x.written, x.duplicates, x.quarantined)
-            for day, x in known.ledgers(dataset).items()
+            for day, x in home.table(dataset).ledgers.items()
         }
         assert ledgers == counted
         assert sum(quarantined for *_, quarantined in counted.values()) >= 3
-        files = f"read_parquet('{home.lake}/processed/{DOMAIN}/{table}/**/*.parquet'"
+        files = f"read_parquet({home.files(dataset)}"
         columns = ", ".join(dataset.column_names)
         with attached(expected.db, home.path / "warehouse.duckdb", "ours"):
             same = difference(
@@ -260,31 +271,30 @@ def test_rows_are_counted_alike_everywhere(home: Home, expected: Expected) -> No
             )
         assert same == ([], [])
         for day in counted:
-            bad = f"{home.lake}/quarantine/{DOMAIN}/{table}/drop_date={day}/*.parquet"
+            bad = home.files(quarantine_of(dataset), day)
             texts, odd = expected.quarantined(table, day), expected.left_out(table, day)
             columns = "text, file, drop_date::varchar, reason, row_stays"
             found = (
-                expected.db.execute(f"select {columns} from read_parquet('{bad}')").fetchall()
-                if texts or odd
+                expected.db.execute(f"select {columns} from read_parquet({bad})").fetchall()
+                if bad
                 else []
             )
             assert sorted(text for text, *_, stays in found if not stays) == texts
             assert sorted(text for text, *_, stays in found if stays) == odd
             assert {(file, at) for _, file, at, *_ in found} <= {(DROPPED[table][1].name(day), day)}
             assert all("expected" in reason for *_, reason, _ in found)
-            if not found:
-                assert not list(Path(bad).parent.parent.glob(f"drop_date={day}/*"))
 
 
 def test_files_lie_by_drop_and_year(home: Home, expected: Expected) -> None:
-    folder = home.lake / "processed" / DOMAIN
     years = expected.db.execute("select distinct drop_date, sale_year from sales").fetchall()
-    found = {str(file.parent.relative_to(folder / "sales")) for file in folder.glob("sales/**/*.*")}
-    assert found == {f"drop_date={day}/sale_year={year}" for day, year in years}
+    found = {
+        Path(file).parent.relative_to(home.lake / SALES.location) for file in home.files(SALES)
+    }
+    assert set(map(str, found)) == {f"drop_date={day}/{year}" for day, year in years}
     days = expected.db.execute("select distinct drop_date from customer").fetchall()
-    found = {str(file.parent.name) for file in folder.glob("customer/**/*.*")}
-    assert found == {f"drop_date={day}" for (day,) in days}
-    assert [len(list(folder.glob(f"{small}/*"))) for small in ("outlet", "product")] == [1, 1]
+    found = {Path(file).parent for file in home.files(CUSTOMER)}
+    assert {path.name for path in found} == {f"drop_date={day}" for (day,) in days}
+    assert [len(home.files(small)) for small in (OUTLET, PRODUCT)] == [1, 1]
     # Nothing is left of what runs wrote on their way.
     assert not [path for path in (home.lake / "_stage").rglob("*") if path.is_file()]
 

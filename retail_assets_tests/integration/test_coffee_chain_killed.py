@@ -19,11 +19,21 @@ from typing import Any
 import duckdb
 import pytest
 
-from retail_assets.defs.coffee_chain.contract import DOMAIN, LANDED, RAW_CUSTOMER, RAW_SALES
+from retail_assets.dataset import Dataset
+from retail_assets.defs.coffee_chain.contract import (
+    DOMAIN,
+    LANDED,
+    RAW_CUSTOMER,
+    RAW_SALES,
+    SALES,
+    quarantine_of,
+)
 from retail_assets.defs.coffee_chain.sample import write_sample
+from retail_assets.resources.lake import open_lake
+from retail_assets.settings import load_settings
 from retail_assets_tests.conftest import Command
 
-PARTITIONED = [dataset for dataset in LANDED if dataset.partition_by]
+IN_THE_LAKE = [*LANDED, *(quarantine_of(dataset) for dataset in LANDED)]
 # A seed stands for one moment of the stage; these spread over it, most where most is written.
 MOMENTS = [
     ("start", 1),
@@ -96,7 +106,7 @@ class Killable:
         """By what each stage is seen to have begun, in order; to be asked for before the start."""
         warehouse, log = self.path / "warehouse.duckdb", self.path / "dbt/duckdb/build/dbt.log"
         written, built = changed_at(warehouse), changed_at(log)
-        staged = self.lake / "_stage/runs"
+        staged = self.lake / "_stage/scratch"
         return {
             "start": lambda: True,
             "lake": lambda: staged.exists() and any(staged.iterdir()),
@@ -124,7 +134,7 @@ class Killable:
         return process.returncode == -signal.SIGKILL
 
     def contents(self) -> Contents:
-        """Rows and content, whatever their order, of all Parquet files and of all tables."""
+        """Rows and content, whatever their order, of all tables of lake and warehouse."""
         with duckdb.connect(self.path / "warehouse.duckdb", read_only=True) as db:
             tables = db.execute(
                 "select table_schema || '.' || table_name from information_schema.tables"
@@ -135,25 +145,21 @@ class Killable:
                 ).fetchone()
                 for (table,) in tables
             }
-        return found | {f"{zone} {name}": self.files(zone, name) for zone, name in ZONES}
+        return found | {dataset.location: self.rows_of(dataset) for dataset in IN_THE_LAKE}
 
-    def files(self, zone: str, name: str) -> dict[str, Any]:
-        """Rows and content of each partition of a table in the lake, of every file below it."""
-        folder = self.lake / zone / DOMAIN / name
-        if not list(folder.rglob("*.parquet")):
-            return {}
-        partitioned = {dataset.name for dataset in PARTITIONED}
-        key = "drop_date::varchar" if name in partitioned else "''"
-        rows = f"read_parquet('{folder}/**/*.parquet', hive_partitioning = false)"
-        query = f"select {key}, count(*), sum(hash(t)::hugeint) from {rows} as t group by all"
+    def rows_of(self, dataset: Dataset) -> dict[str, Any]:
+        """Rows and content of each partition of a table in the lake."""
+        files: dict[str, list[str]] = {}
+        for file in open_lake(load_settings(home=self.path)).table(dataset).snapshot().filled():
+            files.setdefault(file.key, []).append(f"{self.lake}/{file.name}")
         with duckdb.connect() as db:
-            return {key: rest for key, *rest in db.execute(query).fetchall()}
-
-
-ZONES = [
-    *(("processed", dataset.name) for dataset in LANDED),
-    *(("quarantine", dataset.name) for dataset in PARTITIONED),
-]
+            return {
+                key: db.execute(
+                    "select count(*), sum(hash(t)::hugeint)"
+                    f" from read_parquet({found}, hive_partitioning = false) as t"
+                ).fetchone()
+                for key, found in files.items()
+            }
 
 
 def wait_for(process: "subprocess.Popen[bytes]", has_begun: Callable[[], object]) -> None:
@@ -191,7 +197,7 @@ def test_killed_at_ten_moments_and_run_again(home: Killable, ran: Path, tmp_path
     home.restore(ran)
     undisturbed = home.contents()
     assert undisturbed["coffee_chain_core.fact_sales"][0] > 3_900
-    assert len(undisturbed["processed sales"]) == 3
+    assert len(undisturbed[SALES.location]) == 3
     home.empty()
     home.save(tmp_path / "raw")
     seconds = home.time_stages()
@@ -201,9 +207,9 @@ def test_killed_at_ten_moments_and_run_again(home: Killable, ran: Path, tmp_path
         home.restore(tmp_path / "raw")
         if home.kill_in(stage, moment_in(seconds[stage], seed)):
             killed.append(stage)
-        for zone, name in ZONES:
+        for dataset in IN_THE_LAKE:
             # What is there by now is there as a whole; the rest is where no reader looks.
-            assert home.files(zone, name).items() <= undisturbed[f"{zone} {name}"].items()
+            assert home.rows_of(dataset).items() <= undisturbed[dataset.location].items()
         home.run()
         assert home.contents() == undisturbed, (stage, seed)
     assert set(killed) == {"start", "lake", "load", "marts"}
@@ -229,9 +235,9 @@ def test_killed_while_a_drop_is_delivered_again(
     home.restore(delivered)
 
     assert home.kill_in(stage, moment_in(seconds[stage] * 0.8, seed))
-    for zone, name in ZONES:
-        either = [x[f"{zone} {name}"] for x in (before, undisturbed)]
-        for key, found in home.files(zone, name).items():
+    for dataset in IN_THE_LAKE:
+        either = [x[dataset.location] for x in (before, undisturbed)]
+        for key, found in home.rows_of(dataset).items():
             assert found in [versions.get(key) for versions in either]
     home.run()
     assert home.contents() == undisturbed

@@ -1,15 +1,10 @@
-"""The coffee chain's assets, from raw files to warehouse tables.
+"""The coffee chain's assets, from raw files to warehouse tables, and their checks.
 
-An asset reads, calls a transform, writes and reports. Not here: how rows change (transforms.py),
-which files there are and are known (drops.py), when anything runs (automation.py), dbt's models.
+An asset calls what reads and writes (taking.py) and reports. Not here: which files there are and
+are known (drops.py), when anything runs (automation.py), dbt's models.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import reduce
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
 
 import dagster as dg
 
@@ -21,43 +16,26 @@ from retail_assets.defs.coffee_chain.drops import (
     WHOLE_TABLE,
     DropError,
     DroppedFiles,
-    Ledger,
-    RefusedDropsError,
+    Known,
     SmallFile,
     describe_drops,
     list_raw,
-    read_known,
-    record_drops,
 )
-from retail_assets.defs.coffee_chain.transforms import (
-    LEFT_OUT,
-    REJECTED,
-    STAGED,
-    TYPING_VERSION,
-    split_left_out,
-    split_rejected,
-    write_points,
-    write_points_small,
-)
-from retail_assets.errors import PermanentError, failures_by_kind
+from retail_assets.defs.coffee_chain.taking import Taken, processed_key, write_drops, write_small
+from retail_assets.defs.coffee_chain.transforms import TYPING_VERSION
+from retail_assets.errors import failures_by_kind
 from retail_assets.landing import landed_asset
 from retail_assets.losses import (
     SKIPPED,
     EmptyingConfig,
     Quarantined,
     check_quarantine,
-    public_reason,
     quarantine_check_spec,
-    refuse_to_shrink,
 )
-from retail_assets.resources.dbt import warm_up_dbt
-from retail_assets.resources.lake import LakeObject, LakeResource, Stage
-from retail_assets.resources.spark import SparkResource, WrittenFile
-from retail_assets.resources.tabular import ScannedCsv, scan_csv
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake.restoring import set_aside
+from retail_assets.resources.spark import SparkResource
 from retail_assets.settings import Settings
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 DROPS_NAME = f"{DOMAIN}_drops"
 DROPS = dg.DynamicPartitionsDefinition(name=DROPS_NAME)
@@ -65,38 +43,13 @@ RAW_DROPS = dg.AssetKey([DOMAIN, "raw_drops"])
 DELETED_CHECK = "no_drop_was_deleted"
 BALANCE_CHECK = "ledger_balances"
 SCHEMA_CHECK = "schema_matches_contract"
-
-# What one Spark job takes: its memory goes with the bytes, its plan with the files.
-_MOST_BYTES_A_JOB = 96 * 1024**2
-_MOST_FILES_A_JOB = 32
-_JOBS_AT_ONCE = 2
-_SMALL_BYTES = 16 * 1024**2
-
-
-class Taken(NamedTuple):
-    """What was taken of a raw file, what of it could not be, and what is no part of the table."""
-
-    ledger: Ledger
-    quarantined: Quarantined
-    skipped: str = ""
-
-
-class Bad(NamedTuple):
-    """What cannot be read of a row: why, the row's text, and whether the row stands without it."""
-
-    reason: str
-    text: str
-    row_stays: bool = False
+# By which Dagster says which of them it was.
+_AUTOMATIC_TAGS = {"dagster/sensor_name", "dagster/schedule_name"}
 
 
 def raw_key(dataset: Dataset) -> dg.AssetKey:
     """The asset of a small table's raw file."""
     return dg.AssetKey([DOMAIN, f"raw_{dataset.name}"])
-
-
-def processed_key(dataset: Dataset) -> dg.AssetKey:
-    """The asset of a table's Parquet files."""
-    return dg.AssetKey([DOMAIN, f"processed_{dataset.name}"])
 
 
 def landed_key(dataset: Dataset) -> dg.AssetKey:
@@ -145,7 +98,7 @@ def _check_specs(dataset: Dataset) -> list[dg.AssetCheckSpec]:
             BALANCE_CHECK,
             asset=processed_key(dataset),
             blocking=True,
-            description="read = written + duplicates + quarantined, by the lake's own files.",
+            description="read = written + duplicates + quarantined, by the lake's tables.",
         ),
         dg.AssetCheckSpec(
             SCHEMA_CHECK,
@@ -176,7 +129,11 @@ def _processed_small(settings: Settings, small: SmallFile) -> dg.AssetsDefinitio
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with failures_by_kind(context.retry_number):
             taken = write_small(
-                lake, context.run.run_id, small, most_lost=_most_lost(settings, config)
+                lake,
+                context.run.run_id,
+                small,
+                most_lost=_most_lost(settings, config),
+                leave_restored=_is_automatic(context.run),
             )
         return dg.MaterializeResult(
             metadata=taken_metadata(taken)
@@ -219,6 +176,7 @@ def _processed_drops(settings: Settings, large: DroppedFiles) -> dg.AssetsDefini
                 large,
                 dates,
                 most_lost=_most_lost(settings, config),
+                leave_restored=_is_automatic(context.run),
             )
         for key in dates:
             found = taken.get(key)
@@ -241,6 +199,11 @@ def _most_lost(settings: Settings, config: EmptyingConfig) -> float:
     return 1.0 if config.allow_emptying else settings.most_rows_lost
 
 
+def _is_automatic(run: dg.DagsterRun) -> bool:
+    """Whether a sensor or a schedule asked for a run, and no person."""
+    return not _AUTOMATIC_TAGS.isdisjoint(run.tags)
+
+
 def _landed(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
     def versions_of(lake: LakeResource, dates: Sequence[str] | None) -> dict[str, str]:
         return processed_versions(lake, dataset, [WHOLE_TABLE] if dates is None else dates)
@@ -255,399 +218,37 @@ def _landed(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
     )
 
 
-def write_small(lake: LakeResource, run_id: str, small: SmallFile, *, most_lost: float) -> Taken:
-    """Replace a small table and its quarantine by what its raw file holds.
-
-    ``most_lost`` is the share of its rows that the table may lose; of 1, all.
-
-    Raises:
-        DropError: the file is not there, was replaced meanwhile, or its rows do not add up.
-        UnreadableFileError: it is not the table that it should be.
-        ShrunkError: it has too few rows. Nothing was touched.
-    """
-    import pandas as pd
-    import pyarrow as pa
-
-    dataset, quarantine = small.dataset, quarantine_of(small.dataset)
-    entry = list_raw(lake).of(dataset).get(WHOLE_TABLE)
-    if entry is None:
-        raise DropError(
-            f"{lake.uri(small.raw.path)} is not there. Nothing was touched. Put the file there, or"
-            f" make sample files: retail-assets sample {DOMAIN}"
-        )
-    with lake.scratch() as scratch, lake.staging(run_id) as stage:
-        file = lake.local_file(entry.name)
-        stamp = _stamp(file)
-        scanned = scan_csv(file, small.raw.header, scratch)
-        # By position: a copy's header has a name for the index.
-        raw = pd.read_csv(scanned.file, dtype="string", keep_default_na=False, na_values=[""])
-        _require_unchanged(entry.name, file, stamp)
-        raw = raw.set_axis(list(small.raw.header), axis="columns")
-        if scanned.delimiter != ",":
-            raw = write_points_small(raw, small.numbers)
-        typed = small.type_rows(raw)
-        rows = pa.Table.from_pandas(typed.rows, dataset.arrow_schema, preserve_index=False)
-        bad = [Bad(row.reason, row.text) for row in scanned.rejected]
-        bad += [Bad(*told) for told in typed.rejected]
-        bad += [Bad(*told, row_stays=True) for told in typed.left_out]
-        ledger = Ledger(
-            entry.version,
-            entry.size,
-            scanned.sha256,
-            TYPING_VERSION,
-            read=scanned.rows,
-            written=rows.num_rows,
-            duplicates=typed.duplicates,
-            quarantined=len(bad) - len(typed.left_out),
-            left_out=len(typed.left_out),
-        )
-        _require_balance(entry.name, ledger)
-        taken = Taken(ledger, _quarantined(dataset, ledger, bad), "; ".join(scanned.skipped))
-        had = lake.partition_rows("processed", dataset, "", [WHOLE_TABLE])
-        before = read_known(lake).ledgers(dataset)
-        _require_rows(dataset, WHOLE_TABLE, had, before, taken, most_lost)
-        stage.write_partitions("processed", dataset, "", [(WHOLE_TABLE, rows)])
-        if bad:
-            rejected = _quarantine_table(quarantine, WHOLE_TABLE, entry.name, bad)
-            stage.write_partitions("quarantine", quarantine, "", [(WHOLE_TABLE, rejected)])
-        _publish(lake, stage, dataset, {WHOLE_TABLE: ledger})
-    return taken
-
-
-def write_drops(
-    lake: LakeResource,
-    spark: SparkResource,
-    run_id: str,
-    large: DroppedFiles,
-    dates: Sequence[str],
-    *,
-    most_lost: float,
-) -> dict[str, Taken]:
-    """Replace the processed and quarantined partitions ``dates`` by what their raw files hold.
-
-    A date without a file of this table is an empty partition; one whose file was taken before and
-    then deleted stays as it is. Returns what was taken of each date that has a file, or had one.
-    ``most_lost`` is the share of its rows that a drop may lose; of 1, all.
-
-    Raises:
-        RefusedDropsError: dates have no file of any table, or one that has another header or is no
-            CSV, that was replaced meanwhile, has too few rows, or whose rows do not add up. All
-            such are named, and no partition was touched.
-    """
-    dataset = large.dataset
-    listing, known = list_raw(lake), read_known(lake)
-    asked = set(dates)
-    files = {key: entry for key, entry in listing.of(dataset).items() if key in asked}
-    before = {
-        key: Ledger.from_text(text) for key, text in known.of(dataset).items() if key in asked
-    }
-    refused: dict[str, PermanentError] = {
-        key: DropError(
-            f"no raw file has the date {key}; expected {large.raw.name(key)} or the other table's."
-            " Deliver the drop, or delete its partition in the UI."
-        )
-        for key in asked - listing.dates - known.dates
-    }
-    if all(_is_one_job(listing.of(other.dataset), asked) for other in DROPPED_FILES):
-        warm_up_dbt()  # one job after another leaves a core free now and then
-    taken: dict[str, Taken] = {}
-    with lake.staging(run_id) as stage:
-        # Two at once: one's scan and writing, a core each, go beside the other's group-by.
-        with ThreadPoolExecutor(_JOBS_AT_ONCE) as pool:
-            for found in pool.map(
-                lambda batch: _stage_batch(lake, spark, run_id, stage, large, batch, refused),
-                _batches(files),
-            ):
-                taken |= found
-        empty = asked.difference(files, before, refused)
-        had = lake.partition_rows("processed", dataset, dataset.partition_by or "", asked)
-        for key in sorted({*taken, *empty}):
-            with _refusing(key, refused):
-                _require_rows(dataset, key, had, before, taken.get(key), most_lost)
-        if refused:
-            raise RefusedDropsError(refused, len(asked))
-        _publish(lake, stage, dataset, {key: x.ledger for key, x in taken.items()}, empty)
-    kept = before.keys() - files.keys()
-    return taken | {key: Taken(before[key], _quarantined(dataset, before[key], ())) for key in kept}
-
-
-@contextmanager
-def _refusing(key: str, refused: dict[str, PermanentError]) -> Iterator[None]:
-    """Take note that a drop cannot be taken, so that the others are looked at all the same."""
-    try:
-        yield
-    except PermanentError as error:
-        refused[key] = error
-
-
-def _quarantined(dataset: Dataset, ledger: Ledger, bad: Iterable[Bad]) -> Quarantined:
-    """What a drop lost, with the first reason: of a row that was lost, if there is one."""
-    personal = [column.name for column in dataset.columns if column.pii]
-    first = min(((x.row_stays, x.reason) for x in bad), default=None)
-    return Quarantined(
-        ledger.quarantined,
-        ledger.left_out,
-        public_reason(first[1], personal) if first else None,
-    )
-
-
-def _require_rows(
-    dataset: Dataset,
-    key: str,
-    had: Mapping[str, int],
-    before: Mapping[str, Ledger],
-    taken: Taken | None,
-    most_lost: float,
-) -> None:
-    """Refuse what would take too many of the rows that a partition has in the lake's own files.
-
-    Not of those that its ledger counts, which may be lost. What was let through without a row
-    is not refused again.
-    """
-    ledger = before.get(key)
-    is_same = taken and ledger and not had[key] and ledger.sha256 == taken.ledger.sha256
-    if is_same:
-        return
-    refuse_to_shrink(
-        f"{dataset.table}{f', drop {key}' if key else ''}",
-        had[key],
-        taken.ledger.written if taken else 0,
-        taken.quarantined if taken else Quarantined(),
-        most_lost=most_lost,
-        force=f"run: retail-assets run {DOMAIN}{f' --partitions {key}' if key else ''}"
-        f" --allow-emptying (in the UI: config allow_emptying: true on"
-        f" {processed_key(dataset).to_user_string()})",
-    )
-
-
-def _batches(files: Mapping[str, LakeObject]) -> Iterator[dict[str, LakeObject]]:
-    """Drops by date, as many together as one Spark job takes."""
-    batch: dict[str, LakeObject] = {}
-    for key, entry in sorted(files.items()):
-        size = sum(other.size for other in batch.values()) + entry.size
-        if batch and (size > _MOST_BYTES_A_JOB or len(batch) == _MOST_FILES_A_JOB):
-            yield batch
-            batch = {}
-        batch[key] = entry
-    if batch:
-        yield batch
-
-
-def _is_one_job(files: Mapping[str, LakeObject], dates: set[str]) -> bool:
-    return len(list(_batches({key: files[key] for key in dates.intersection(files)}))) < 2
-
-
-def _stage_batch(
-    lake: LakeResource,
-    spark: SparkResource,
-    run_id: str,
-    stage: Stage,
-    large: DroppedFiles,
-    files: Mapping[str, LakeObject],
-    refused: dict[str, PermanentError],
-) -> dict[str, Taken]:
-    """Type a batch of drops by one Spark job and stage what came out; returns what was taken.
-
-    Drops that cannot be are put to ``refused``.
-    """
-    with spark.exchange(lake, run_id) as exchange:
-        local = {key: lake.local_file(entry.name) for key, entry in files.items()}
-        before = {key: _stamp(file) for key, file in local.items()}
-        scanned: dict[str, ScannedCsv] = {}
-        for key, file in local.items():
-            with _refusing(key, refused):
-                scanned[key] = scan_csv(file, large.raw.header, exchange.folder)
-        if not scanned:
-            return {}
-        frames = []
-        for key, found in scanned.items():
-            as_delivered = files[key] if found.file == local[key] else None
-            place = exchange.place(found.file, as_delivered)
-            rows = spark.read_csv(place, large.columns, quoted=found.quoted)
-            if found.delimiter != ",":
-                rows = write_points(rows, large.numbers)
-            frames.append(large.stage_rows(rows, key))
-        union = reduce(lambda left, right: left.unionAll(right), frames)
-        written = spark.write(union, exchange.target("written"), STAGED)
-        taken = {}
-        for key, found in scanned.items():
-            of_drop = [file for file in written if file.values[0] == key]
-            with _refusing(key, refused):
-                _require_unchanged(files[key].name, local[key], before[key])
-                taken[key] = _stage_drop(stage, large, key, files[key], found, of_drop)
-        return taken
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-def _require_unchanged(name: str, file: Path, before: tuple[int, int]) -> None:
-    if _stamp(file) != before:
-        raise DropError(
-            f"{name} was replaced while it was read. Nothing was touched. Run this again; deliver"
-            " files under another name and rename them when complete."
-        )
-
-
-def _stage_drop(
-    stage: Stage,
-    large: DroppedFiles,
-    key: str,
-    entry: LakeObject,
-    scanned: ScannedCsv,
-    written: Iterable[WrittenFile],
-) -> Taken:
-    """Stage what Spark wrote of one drop: good rows by part, rejected ones as a table of ours."""
-    import pyarrow.parquet as pq
-
-    dataset, quarantine = large.dataset, quarantine_of(large.dataset)
-    rows = duplicates = left_out = 0
-    bad = [Bad(row.reason, row.text) for row in scanned.rejected]
-    parts: dict[str, list[Path]] = {}
-    lines: set[str] = set()
-    for file in written:
-        _, part, copies = file.values
-        if part == REJECTED:
-            identities = pq.read_table(file.path, columns=[dataset.column_names[0]])[0].to_pylist()
-            bad += [Bad(*split_rejected(text)) for text in identities for _ in range(int(copies))]
-            continue
-        count = total = pq.read_metadata(file.path).num_rows
-        if part.startswith(LEFT_OUT):
-            part = part.removeprefix(LEFT_OUT)
-            told = _restore_left_out(dataset, file.path, lines)
-            bad += told
-            count = len(told)
-            left_out += count
-        rows += count
-        duplicates += total * int(copies) - count
-        folder = f"{dataset.partition_by}={key}"
-        if large.part_column:
-            folder += f"/{large.part_column}={part}"
-        parts.setdefault(folder, []).append(file.path)
-    for folder, files in parts.items():
-        stage.adopt("processed", dataset, folder, _merge_small(dataset, files))
-    ledger = Ledger(
-        entry.version,
-        entry.size,
-        scanned.sha256,
-        TYPING_VERSION,
-        read=scanned.rows,
-        written=rows,
-        duplicates=duplicates,
-        quarantined=len(bad) - left_out,
-        left_out=left_out,
-    )
-    _require_balance(entry.name, ledger)
-    if bad:
-        assert dataset.partition_by is not None
-        rejected = _quarantine_table(quarantine, key, entry.name, bad)
-        stage.write_partitions("quarantine", quarantine, dataset.partition_by, [(key, rejected)])
-    return Taken(ledger, _quarantined(dataset, ledger, bad), "; ".join(scanned.skipped))
-
-
-def _restore_left_out(dataset: Dataset, file: Path, lines: set[str]) -> list[Bad]:
-    """Write a file of rows with values left out anew as rows of the table; what is told of each.
-
-    ``lines`` are the identities that the drop's files had so far: of copies, one stays.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(file, partitioning=None).cast(dataset.arrow_schema)
-    found = [split_left_out(packed) for packed in table[0].to_pylist()]
-    kept = []
-    for number in sorted(range(len(found)), key=found.__getitem__):
-        if found[number].line_id not in lines:
-            lines.add(found[number].line_id)
-            kept.append(number)
-    rows = table.set_column(
-        0, dataset.arrow_schema.field(0), pa.array([row.row_id for row in found])
-    ).take(pa.array(kept, pa.int64()))
-    pq.write_table(rows, file, compression="zstd")
-    return [Bad(found[number].reason, found[number].text, row_stays=True) for number in kept]
-
-
-def _require_balance(file: str, ledger: Ledger) -> None:
-    if not ledger.balances:
-        raise DropError(
-            f"{file}: {ledger.read} rows were read, but {ledger.written} written,"
-            f" {ledger.duplicates} duplicates and {ledger.quarantined} quarantined. No partition"
-            " was touched. This is a defect of the engine or of ours: please report it."
-        )
-
-
-def _merge_small(dataset: Dataset, files: list[Path]) -> list[Path]:
-    """One file in place of several small ones: copies and tasks have files of their own."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if len(files) < 2 or sum(file.stat().st_size for file in files) > _SMALL_BYTES:
-        return files
-    tables = [pq.read_table(file, partitioning=None) for file in files]
-    merged = pa.concat_tables(table.cast(dataset.arrow_schema) for table in tables)
-    pq.write_table(merged, files[0], compression="zstd")
-    return files[:1]
-
-
-def _quarantine_table(quarantine: Dataset, key: str, file: str, bad: Sequence[Bad]) -> "pa.Table":
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    told = zip(Bad._fields, zip(*sorted(bad), strict=True), strict=True)
-    columns = {name: list(values) for name, values in told}
-    columns["file"] = pa.repeat(file, len(bad))
-    if quarantine.partition_by:
-        columns[quarantine.partition_by] = pc.cast(pa.repeat(key, len(bad)), pa.date32())
-    return pa.table(
-        [columns[name] for name in quarantine.column_names], schema=quarantine.arrow_schema
-    )
-
-
-def _publish(
-    lake: LakeResource,
-    stage: Stage,
-    dataset: Dataset,
-    ledgers: Mapping[str, Ledger],
-    empty: Iterable[str] = (),
-) -> None:
-    """Move the partitions of ``ledgers`` in, and take note; empty those of ``empty``."""
-    column = dataset.partition_by or ""
-    keys = sorted({*ledgers, *empty})
-    record_drops(lake, dataset, dict.fromkeys(ledgers))
-    stage.publish("processed", dataset, column, keys)
-    stage.publish("quarantine", quarantine_of(dataset), column, keys)
-    record_drops(lake, dataset, ledgers)
-
-
 def taken_metadata(taken: Taken) -> dict[str, int | str]:
     """A drop's ledger as the UI shows it, and what of the drop could not be taken."""
-    ledger, quarantined, skipped = taken
+    ledger = taken.ledger
     return {
         "dagster/partition_row_count": ledger.written,
         "read": ledger.read,
         "duplicates": ledger.duplicates,
-        **quarantined.metadata,
+        **taken.quarantined.metadata,
         "bytes": ledger.size,
-        "sha256": ledger.sha256,
-        **({SKIPPED: skipped} if skipped else {}),
+        **({"sha256": taken.sha256} if taken.sha256 else {}),
+        **({SKIPPED: taken.skipped} if taken.skipped else {}),
     }
 
 
 def check_processed(
     lake: LakeResource, dataset: Dataset, taken: Mapping[str, Taken]
 ) -> list[dg.AssetCheckResult]:
-    """Hold what was just written against the ledgers and the contract, by the lake's own files.
+    """Hold what the lake's tables now have against the ledgers and the contract.
 
     Also what of it could not be taken.
     """
     ledgers = {key: x.ledger for key, x in taken.items()}
-    column = dataset.partition_by or ""
-    quarantine = quarantine_of(dataset)
-    written = lake.partition_rows("processed", dataset, column, ledgers)
-    told = lake.partition_rows("quarantine", quarantine, column, ledgers)
-    quarantined = {key: told[key] - x.left_out for key, x in ledgers.items()}
+    table = lake.table(dataset).snapshot()
+    written = table.rows_of(ledgers)
+    told = lake.table(quarantine_of(dataset)).snapshot().rows_of(ledgers)
+    # Of what a person restored: quarantine is of what was taken last.
+    restored = {key for key in set_aside(lake, dataset) if key in taken and not taken[key].sha256}
+    quarantined = {
+        key: x.quarantined if key in restored else told[key] - x.left_out
+        for key, x in ledgers.items()
+    }
     off = {
         key: f"read {x.read}, duplicates {x.duplicates}, found {written[key]} rows and"
         f" {quarantined[key]} quarantined"
@@ -655,7 +256,7 @@ def check_processed(
         if x.read != written[key] + x.duplicates + quarantined[key]
     }
     expected = {f.name: str(f.type) for f in dataset.arrow_schema}
-    uris = lake.partition_uris(dataset, ledgers)
+    uris = [lake.uri(file.name) for file in table.filled(ledgers)]
     drifted = {}
     for uri in {uris[0], uris[len(uris) // 2], uris[-1]} if uris else set():
         # A view is how an engine holds a string in memory; in Parquet there is one string.
@@ -697,15 +298,20 @@ def check_processed(
 def processed_versions(lake: LakeResource, dataset: Dataset, keys: Sequence[str]) -> dict[str, str]:
     """Fingerprint of each processed partition; ABSENT for a date that only the other table has.
 
+    Also for a drop that the table had not yet when it was as a person restored it.
+
     Raises:
         DropError: a partition was never processed.
     """
-    known = read_known(lake)
-    versions = known.fingerprints(dataset)
-    missing = set(keys).difference(versions, known.dates)
+    known = Known(lake)
+    versions = known.of(dataset).fingerprints
+    missing = set(keys).difference(versions)
+    if missing:
+        missing -= known.dates
     if missing:  # also a date whose file of the other table was delivered, and refused
         listing = list_raw(lake)
         missing -= listing.dates - listing.of(dataset).keys()
+        missing -= set_aside(lake, dataset).keys()
     if missing:
         raise DropError(
             f"{processed_key(dataset).to_user_string()} has nothing for"
@@ -721,9 +327,11 @@ def processed_versions(lake: LakeResource, dataset: Dataset, keys: Sequence[str]
 )
 def no_drop_was_deleted(lake: LakeResource) -> dg.AssetCheckResult:
     """Look for drops that are known and not in the lake: their rows stay, and somebody is told."""
-    listing, known = list_raw(lake), read_known(lake)
+    listing, known = list_raw(lake), Known(lake)
     deleted = {
-        large.dataset.name: sorted(set(known.of(large.dataset)) - set(listing.of(large.dataset)))
+        large.dataset.name: sorted(
+            known.of(large.dataset).names.keys() - listing.of(large.dataset).keys()
+        )
         for large in DROPPED_FILES
     }
     count = sum(len(keys) for keys in deleted.values())

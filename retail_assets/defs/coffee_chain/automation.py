@@ -15,10 +15,9 @@ from retail_assets.defs.coffee_chain.assets import (
     DROPS_NAME,
     RAW_DROPS,
     landed_key,
-    processed_key,
     raw_key,
 )
-from retail_assets.defs.coffee_chain.contract import DOMAIN, LANDED
+from retail_assets.defs.coffee_chain.contract import ABSENT, DOMAIN, LANDED
 from retail_assets.defs.coffee_chain.drops import (
     DROPPED_FILES,
     SMALL_FILES,
@@ -29,9 +28,9 @@ from retail_assets.defs.coffee_chain.drops import (
     compare,
     describe_drops,
     list_raw,
-    read_known,
     remember_touched,
 )
+from retail_assets.defs.coffee_chain.taking import processed_key
 from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
 from retail_assets.requests import (
     Versions,
@@ -144,13 +143,19 @@ def drops_underway(instance: dg.DagsterInstance) -> dict[str, str]:
     }
 
 
-def pending_landed(known: Known, landed: Versions) -> tuple[set[str], set[str]]:
-    """Dates, and small tables, whose processed partition is not the one in the warehouse."""
+def pending_landed(known: Known, landed: Versions, changes: Changes) -> tuple[set[str], set[str]]:
+    """Dates, and small tables, whose processed partition is not the one in the warehouse.
+
+    Also those that the warehouse still has, and the table as a person restored it has not.
+    """
     dates: set[str] = set()
     small: set[str] = set()
     for dataset in LANDED:
         found = landed[dataset]
-        lacking = {k for k, v in known.fingerprints(dataset).items() if found.get(k) != v}
+        fingerprints = known.of(dataset).fingerprints
+        lacking = {k for k, v in fingerprints.items() if found.get(k) != v}
+        gone = changes.restored[dataset.name].difference(fingerprints)
+        lacking |= {k for k in gone if found.get(k, ABSENT) != ABSENT}
         if WHOLE_TABLE in lacking:
             small.add(dataset.name)
         else:
@@ -163,7 +168,7 @@ def is_small_landed(known: Known, warehouse: WarehouseResource) -> bool:
 
     One that is busy is not waited for: a step of the run will, on record.
     """
-    processed = {item.dataset: known.fingerprints(item.dataset) for item in SMALL_FILES}
+    processed = {item.dataset: known.of(item.dataset).fingerprints for item in SMALL_FILES}
     if not all(processed.values()):
         return False
     try:
@@ -242,9 +247,9 @@ def ask(
     # Before the look at the files: of what ends in between, the look shows the outcome.
     in_hand = drops_underway(instance)
     small_in_hand = runs_underway(instance, SMALL_JOB)
-    listing, known = list_raw(lake), read_known(lake)
+    listing, known = list_raw(lake), Known(lake)
     changes = compare(lake, listing, known)
-    remember_touched(lake, changes)
+    remember_touched(lake, known, changes)
     notes = [f"no drop by its name: {name}" for name in listing.strays[:3]]
     dates, small = changes.dates, changes.small
     state: dict[str, str] = {}
@@ -252,7 +257,7 @@ def ask(
     try:
         with warehouse.kept_open(_WAREHOUSE_WAIT_S):
             landed, built = versions_of(warehouse)
-        unloaded, unloaded_small = pending_landed(known, landed)
+        unloaded, unloaded_small = pending_landed(known, landed, changes)
         state = dict.fromkeys(unloaded - dates, "not landed")
         dates |= unloaded  # of a deleted file too: its rows stay
         small |= unloaded_small
@@ -297,9 +302,9 @@ def catch_up(
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """Requests for the drops that are new work, whether or not the sensor is on."""
     in_hand = drops_underway(instance)
-    listing, known = list_raw(lake), read_known(lake)
+    listing, known = list_raw(lake), Known(lake)
     changes = compare(lake, listing, known)
-    remember_touched(lake, changes)
+    remember_touched(lake, known, changes)
     dates = changes.dates - in_hand.keys()
     registered = list(instance.get_dynamic_partitions(DROPS_NAME))
     if new := sorted(dates.difference(registered)):
@@ -358,7 +363,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         minimum_interval_seconds=30,
         description=(
             "Asks for exactly the raw files that are new or were delivered again, then for the"
-            " marts. It has no cursor: what is known of drops is a state object in the lake."
+            " marts. It has no cursor: what is known of drops are the ledgers of the lake's tables."
         ),
     )
     def drops_sensor(

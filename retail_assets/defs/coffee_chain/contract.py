@@ -144,6 +144,7 @@ def quarantine_of(dataset: Dataset) -> Dataset:
         domain=dataset.domain,
         name=dataset.name,
         description=f"Raw rows of {dataset.name} of which not all could be typed, and why.",
+        zone="quarantine",
         partition_by=dataset.partition_by,
         columns=(
             *(c for c in dataset.columns if c.name == dataset.partition_by),

@@ -52,7 +52,6 @@ class CoffeeChain(Domain):
 
     name = DOMAIN
     datasets = LANDED
-    lake_takes_all_cores = True
 
     def modules(self) -> Sequence[DefsModule]:
         """Assets and automation."""
@@ -88,11 +87,11 @@ class CoffeeChain(Domain):
         Partitions that were registered in another order than that of their dates are several
         ranges to Dagster, and as many runs: the last one goes on to the marts.
         """
-        from retail_assets.defs.coffee_chain.drops import compare, list_raw, read_known
-        from retail_assets.resources.lake import LakeResource
+        from retail_assets.defs.coffee_chain.drops import Known, compare, list_raw
+        from retail_assets.resources.lake import open_lake
 
-        lake = LakeResource.of(settings)
-        listing, known = list_raw(lake), read_known(lake)
+        lake = open_lake(settings)
+        listing, known = list_raw(lake), Known(lake)
         dates = listing.dates | known.dates
         if partitions:
             dates = {key for key in dates if partitions[0] <= key <= partitions[1]}
@@ -110,7 +109,7 @@ class CoffeeChain(Domain):
             drop_ranges,
             is_small_landed,
         )
-        from retail_assets.resources.warehouse import WarehouseResource
+        from retail_assets.resources.warehouse import open_warehouse
 
         opened = instance()
         registered = list(opened.get_dynamic_partitions(DROPS_NAME))
@@ -120,7 +119,7 @@ class CoffeeChain(Domain):
         is_small_left_out = (
             partitions is not None
             and not compare(lake, listing, known).small
-            and is_small_landed(known, WarehouseResource.of(settings))
+            and is_small_landed(known, open_warehouse(settings))
         )
         last = DROPS_JOB if is_small_left_out else DOMAIN
         jobs = [LARGE_JOB] * (len(ranges) - 1) + [last]
@@ -141,7 +140,7 @@ class CoffeeChain(Domain):
         Of a drop of which one table's file was refused, the other table's was taken by the run that
         failed; where that refused files of both tables, it is taken before the other drops.
         """
-        from retail_assets.defs.coffee_chain.assets import DROPS_NAME, landed_key, processed_key
+        from retail_assets.defs.coffee_chain.assets import DROPS_NAME, landed_key
         from retail_assets.defs.coffee_chain.automation import (
             LARGE_JOB,
             MARTS_JOB,
@@ -149,7 +148,8 @@ class CoffeeChain(Domain):
             drop_ranges,
         )
         from retail_assets.defs.coffee_chain.drops import DROPPED_FILES
-        from retail_assets.resources.warehouse import WarehouseResource
+        from retail_assets.defs.coffee_chain.taking import processed_key
+        from retail_assets.resources.warehouse import open_warehouse
 
         if execution.partitions is None:
             return []
@@ -177,7 +177,7 @@ class CoffeeChain(Domain):
                 planned += over(bad.difference(own), LARGE_JOB, large.dataset)
         planned += over(asked - bad, execution.job_name)
         goes_on = execution.job_name != LARGE_JOB and bad >= asked
-        if goes_on and (planned or are_marts_behind(WarehouseResource.of(settings))):
+        if goes_on and (planned or are_marts_behind(open_warehouse(settings))):
             planned.append(Execution(MARTS_JOB))
         return planned
 
@@ -197,20 +197,16 @@ class CoffeeChain(Domain):
 
     def count_rows(self, lake: "LakeResource") -> dict[str, int]:
         """Rows of the processed tables."""
-        from retail_assets.defs.coffee_chain.drops import read_known
-
-        known = read_known(lake)
+        found = {dataset: lake.table(dataset).snapshot() for dataset in LANDED}
         return {
-            f"{DOMAIN}.processed_{dataset.name}": sum(x.written for x in ledgers.values())
-            for dataset in LANDED
-            if (ledgers := known.ledgers(dataset))
+            f"{DOMAIN}.processed_{dataset.name}": snapshot.rows
+            for dataset, snapshot in found.items()
+            if snapshot.ledgers
         }
 
     def lake_versions(self, lake: "LakeResource", dataset: Dataset) -> dict[str, str]:
         """Fingerprints of the processed partitions."""
-        from retail_assets.defs.coffee_chain.drops import read_known
-
-        return read_known(lake).fingerprints(dataset)
+        return lake.table(dataset).snapshot().fingerprints
 
     def quarantines(self) -> Sequence[QuarantineTable]:
         """That of each table."""
@@ -264,7 +260,7 @@ def mask_personal(raw: RawFiles, personal: Set[str], reason: str, text: str) -> 
 
 def _emptying_config(job: str, tables: Sequence[Dataset] = ()) -> dict[str, Any]:
     """The config of a job, or of ``tables`` of it, that lets tables lose rows."""
-    from retail_assets.defs.coffee_chain.assets import processed_key
+    from retail_assets.defs.coffee_chain.taking import processed_key
 
     taken = tables or (LANDED if job == DOMAIN else (CUSTOMER, SALES))
     config = {"config": {"allow_emptying": True}}

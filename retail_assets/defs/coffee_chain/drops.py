@@ -1,20 +1,19 @@
 """The raw files of the coffee chain: which are in the lake, and what is known of those taken.
 
-Here: finding drops by one listing, the state object that remembers them, telling new work from
-old. Not here: what becomes of their rows (assets.py), when that happens (automation.py).
+Here: finding drops by one listing, what the tables' ledgers say of them, telling new work from
+old. Not here: what becomes of their rows (taking.py), when that happens (automation.py).
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain.contract import (
     CUSTOMER,
-    DOMAIN,
     OUTLET,
     PRODUCT,
     RAW_CUSTOMER,
@@ -36,16 +35,19 @@ from retail_assets.defs.coffee_chain.transforms import (
 )
 from retail_assets.domain import REFUSED_PARTITIONS
 from retail_assets.errors import PermanentError
-from retail_assets.resources.lake import BrokenStateError, LakeObject, LakeResource
+from retail_assets.resources.lake import LakeObject, LakeResource
+from retail_assets.resources.lake.ledger import Ledger
+from retail_assets.resources.lake.restamping import restamp
+from retail_assets.resources.lake.restoring import set_aside
+from retail_assets.resources.lake.tables import Snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame
 
-STATE = f"{DOMAIN}/drops"
-_NOTES = f"_state/{STATE}/"
 WHOLE_TABLE = ""
 _MOST_REASONS = 3
+_DIGITS = 32  # of a SHA-256, in a fingerprint
 _HASH_BUDGET_BYTES = 512 * 1024**2
 # What names end in, or begin with, while their file is on its way.
 _UNFINISHED = (".part", ".tmp")
@@ -116,80 +118,36 @@ SALES_DROPS = DroppedFiles(
 DROPPED_FILES = (CUSTOMER_DROPS, SALES_DROPS)
 
 
-class Ledger(NamedTuple):
-    """What was taken of a raw file: which version of it, and what became of its rows.
-
-    ``left_out`` counts values that could not be read, of rows that were written.
-    """
-
-    version: str
-    size: int
-    sha256: str
-    typing: str
-    read: int
-    written: int
-    duplicates: int
-    quarantined: int
-    left_out: int = 0
-
-    @property
-    def balances(self) -> bool:
-        """Whether no row was lost, and none made up."""
-        return self.read == self.written + self.duplicates + self.quarantined
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal where the partition is: by the bytes, and by how they are typed."""
-        return _fingerprint(self.sha256, self.typing)
-
-    def to_text(self) -> str:
-        """One line, for there may be 100,000 of them in one object."""
-        return " ".join(str(value) for value in self)
-
-    @classmethod
-    def from_text(cls, text: str) -> "Ledger":
-        """The ledger that ``to_text`` wrote."""
-        version, size, sha256, typing, *counts = text.split(" ")
-        return cls(version, int(size), sha256, typing, *(int(count) for count in counts))
-
-
-_VALUES = (len(Ledger._fields) - 1, len(Ledger._fields))  # an older one has no left_out
-
-
-def _fingerprint(sha256: str, typing: str) -> str:
-    return f"{sha256[:32]}-{typing}"
-
-
-@dataclass
 class Known:
-    """What is known of the raw files that were taken: a ledger by table and drop.
+    """What the lake's tables say of the raw files that were taken; each is opened once.
 
-    A small table's one file has the key WHOLE_TABLE. Ledgers stay text until one is asked for.
+    A small table's one file has the key WHOLE_TABLE.
     """
 
-    texts: dict[str, dict[str, str]] = field(default_factory=dict)
+    def __init__(self, lake: LakeResource) -> None:
+        self._lake = lake
+        self._snapshots: dict[str, Snapshot] = {}
 
-    def ledgers(self, dataset: Dataset) -> dict[str, Ledger]:
-        """The ledgers of a table."""
-        return {key: Ledger.from_text(text) for key, text in self.of(dataset).items()}
-
-    def of(self, dataset: Dataset) -> dict[str, str]:
-        """The ledgers of a table, as text."""
-        return self.texts.get(dataset.name, {})
+    def of(self, dataset: Dataset) -> Snapshot:
+        """What a table had when it was first asked for."""
+        if dataset.name not in self._snapshots:
+            self._snapshots[dataset.name] = self._lake.table(dataset).snapshot()
+        return self._snapshots[dataset.name]
 
     @property
     def dates(self) -> set[str]:
         """Every date of which a file was taken."""
-        return {key for large in DROPPED_FILES for key in self.of(large.dataset)}
+        return {key for large in DROPPED_FILES for key in self.of(large.dataset).names}
 
-    def fingerprints(self, dataset: Dataset) -> dict[str, str]:
-        """Fingerprint of each processed partition of a table."""
-        # Not by way of ledgers: a tick compares 100,000 of them.
-        return {
-            key: _fingerprint(sha256, typing)
-            for key, text in self.of(dataset).items()
-            for _version, _size, sha256, typing, _counts in (text.split(" ", 4),)
-        }
+
+def fingerprint_of(sha256: str) -> str:
+    """Equal where a processed partition is: by the raw file's bytes, and by how they are typed."""
+    return f"{sha256[:_DIGITS]}-{TYPING_VERSION}"
+
+
+def has_bytes(ledger: Ledger, sha256: str) -> bool:
+    """Whether a partition was made of the bytes of that SHA-256, whatever the typing."""
+    return ledger.fingerprint.startswith(f"{sha256[:_DIGITS]}-")
 
 
 @dataclass(frozen=True)
@@ -221,11 +179,12 @@ def list_raw(lake: LakeResource) -> Listing:
         prefix, suffix = large.raw.path.split("{date}")
         drops = files.setdefault(large.dataset.name, {})
         for entry in lake.list_objects(f"{prefix.rpartition('/')[0]}/"):
-            key = entry.name[len(prefix) : -len(suffix)]
-            if entry.name == large.raw.name(key) and is_date(key):
+            name = entry.name
+            key = name[len(prefix) : -len(suffix)]
+            if name.startswith(prefix) and name.endswith(suffix) and is_date(key):
                 drops[key] = entry
-            elif not _is_unfinished(entry.name):
-                strays.append(entry.name)
+            elif not _is_unfinished(name):
+                strays.append(name)
     return Listing(files, tuple(strays))
 
 
@@ -235,86 +194,13 @@ def _is_unfinished(name: str) -> bool:
 
 def is_date(text: str) -> bool:
     """Whether it is a day as YYYY-MM-DD, and nothing else that Python takes for one."""
+    if len(text) != 10 or text[4] != "-" or text[7] != "-":  # such as 20181231 and 2018-W52-1
+        return False
     try:
-        return date.fromisoformat(text).isoformat() == text
+        date.fromisoformat(text)
     except ValueError:
         return False
-
-
-def read_known(lake: LakeResource) -> Known:
-    """The state object; where it was lost, it is rebuilt of the note of each drop.
-
-    Raises:
-        BrokenStateError: it is there and is not readable.
-    """
-    known = _read_state(lake)
-    if known is None and next(iter(lake.list_objects(_NOTES)), None) is None:
-        return Known()  # and a mere look writes nothing
-    if known is None:
-        with lake.lock(STATE):
-            known = _read_state(lake)
-            if known is None:  # still: another process may have rebuilt it
-                known = _read_notes(lake)
-                lake.write_state(STATE, known.texts)
-    return known
-
-
-def _read_state(lake: LakeResource) -> Known | None:
-    state: object = lake.read_state(STATE)
-    if state is None:
-        return None
-    if not isinstance(state, dict) or not all(
-        isinstance(texts, dict)
-        and all(isinstance(text, str) and text.count(" ") + 1 in _VALUES for text in texts.values())
-        for texts in state.values()
-    ):
-        raise BrokenStateError(
-            f"{lake.uri(f'_state/{STATE}.json')} holds something else than a ledger of"
-            f" {_VALUES[-1]} values for each table and drop. Delete it: it is rebuilt of the notes"
-            " beside it."
-        )
-    return Known(state)
-
-
-def _note(dataset: Dataset, key: str) -> str:
-    return f"{STATE}/{dataset.name}/{key or 'whole'}"
-
-
-def _read_notes(lake: LakeResource) -> Known:
-    """What was noted of each drop by itself, beside the object that holds all."""
-    known = Known()
-    tables = {item.dataset.name for item in (*SMALL_FILES, *DROPPED_FILES)}
-    for entry in list(lake.list_objects(_NOTES)):
-        table, _, file = entry.name.removeprefix(_NOTES).partition("/")
-        key = file.removesuffix(".json")
-        if table in tables and file.endswith(".json"):
-            note = lake.read_state(f"{STATE}/{table}/{key}")
-            if note is not None:  # deleted since
-                known.texts.setdefault(table, {})[key.replace("whole", WHOLE_TABLE)] = note["taken"]
-    return known
-
-
-def record_drops(
-    lake: LakeResource, dataset: Dataset, ledgers: Mapping[str, Ledger | None]
-) -> None:
-    """Remember what was taken of drops, or forget them where it is None.
-
-    A drop is forgotten before its partition is replaced: if the run ends between, it is new work.
-    """
-    for key, ledger in ledgers.items():
-        if ledger is None:
-            lake.delete(f"_state/{_note(dataset, key)}.json")
-        else:
-            lake.write_state(_note(dataset, key), {"taken": ledger.to_text()})
-    with lake.lock(STATE):
-        known = _read_state(lake) or _read_notes(lake)
-        texts = known.texts.setdefault(dataset.name, {})
-        for key, ledger in ledgers.items():
-            if ledger is None:
-                texts.pop(key, None)
-            else:
-                texts[key] = ledger.to_text()
-        lake.write_state(STATE, known.texts)
+    return True
 
 
 @dataclass(frozen=True)
@@ -322,11 +208,14 @@ class Changes:
     """Raw files that are new work: for each table the drops, and those that were deleted.
 
     ``touched`` are delivered again with the bytes that were taken: no work, but a newer version.
+    Where the table's own files are gone, that is new work.
+    ``restored`` are those that a person took out of the table by restoring it.
     """
 
-    wanted: Mapping[str, Mapping[str, LakeObject]]
-    deleted: Mapping[str, tuple[str, ...]]
-    touched: Mapping[str, Mapping[str, Ledger]]
+    wanted: dict[str, dict[str, LakeObject]]
+    deleted: dict[str, tuple[str, ...]]
+    touched: dict[str, dict[str, Ledger]]
+    restored: dict[str, set[str]]
 
     @property
     def dates(self) -> set[str]:
@@ -343,44 +232,62 @@ def compare(lake: LakeResource, listing: Listing, known: Known) -> Changes:
     """What of the listing is new work.
 
     A file of another size is. One of the same size and another version is hashed, up to half a
-    gigabyte in all; beyond that it counts as new work, which does no harm.
+    gigabyte in all; beyond that it counts as new work, which does no harm. One that a person set
+    aside by restoring the table is none.
     """
-    wanted: dict[str, dict[str, LakeObject]] = {}
-    deleted: dict[str, tuple[str, ...]] = {}
-    touched: dict[str, dict[str, Ledger]] = {}
+    changes = Changes({}, {}, {}, {})
     budget = _HASH_BUDGET_BYTES
+    typing = f"-{TYPING_VERSION}"
+
+    def is_of(entry: LakeObject, ledger: Ledger) -> bool:
+        nonlocal budget
+        if not entry.size == ledger.size <= budget:
+            return False
+        budget -= entry.size
+        return has_bytes(ledger, hash_file(lake.local_file(entry.name)))
+
     for item in (*SMALL_FILES, *DROPPED_FILES):
-        table = item.dataset.name
-        files, texts = listing.of(item.dataset), known.of(item.dataset)
-        wanted[table], touched[table] = {}, {}
-        deleted[table] = tuple(key for key in texts if key not in files)
+        table, files = item.dataset.name, listing.of(item.dataset)
+        snapshot, aside = known.of(item.dataset), set_aside(lake, item.dataset)
+        names = snapshot.names
+        wanted = changes.wanted.setdefault(table, {})
+        touched = changes.touched.setdefault(table, {})
+        out = changes.restored.setdefault(table, set())
+        changes.deleted[table] = tuple(key for key in names if key not in files)
         for key, entry in files.items():
-            text = texts.get(key)
-            # By text, and not by ledger: 100,000 of them are compared in a tick.
-            if text is not None and text.startswith(f"{entry.version} "):
-                if text.split(" ", 4)[3] == TYPING_VERSION:
-                    continue
-                wanted[table][key] = entry
+            name, was = names.get(key, ""), aside.get(key)
+            if Ledger.has_stamp(name, entry.version, typing):
                 continue
-            taken = None if text is None else Ledger.from_text(text)
-            if (
-                taken is not None
-                and taken.typing == TYPING_VERSION
-                and taken.size == entry.size <= budget
+            ledger = Ledger.of_file(name)
+            if ledger is not None and not ledger.fingerprint.endswith(typing):
+                ledger = None
+            if was is not None and was.stamp == entry.version:
+                out.add(key)
+            elif (
+                ledger is not None
+                and is_of(entry, ledger)
+                and all(lake.exists(file.name) for file in snapshot.by_key[key])
             ):
-                budget -= entry.size
-                if hash_file(lake.local_file(entry.name)) == taken.sha256:
-                    touched[table][key] = taken._replace(version=entry.version)
-                    continue
-            wanted[table][key] = entry
-    return Changes(wanted, deleted, touched)
+                touched[key] = ledger._replace(stamp=entry.version)
+            elif was is not None and is_of(entry, was):
+                out.add(key)
+            else:
+                wanted[key] = entry
+    return changes
 
 
-def remember_touched(lake: LakeResource, changes: Changes) -> None:
-    """Take note of newer versions of the same bytes, so that they are not hashed again."""
+def find_restored(lake: LakeResource, listing: Listing, known: Known, dataset: Dataset) -> set[str]:
+    """Drops of which a person took out of the table what their file still is."""
+    if not set_aside(lake, dataset):
+        return set()
+    return compare(lake, listing, known).restored[dataset.name]
+
+
+def remember_touched(lake: LakeResource, known: Known, changes: Changes) -> None:
+    """Write newer versions of the same bytes to the ledgers, so that none is hashed again."""
     for item in (*SMALL_FILES, *DROPPED_FILES):
         if ledgers := changes.touched[item.dataset.name]:
-            record_drops(lake, item.dataset, ledgers)
+            restamp(lake, item.dataset, known.of(item.dataset), ledgers)
 
 
 def hash_file(file: Path) -> str:

@@ -11,7 +11,7 @@ from retail_assets.defs.coffee_chain.contract import (
     RAW_SALES,
     RawFiles,
 )
-from retail_assets.resources.lake import LocalLake
+from retail_assets.resources.lake.folder import LocalLake
 
 D1, D2, D3 = "2018-06-30", "2018-12-31", "2019-06-30"
 

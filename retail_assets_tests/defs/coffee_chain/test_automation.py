@@ -5,6 +5,7 @@ daemon's (test_runs.py executes them).
 """
 
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +24,6 @@ from retail_assets.defs.coffee_chain.assets import (
     DROPS_NAME,
     RAW_DROPS,
     processed_versions,
-    write_drops,
-    write_small,
 )
 from retail_assets.defs.coffee_chain.automation import (
     LARGE_JOB,
@@ -37,7 +36,6 @@ from retail_assets.defs.coffee_chain.automation import (
     version_of,
 )
 from retail_assets.defs.coffee_chain.contract import (
-    CUSTOMER,
     DOMAIN,
     RAW_CUSTOMER,
     RAW_SALES,
@@ -49,13 +47,14 @@ from retail_assets.defs.coffee_chain.drops import (
     SMALL_FILES,
     WHOLE_TABLE,
     Listing,
-    read_known,
 )
+from retail_assets.defs.coffee_chain.taking import write_drops, write_small
 from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
 from retail_assets.errors import PermanentError
 from retail_assets.landing import loadable_uris
 from retail_assets.requests import REQUEST_TAG
 from retail_assets.resources.lake import LakeObject
+from retail_assets.resources.lake.restoring import restore
 from retail_assets.resources.spark import SparkResource
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.runs import (
@@ -256,7 +255,9 @@ class House:
 
     def process(self, dates: Sequence[str]) -> None:
         for large in DROPPED_FILES:
-            write_drops(self.raw.lake, SPARK, "run", large, dates, most_lost=1.0)
+            write_drops(
+                self.raw.lake, SPARK, "run", large, dates, most_lost=1.0, leave_restored=True
+            )
 
     def land(self, dates: Sequence[str]) -> None:
         for large in DROPPED_FILES:
@@ -626,17 +627,30 @@ def test_a_lost_warehouse_is_filled_again_with_what_was_deleted_too(house: House
     assert house.landed() == {D1: 1, D2: 1}
 
 
-def test_a_lost_state_asks_for_nothing_and_a_lost_zone_for_everything(house: House) -> None:
+def test_a_lost_zone_asks_for_everything(house: House) -> None:
     deliver(house, D1, D2)
     house.settle()
 
-    house.raw.lake.delete("_state/coffee_chain/drops.json")
-    assert house.sense() == NOTHING
-    for entry in list(house.raw.lake.list_objects("_state/")):
-        house.raw.lake.delete(entry.name)
+    shutil.rmtree(house.raw.root / "processed")
 
     assert house.settle() == ["small", f"{D1} {D2}"]  # the same bytes: the marts are as they were
     assert house.landed() == {D1: 1, D2: 1}
+
+
+def test_the_warehouse_follows_what_was_restored_and_nothing_undoes_it(house: House) -> None:
+    deliver(house, D1)
+    house.settle()
+    deliver(house, D1, D2, rows=2)
+    house.settle()
+
+    restore(house.raw.lake, SALES, 0, {})
+
+    assert house.settle() == [f"{D1} {D2}", "marts"]
+    assert house.landed() == {D1: 1}
+    assert house.sense() == NOTHING
+    deliver(house, D1, rows=3)
+    assert house.settle() == [D1, "marts"]
+    assert house.landed() == {D1: 3}
 
 
 @contextmanager
@@ -747,14 +761,3 @@ def test_jobs_run_as_often_as_promised_and_nothing_by_itself(house: House) -> No
     assert sensor.minimum_interval_seconds == 30
     assert {job.name for job in sensor.jobs} == {SMALL_JOB, LARGE_JOB, MARTS_JOB}
     assert {x.default_status.name for x in (*schedules.values(), sensor)} == {"STOPPED"}
-
-
-def test_what_the_house_does_is_what_the_lake_knows(house: House) -> None:
-    deliver(house, D1)
-    house.raw.sales(D2, sale())
-    house.settle()
-
-    known = read_known(house.raw.lake)
-
-    assert set(known.ledgers(SALES)) == {D1, D2}
-    assert set(known.ledgers(CUSTOMER)) == {D1}

@@ -9,13 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retail_assets.dataset import Dataset
-from retail_assets.defs.coffee_chain.assets import (
-    DROPS_NAME,
-    landed_key,
-    processed_key,
-    write_drops,
-    write_small,
-)
+from retail_assets.defs.coffee_chain.assets import DROPS_NAME, landed_key
 from retail_assets.defs.coffee_chain.automation import DROPS_JOB, LARGE_JOB, MARTS_JOB
 from retail_assets.defs.coffee_chain.contract import (
     ABSENT,
@@ -35,15 +29,16 @@ from retail_assets.defs.coffee_chain.domain import (
     marts_windows,
 )
 from retail_assets.defs.coffee_chain.drops import DROPPED_FILES, SMALL_FILES
+from retail_assets.defs.coffee_chain.taking import processed_key, write_drops, write_small
 from retail_assets.domain import MARTS_STAGE, Execution, PlanError
 from retail_assets.resources.cloud_checks import Question
-from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake import LakeResource, open_lake
 from retail_assets.resources.spark import (
     SparkResource,
     SparkUnavailableError,
     SparkUnreachableError,
 )
-from retail_assets.resources.warehouse import WarehouseResource
+from retail_assets.resources.warehouse import open_warehouse
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
 
@@ -255,7 +250,7 @@ def test_a_run_of_drops_leaves_small_files_out_that_are_in_the_warehouse(
     assert plan(settings, instance, asked) == [Execution(DROPS_JOB, asked)]
     assert plan(settings, instance) == [Execution(DOMAIN, (D1, D2))]
 
-    with WarehouseResource.of(settings).exclusive():  # then nobody knows, and nobody waits
+    with open_warehouse(settings).exclusive():  # then nobody knows, and nobody waits
         assert plan(settings, instance, asked) == [Execution(DOMAIN, asked)]
 
     raw.outlets("MY001,KLCC,1 Jalan Ampang,Selangor,1000,", "MY002,Ipoh,2 Jalan Raja,Perak,30000,")
@@ -298,8 +293,8 @@ def test_emptying_is_allowed_of_the_tables_of_each_run(
         COFFEE_CHAIN.build_defs(settings),
         dg.Definitions(
             resources={
-                "lake": LakeResource.of(settings),
-                "warehouse": WarehouseResource.of(settings),
+                "lake": open_lake(settings),
+                "warehouse": open_warehouse(settings),
                 "spark": SPARK,
             }
         ),
@@ -360,7 +355,7 @@ def test_what_was_refused_does_not_hold_back_the_other_drops(
         COFFEE_CHAIN.rebuild(settings, dataset)
     assert without({"sales": [D1]}, Execution(DOMAIN, (D1, D1))) == [Execution(MARTS_JOB)]
     assert without({"sales": [D1]}, Execution(LARGE_JOB, (D1, D1))) == []
-    with WarehouseResource.of(settings).exclusive():
+    with open_warehouse(settings).exclusive():
         assert without({"sales": [D1]}, Execution(DROPS_JOB, (D1, D1))) == [Execution(MARTS_JOB)]
 
 
@@ -399,7 +394,7 @@ def process(settings: Settings, raw: RawZone) -> LakeResource:
         write_small(raw.lake, "run", small, most_lost=0.1)
     for large in DROPPED_FILES:
         write_drops(raw.lake, SPARK, "run", large, [D1, D2], most_lost=0.1)
-    return LakeResource.of(settings)
+    return open_lake(settings)
 
 
 ROWS = {"outlet": 1, "product": 1, "customer": 2, "sales": 5}
@@ -416,7 +411,7 @@ def test_a_drop_that_was_taken_and_deleted_is_part_of_a_run(
 
 
 def test_rows_are_counted_of_what_was_processed(settings: Settings, raw: RawZone) -> None:
-    assert COFFEE_CHAIN.count_rows(LakeResource.of(settings)) == {}
+    assert COFFEE_CHAIN.count_rows(open_lake(settings)) == {}
 
     lake = process(settings, raw)
 
@@ -429,7 +424,7 @@ def test_rows_are_counted_of_what_was_processed(settings: Settings, raw: RawZone
 def test_each_landed_table_is_rebuilt_from_what_was_processed(
     settings: Settings, raw: RawZone, dataset: Dataset
 ) -> None:
-    warehouse = WarehouseResource.of(settings)
+    warehouse = open_warehouse(settings)
     with pytest.raises(
         PlanError, match=f"holds nothing processed. Run: retail-assets run {DOMAIN}"
     ):
@@ -455,7 +450,7 @@ def _absent(dataset: Dataset) -> set[str]:
 def test_the_marts_are_planned_by_what_the_warehouse_holds(
     settings: Settings, raw: RawZone
 ) -> None:
-    warehouse = WarehouseResource.of(settings)
+    warehouse = open_warehouse(settings)
     process(settings, raw)
     for dataset in LANDED:
         COFFEE_CHAIN.rebuild(settings, dataset)

@@ -3,14 +3,15 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain import drops
 from retail_assets.defs.coffee_chain.contract import (
     CUSTOMER,
@@ -23,22 +24,22 @@ from retail_assets.defs.coffee_chain.contract import (
     SALES,
 )
 from retail_assets.defs.coffee_chain.drops import (
-    STATE,
     WHOLE_TABLE,
     Changes,
     Known,
-    Ledger,
     compare,
     describe_drops,
+    fingerprint_of,
+    has_bytes,
     hash_file,
     is_date,
     list_raw,
-    read_known,
-    record_drops,
     remember_touched,
 )
 from retail_assets.defs.coffee_chain.transforms import TYPING_VERSION
-from retail_assets.resources.lake import BrokenStateError, LakeResource
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake.ledger import Ledger
+from retail_assets.resources.lake.restoring import restore
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
 
 TABLES = (OUTLET, PRODUCT, CUSTOMER, SALES)
@@ -51,8 +52,9 @@ def raw(tmp_path: Path) -> RawZone:
 
 def look(lake: LakeResource) -> Changes:
     """What is new work, as a tick finds it."""
-    changes = compare(lake, list_raw(lake), read_known(lake))
-    remember_touched(lake, changes)
+    known = Known(lake)
+    changes = compare(lake, list_raw(lake), known)
+    remember_touched(lake, known, changes)
     return changes
 
 
@@ -62,20 +64,31 @@ def work(lake: LakeResource) -> set[tuple[str, str]]:
 
 
 def take(lake: LakeResource) -> None:
-    """Record everything that is new work as taken."""
+    """Publish everything that is new work as taken, without a row."""
     changes = look(lake)
     for dataset in TABLES:
-        ledgers = {
-            key: Ledger(
-                entry.version,
-                entry.size,
-                hash_file(lake.local_file(entry.name)),
-                TYPING_VERSION,
-                *(1, 1, 0, 0),
-            )
-            for key, entry in changes.wanted[dataset.name].items()
-        }
-        record_drops(lake, dataset, ledgers)
+        publish(
+            lake,
+            dataset,
+            {
+                key: Ledger(
+                    fingerprint_of(hash_file(lake.local_file(entry.name))),
+                    *(1, 1),
+                    stamp=entry.version,
+                    size=entry.size,
+                )
+                for key, entry in changes.wanted[dataset.name].items()
+            },
+        )
+
+
+def publish(lake: LakeResource, dataset: Dataset, ledgers: dict[str, Ledger]) -> None:
+    with lake.staging("run") as stage:
+        stage.publish(dataset, ledgers, ledgers)
+
+
+def ledgers(lake: LakeResource, dataset: Dataset) -> dict[str, Ledger]:
+    return dict(Known(lake).of(dataset).ledgers)
 
 
 # ---- the listing
@@ -174,90 +187,39 @@ def test_a_date_is_nothing_but_ten_characters_that_are_its_own_text(text: str) -
         assert len(text) == 10
 
 
-# ---- ledgers and the state object
+# ---- what was taken
 
-versions = st.from_regex(r"[0-9]{1,12}(-[0-9]{1,19})?", fullmatch=True)
-counts = st.integers(0, 10**10)
-ledgers = st.builds(
-    Ledger,
-    version=versions,
-    size=counts,
-    sha256=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
-    typing=st.sampled_from(["1", "12"]),
-    read=counts,
-    written=counts,
-    duplicates=counts,
-    quarantined=counts,
-    left_out=counts,
-)
+digests = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 
 
-@given(ledgers)
-def test_a_ledger_comes_back_from_its_text(ledger: Ledger) -> None:
-    assert Ledger.from_text(ledger.to_text()) == ledger
-    lost = ledger.read - ledger.written - ledger.duplicates - ledger.quarantined
-    assert ledger.balances is (lost == 0)
+@given(digests, digests)
+def test_a_fingerprint_is_of_bytes_and_typing_alone(one: str, other: str) -> None:
+    found = fingerprint_of(one)
+    assert found.endswith(f"-{TYPING_VERSION}")
+    assert has_bytes(Ledger(found, 1), one)
+    assert has_bytes(Ledger(found.replace(f"-{TYPING_VERSION}", "-99"), 1), one)
+    is_same = one[:32] == other[:32]
+    assert (found == fingerprint_of(other)) is has_bytes(Ledger(found, 1), other) is is_same
 
 
-def test_a_state_from_before_values_were_left_out_is_read(raw: RawZone) -> None:
-    text = ledger().to_text().rpartition(" ")[0]
-    raw.lake.write_state(STATE, {"sales": {D1: text}})
+def test_what_was_taken_is_known_by_table_and_drop(raw: RawZone) -> None:
+    publish(raw.lake, SALES, {D1: Ledger("a", 0), D2: Ledger("b", 0)})
+    publish(raw.lake, CUSTOMER, {D3: Ledger("c", 0)})
+    publish(raw.lake, OUTLET, {WHOLE_TABLE: Ledger("d", 0)})
 
-    assert read_known(raw.lake).ledgers(SALES) == {D1: ledger()}
-    record_drops(raw.lake, SALES, {D2: ledger(2)._replace(left_out=3)})
-    assert read_known(raw.lake).ledgers(SALES)[D2].left_out == 3
+    known = Known(raw.lake)
 
-
-@given(ledgers, ledgers)
-def test_a_fingerprint_is_of_bytes_and_typing_alone(one: Ledger, other: Ledger) -> None:
-    same = one._replace(version=other.version, read=other.read)
-    assert same.fingerprint == one.fingerprint
-    assert one._replace(typing="99").fingerprint != one.fingerprint
-    if one.sha256[:32] != other.sha256[:32]:
-        assert one.fingerprint != other.fingerprint
-
-
-def ledger(number: int = 1) -> Ledger:
-    return Ledger(f"{number}-1", number, f"{number:064x}", TYPING_VERSION, 4, 2, 1, 1)
-
-
-def test_what_was_taken_is_remembered_by_table_and_drop(raw: RawZone) -> None:
-    record_drops(raw.lake, SALES, {D1: ledger(1), D2: ledger(2)})
-    record_drops(raw.lake, CUSTOMER, {D1: ledger(3)})
-    record_drops(raw.lake, OUTLET, {WHOLE_TABLE: ledger(4)})
-    record_drops(raw.lake, SALES, {D2: ledger(5), D3: ledger(6)})
-
-    known = read_known(raw.lake)
-
-    assert known.ledgers(SALES) == {D1: ledger(1), D2: ledger(5), D3: ledger(6)}
-    assert known.ledgers(CUSTOMER) == {D1: ledger(3)}
-    assert known.fingerprints(OUTLET) == {WHOLE_TABLE: ledger(4).fingerprint}
-    assert known.ledgers(PRODUCT) == {}
+    assert known.of(SALES).fingerprints == {D1: "a", D2: "b"}
+    assert known.of(OUTLET).fingerprints == {WHOLE_TABLE: "d"}
+    assert known.of(PRODUCT).ledgers == {}
     assert known.dates == {D1, D2, D3}
-
-
-def test_what_is_forgotten_is_so_in_the_state_and_in_the_notes(raw: RawZone) -> None:
-    record_drops(raw.lake, SALES, {D1: ledger(1), D2: ledger(2)})
-
-    record_drops(raw.lake, SALES, {D1: None, D3: None})
-
-    assert read_known(raw.lake).ledgers(SALES) == {D2: ledger(2)}
-    raw.lake.delete(f"_state/{STATE}.json")
-    assert read_known(raw.lake).ledgers(SALES) == {D2: ledger(2)}
-
-
-def test_runs_that_record_at_once_lose_nothing(raw: RawZone) -> None:
-    days = [f"2018-01-{n:02}" for n in range(1, 25)]
-    with ThreadPoolExecutor(8) as pool:
-        for number, day in enumerate(days):
-            dataset = SALES if number % 2 else CUSTOMER
-            pool.submit(record_drops, raw.lake, dataset, {day: ledger(number)})
-
-    assert read_known(raw.lake).dates == set(days)
+    publish(raw.lake, SALES, {D3: Ledger("e", 0)})
+    assert D3 not in known.of(SALES).ledgers  # as of one look
+    assert Known(raw.lake).of(SALES).fingerprints == {D1: "a", D2: "b", D3: "e"}
 
 
 def test_a_look_at_an_empty_lake_writes_nothing(raw: RawZone) -> None:
-    assert read_known(raw.lake) == Known()
+    assert work(raw.lake) == set()
     assert not raw.root.exists()
 
 
@@ -267,72 +229,6 @@ def deliver_all(raw: RawZone) -> None:
     for day in (D1, D2):
         raw.sales(day, sale())
         raw.customers(day, person())
-
-
-def test_a_lost_state_is_rebuilt_of_the_notes_once(
-    raw: RawZone, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deliver_all(raw)
-    take(raw.lake)
-    before = read_known(raw.lake)
-    assert len(before.texts) == 4
-    raw.lake.delete(f"_state/{STATE}.json")
-
-    assert work(raw.lake) == set()
-
-    assert read_known(raw.lake) == before
-    monkeypatch.setattr(drops, "_read_notes", None)  # not needed a second time
-    assert work(raw.lake) == set()
-
-
-def test_what_is_recorded_while_the_state_is_lost_goes_with_the_notes(raw: RawZone) -> None:
-    record_drops(raw.lake, SALES, {D1: ledger(1)})
-    raw.lake.delete(f"_state/{STATE}.json")
-
-    record_drops(raw.lake, SALES, {D2: ledger(2)})
-
-    assert read_known(raw.lake).ledgers(SALES) == {D1: ledger(1), D2: ledger(2)}
-
-
-def test_without_state_and_notes_everything_is_new_work(raw: RawZone) -> None:
-    deliver_all(raw)
-    everything = work(raw.lake)
-    take(raw.lake)
-    assert work(raw.lake) == set()
-
-    for entry in list(raw.lake.list_objects("_state/")):
-        raw.lake.delete(entry.name)
-
-    assert work(raw.lake) == everything
-    assert len(everything) == 6
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        '{"sales": {"2018-06-30": "1-1 5 ab',
-        "[]",
-        '{"sales": []}',
-        '{"sales": {"2018-06-30": 7}}',
-        '{"sales": {"2018-06-30": "1-1 5 ab"}}',
-    ],
-)
-def test_a_state_that_is_none_says_what_to_do_and_then_comes_back(raw: RawZone, text: str) -> None:
-    record_drops(raw.lake, SALES, {D1: ledger()})
-    state = raw.root / f"_state/{STATE}.json"
-    state.write_text(text)
-
-    with pytest.raises(BrokenStateError) as error:
-        read_known(raw.lake)
-    with pytest.raises(BrokenStateError):
-        record_drops(raw.lake, SALES, {D2: ledger(2)})
-
-    assert str(state) in str(error.value)
-    assert "Delete it" in str(error.value)
-    state.unlink()
-    # What was recorded meanwhile is in its note.
-    assert read_known(raw.lake).ledgers(SALES) == {D1: ledger(), D2: ledger(2)}
 
 
 # ---- what is new work
@@ -396,8 +292,7 @@ def test_the_same_bytes_again_are_no_work_and_hashed_once(raw: RawZone, hashed: 
     }
     assert not any(then.touched.values())
     assert sorted(hashed) == ["outlet.csv", f"sales_data_{D1}.csv"]
-    taken = read_known(raw.lake).ledgers(SALES)[D1]
-    assert taken.version == list_raw(raw.lake).of(SALES)[D1].version
+    assert ledgers(raw.lake, SALES)[D1].stamp == list_raw(raw.lake).of(SALES)[D1].version
 
 
 def test_a_file_of_another_size_is_not_hashed(raw: RawZone, hashed: list[str]) -> None:
@@ -453,7 +348,97 @@ def test_a_deleted_file_is_told_and_no_work(raw: RawZone) -> None:
         "sales": (D1,),
     }
     assert not any(changes.wanted.values())
-    assert set(read_known(raw.lake).ledgers(SALES)) == {D1, D2}
+    assert set(ledgers(raw.lake, SALES)) == {D1, D2}
+
+
+def rows_of(raw: RawZone) -> list[tuple[str, int]]:
+    """Drop and rows of each file of sales, all of which are there."""
+    files = raw.lake.table(SALES).snapshot().files
+    assert all(
+        pq.read_metadata(raw.root / file.name).num_rows == file.rows
+        and (raw.root / file.name).stat().st_size == file.size
+        for file in files
+    )
+    return [(file.key, file.rows) for file in files]
+
+
+def test_what_came_again_keeps_its_rows_under_the_newer_version(raw: RawZone) -> None:
+    raw.sales(D1, sale())
+    raw.sales(D2, sale())
+    changes = look(raw.lake)
+    taken = {
+        key: Ledger(fingerprint_of(hash_file(raw.root / x.name)), 2, stamp=x.version, size=x.size)
+        for key, x in changes.wanted[SALES.name].items()
+    }
+    table = SALES.arrow_schema.empty_table()
+    with raw.lake.staging("run") as stage:
+        for key in taken:
+            for year in ("2018", "2019"):
+                file = raw.root / f"{key}-{year}"
+                pq.write_table(table, file)
+                stage.adopt(SALES, key, [file], str(year))
+        stage.publish(SALES, taken, taken)
+    before = rows_of(raw)
+    version = raw.lake.table(SALES).snapshot().version
+    for day in (D1, D2):
+        raw.touch(raw.root / RAW_SALES.name(day))
+
+    assert work(raw.lake) == set()
+
+    assert rows_of(raw) == before
+    found = raw.lake.table(SALES).snapshot()
+    assert found.version == version + 1
+    assert found.fingerprints == {key: ledger.fingerprint for key, ledger in taken.items()}
+    assert {file.name.split("/")[4] for file in found.files} == {"2018", "2019"}
+
+
+def test_what_came_again_is_new_work_where_the_table_lost_its_files(raw: RawZone) -> None:
+    raw.sales(D1, sale())
+    path = raw.sales(D2, sale())
+    take(raw.lake)
+    raw.touch(path)
+    (file,) = raw.lake.table(SALES).snapshot().by_key[D2]
+    raw.lake.delete(file.name)
+
+    assert work(raw.lake) == {("sales", D2)}
+
+
+def test_what_another_took_meanwhile_is_not_undone(raw: RawZone) -> None:
+    raw.sales(D1, sale())
+    raw.sales(D2, sale())
+    take(raw.lake)
+    for day in (D1, D2):
+        raw.touch(raw.root / RAW_SALES.name(day))
+    known = Known(raw.lake)
+    changes = compare(raw.lake, list_raw(raw.lake), known)
+    raw.sales(D1, sale(quantity=7))
+    take(raw.lake)
+    taken = ledgers(raw.lake, SALES)
+
+    remember_touched(raw.lake, known, changes)
+
+    assert ledgers(raw.lake, SALES) == taken
+    assert work(raw.lake) == set()
+
+
+def test_what_a_person_set_aside_is_asked_for_again_when_it_is_another(
+    raw: RawZone, hashed: list[str]
+) -> None:
+    deliver_all(raw)
+    take(raw.lake)
+    path = raw.sales(D1, sale(), sale(2))
+    raw.sales(D3, sale())
+    take(raw.lake)
+
+    assert restore(raw.lake, SALES, 0, {})[1] == (D1, D3)
+
+    changes = look(raw.lake)
+    assert (changes.dates, changes.restored[SALES.name]) == (set(), {D1, D3})
+    assert hashed == []
+    raw.touch(path)
+    assert work(raw.lake) == set()
+    raw.sales(D3, sale(2))
+    assert work(raw.lake) == {("sales", D3)}
 
 
 @st.composite
@@ -473,7 +458,7 @@ def folder() -> Iterator[Path]:
         yield Path(found)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(histories())
 def test_new_work_is_exactly_what_differs_from_what_was_taken(
     folder: Path, history: list[tuple[str, str, str]]

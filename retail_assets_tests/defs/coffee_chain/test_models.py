@@ -26,7 +26,7 @@ from retail_assets.defs.coffee_chain.contract import (
     UNKNOWN,
     USUAL_QUANTITY,
 )
-from retail_assets.resources.dbt import dbt_build, run_dbt
+from retail_assets.resources.dbt.project import dbt_build, run_dbt
 from retail_assets.settings import Settings, load_settings
 
 Row = tuple[Any, ...]

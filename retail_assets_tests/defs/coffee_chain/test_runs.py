@@ -14,8 +14,7 @@ import dagster as dg
 import pytest
 
 from retail_assets.definitions import build_defs
-from retail_assets.defs.coffee_chain import automation
-from retail_assets.defs.coffee_chain.assets import DROPS_NAME, landed_key, processed_key
+from retail_assets.defs.coffee_chain.assets import DELETED_CHECK, DROPS_NAME, landed_key
 from retail_assets.defs.coffee_chain.automation import LARGE_JOB, MARTS_JOB, NIGHTLY_JOB
 from retail_assets.defs.coffee_chain.contract import (
     CUSTOMER,
@@ -28,8 +27,9 @@ from retail_assets.defs.coffee_chain.contract import (
 )
 from retail_assets.defs.coffee_chain.domain import CoffeeChain
 from retail_assets.defs.coffee_chain.sample import SampleCounts, write_sample
+from retail_assets.defs.coffee_chain.taking import processed_key
 from retail_assets.domain import range_tags
-from retail_assets.resources.lake import LocalLake
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings, load_settings
 
@@ -198,11 +198,7 @@ def test_a_deleted_drop_fails_its_check_and_no_run(shop: Shop) -> None:
 
     for done in (result, nightly):
         assert done.success
-        (check,) = [
-            x
-            for x in done.get_asset_check_evaluations()
-            if x.check_name == automation.DELETED_CHECK
-        ]
+        (check,) = [x for x in done.get_asset_check_evaluations() if x.check_name == DELETED_CHECK]
         assert not check.passed and "1 raw files were taken and are gone" in str(check.description)
     assert shop.tables() == before
 
