@@ -19,10 +19,8 @@ from retail_assets.defs.supply_chain.contract import (
     LANDED,
     MESSAGES,
     SOURCE_COLUMNS,
-    STREAMING,
-    TOPIC,
-    TRANSFORMED,
 )
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.operational_db import OperationalDbResource
 
 if TYPE_CHECKING:
@@ -52,9 +50,12 @@ def describe_contents(
         }
 
 
-def _view(database: "duckdb.DuckDBPyConnection", name: str, folder: Path) -> dict[str, str]:
-    """A view on all files below a folder; its columns' types."""
-    files = sorted(str(file) for file in folder.rglob("*.parquet"))
+def _view(
+    database: "duckdb.DuckDBPyConnection", name: str, lake: Path, dataset: Dataset
+) -> dict[str, str]:
+    """A view on a table's files, or on all in its folder where it is none; its columns' types."""
+    files = LocalLake(root=str(lake)).partition_uris(dataset)
+    files = files or sorted(str(file) for file in (lake / dataset.location).rglob("*.parquet"))
     names = ", ".join(f"'{file}'" for file in files)
     database.execute(
         f"create view {name} as from read_parquet([{names}], hive_partitioning = false)"
@@ -72,7 +73,7 @@ def _hashed(
 
 
 def _describe_messages(database: "duckdb.DuckDBPyConnection", lake: Path) -> dict[str, Any]:
-    types = _view(database, "messages", lake / STREAMING / TOPIC)
+    types = _view(database, "messages", lake, MESSAGES)
     names = ["topic", "partition", '"offset"', "key", *(c.name for c in SOURCE_COLUMNS), _PLACE]
     rows, content = _hashed(database, "messages", names)
     return {"rows": rows, "hash": content, "types": types}
@@ -81,7 +82,7 @@ def _describe_messages(database: "duckdb.DuckDBPyConnection", lake: Path) -> dic
 def _describe(
     database: "duckdb.DuckDBPyConnection", lake: Path, dataset: Dataset
 ) -> dict[str, Any]:
-    types = _view(database, dataset.name, lake / TRANSFORMED / dataset.folder)
+    types = _view(database, dataset.name, lake, dataset)
     names = [f'{dataset.name}."{name}"' for name in sorted(types) if name not in _OF_THE_RUN]
     source = dataset.name
     if "message_order" in types:
@@ -122,7 +123,7 @@ def _describe_database(database: OperationalDbResource) -> dict[str, dict[str, A
             letters = connection.execute(f"select count(*) from {DEAD_LETTERS.table}").fetchone()
             assert letters is not None
             dead = letters[0]
-    from retail_assets.resources.embedded_postgres import EmbeddedPostgres
+    from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 
     EmbeddedPostgres.leave(database.home)
     return {

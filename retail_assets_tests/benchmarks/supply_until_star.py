@@ -117,8 +117,9 @@ def watch_parts(stack: ExitStack) -> Parts:
     import psycopg
 
     from retail_assets.defs.supply_chain import assets, batches, star, stream
+    from retail_assets.defs.supply_chain.star import candidates
     from retail_assets.resources import operational_db
-    from retail_assets.resources.broker import BrokerResource
+    from retail_assets.resources.broker.resource import BrokerResource
     from retail_assets.resources.lake import LakeResource
     from retail_assets.resources.spark import SparkResource
 
@@ -146,12 +147,13 @@ def watch_parts(stack: ExitStack) -> Parts:
         (LakeResource, "put_file", "lake: put a file"),
         (psycopg.Connection, "commit", "PostgreSQL: commit"),
         (psycopg.Connection, "connect", "PostgreSQL: connect"),
-        (star, "_count_messages", "star: count the messages"),
-        (star, "_stage_candidates", "star: candidates, all of it"),
-        (star._Merger, "merge", "star: merge, all of it"),
-        (star._Merger, "_merge_dimension", "star: merge a dimension"),
-        (star._Merger, "_merge_date", "star: merge a date"),
-        (star, "_publish", "star: publish"),
+        (star, "plan_build", "star: what is new"),
+        (candidates, "_note_items", "star: note the messages' items"),
+        (star, "stage_candidates", "star: candidates, all of it"),
+        (star.Merger, "merge", "star: merge, all of it"),
+        (star.Merger, "_merge_dimension", "star: merge a dimension"),
+        (star.Merger, "_merge_date", "star: merge a date"),
+        (star, "publish", "star: publish"),
         (assets, "build_star", "star: build, all of it"),
         (assets, "check_star", "star: check"),
         (SparkResource, "write", "star: Spark writes a frame"),

@@ -20,6 +20,7 @@ from retail_assets.defs.supply_chain.transforms import (
     stage_orders,
     write_plainly,
 )
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.spark import SparkResource
 from retail_assets_tests.defs.supply_chain.star_messages import Message, random_messages
 
@@ -90,7 +91,7 @@ def stage(master: str, lake: Path, folder: Path) -> None:
     spark = SparkResource(master=master)
     frames = [
         spark.read_parquet(
-            sorted(lake.glob(f"raw_streaming/*/ingest_date={day}/*.parquet")), MESSAGES
+            LocalLake(root=str(lake)).partition_uris(MESSAGES, [day]), MESSAGES
         ).withColumn(INGEST_DATE, F.lit(day))
         for day in DAYS
     ]

@@ -27,6 +27,8 @@ from retail_assets.defs.supply_chain.contract import (
     MESSAGES,
     SOURCE_COLUMNS,
 )
+from retail_assets.resources.lake.folder import LocalLake
+from retail_assets.resources.lake.tables import NewFile
 from retail_assets_tests.identities import expected_identity
 
 Row = dict[str, Any]
@@ -151,8 +153,11 @@ def table_of(messages: Sequence[Message]) -> pa.Table:
     return pa.Table.from_pylist(rows, MESSAGES.arrow_schema)
 
 
-def land(lake: Path, day: str, messages: Iterable[Message]) -> list[Path]:
-    """Write the files of a batch: one for each incarnation and partition."""
+def land(lake: Path, day: str, messages: Iterable[Message]) -> list[str]:
+    """Commit a batch to the topic's table: a file for each incarnation and partition; their names.
+
+    As batches do, but for the transactions, which say nothing to a star.
+    """
     parts: dict[tuple[str, int], list[Message]] = {}
     for message in messages:
         parts.setdefault((message.incarnation, message.partition), []).append(message)
@@ -160,12 +165,13 @@ def land(lake: Path, day: str, messages: Iterable[Message]) -> list[Path]:
     for (incarnation, partition), found in parts.items():
         found.sort(key=lambda m: m.offset)
         span = f"{found[0].offset}-{found[-1].offset + 1}"
-        name = f"{incarnation}-supply_chain_data-{partition}-{span}.parquet"
-        file = lake / "raw_streaming" / "supply_chain_data" / f"ingest_date={day}" / name
+        name = f"ingest_date={day}/m-{incarnation}-{partition}-{span}.parquet"
+        file = lake / MESSAGES.location / name
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table_of(found), file, compression="zstd")
-        files.append(file)
-    return files
+        files.append(NewFile(name, day, len(found), file.stat().st_size))
+    LocalLake(root=str(lake)).table(MESSAGES).commit(files)
+    return [f"{MESSAGES.location}/{file.name}" for file in files]
 
 
 def random_messages(chance: random.Random, count: int, **at: Any) -> list[Message]:
@@ -304,15 +310,15 @@ def expected_star(landed: Iterable[tuple[str, Message]]) -> dict[str, list[Row]]
 
 
 def read_star(lake: Path) -> dict[str, list[Row]]:
-    """Every table's rows as the lake's files have them, in order of their keys."""
+    """Every table's rows as the lake has them, in order of their keys."""
     star = {}
     for dataset in LANDED:
-        folder = lake / "transformed_data" / "supply_chain" / dataset.name
         rows = []
-        for file in sorted(folder.rglob("*.parquet")):
-            found = pq.ParquetFile(file).read().to_pylist()
+        for file in LocalLake(root=str(lake)).table(dataset).snapshot().files:
+            found = pq.ParquetFile(lake / file.name).read().to_pylist()
+            assert len(found) == file.rows
             if dataset.partition_by:
-                assert {f"ingest_date={row['ingest_date']}" for row in found} == {file.parent.name}
+                assert all(str(row["ingest_date"]) == file.key for row in found)
             rows += found
         star[dataset.name] = sorted(rows, key=lambda row: row[dataset.column_names[0]])
     return star
