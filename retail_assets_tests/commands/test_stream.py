@@ -17,15 +17,15 @@ from typer.testing import CliRunner, Result
 
 from retail_assets.cli import app
 from retail_assets.commands.stream import NobodyReadsError, stream_with_progress
-from retail_assets.defs.supply_chain.batches import LANDED_PREFIX, drain
-from retail_assets.defs.supply_chain.contract import CSV_HEADER, WITHHELD_HEADER
+from retail_assets.defs.supply_chain.batches import drain
+from retail_assets.defs.supply_chain.contract import CSV_HEADER, MESSAGES, WITHHELD_HEADER
 from retail_assets.defs.supply_chain.sample import write_sample
 from retail_assets.defs.supply_chain.stream import UnreadableSourceError
-from retail_assets.resources import broker_embedded
-from retail_assets.resources.broker import BrokerResource
-from retail_assets.resources.embedded_postgres import EmbeddedPostgres
-from retail_assets.resources.lake import LocalLake
+from retail_assets.resources.broker import embedded as broker_embedded
+from retail_assets.resources.broker.resource import BrokerResource
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.operational_db import OperationalDbResource
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets.settings import load_settings
 
 DAY = "2026-01-02"
@@ -126,7 +126,7 @@ def kept_broker(home: Path) -> Iterator[BrokerResource]:
     """A broker in a process of its own, as `retail-assets dev` has it."""
     keeper = subprocess.Popen(
         [
-            *(sys.executable, "-m", "retail_assets.resources.broker_keeper"),
+            *(sys.executable, "-m", "retail_assets.resources.broker.keeper"),
             *("--home", str(home), "--parent", str(os.getpid())),
         ],
         stdout=subprocess.PIPE,
@@ -234,7 +234,7 @@ def items(lake: LocalLake) -> list[int]:
     import pyarrow.parquet as pq
 
     found = []
-    for entry in lake.list_objects(LANDED_PREFIX):
-        table = pq.read_table(lake.path(entry.name), columns=["order_item_id"], partitioning=None)
+    for file in lake.partition_uris(MESSAGES):
+        table = pq.read_table(file, columns=["order_item_id"], partitioning=None)
         found += table.column(0).to_pylist()
     return sorted(map(int, found))

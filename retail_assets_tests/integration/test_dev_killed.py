@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
@@ -26,14 +25,16 @@ from retail_assets.definitions import build_defs
 from retail_assets.defs.coffee_chain import sample as coffee_sample
 from retail_assets.defs.online_retail.assets import LANDED, PROCESSED, RAW
 from retail_assets.defs.online_retail.domain import OnlineRetail
+from retail_assets.defs.online_retail.manifest import read_manifest
 from retail_assets.defs.online_retail.sample import write_sample
-from retail_assets.defs.online_retail.source import read_manifest
-from retail_assets.defs.supply_chain import batches
 from retail_assets.defs.supply_chain import sample as supply_sample
+from retail_assets.defs.supply_chain.contract import MESSAGES
+from retail_assets.defs.supply_chain.operational_sink import KEY, ROWS_COLUMNS, ROWS_TABLE
+from retail_assets.defs.supply_chain.positions import read_positions
 from retail_assets.instance import prepare_instance
-from retail_assets.resources.embedded_postgres import EmbeddedPostgres
-from retail_assets.resources.lake import LocalLake
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.operational_db import OperationalDbResource, ensure_table
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets.settings import load_settings
 from retail_assets_tests.conftest import instance_of
 from retail_assets_tests.integration.served import Dev, tag, wait_for
@@ -101,11 +102,15 @@ def prepare(home: Path) -> Killed:
     return Killed(Dev(home, online_retail_source=source), orders, sales, made.lines, made.items)
 
 
-def has_open_batch(home: Path) -> bool:
-    """Whether a micro-batch is open whose messages are in the lake."""
-    state = home / f"lake/_state/{batches.STATE}.json"
-    files = (home / "lake/raw_streaming").rglob("*.parquet")
-    return any(files) and json.loads(state.read_text())["open"] is not None
+def in_lake_and_database(home: Path) -> tuple[int, int]:
+    """Messages that landed as rows, in each."""
+    with OperationalDbResource(url="embedded", home=str(home)).connect() as connection:
+        found = connection.execute(f"select count(*) from {ROWS_TABLE}".encode()).fetchone()
+    return lake_of(home).table(MESSAGES).snapshot().rows, found[0] if found else 0
+
+
+def lake_of(home: Path) -> LocalLake:
+    return LocalLake(root=str(home / "lake"))
 
 
 def in_the_middle(killed: Killed) -> bool:
@@ -121,7 +126,8 @@ def in_the_middle(killed: Killed) -> bool:
             if run["status"] == "STARTED" and steps.get(step) == "IN_PROGRESS":
                 killed.runs[name] = run["id"]
                 assert (name == "day") == (tag(run, "dagster/backfill") == killed.backfill)
-    return killed.runs.keys() == at.keys() and has_open_batch(killed.home)
+    landed, inserted = in_lake_and_database(killed.home)
+    return killed.runs.keys() == at.keys() and landed > inserted == 0
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +141,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
             held.enter_context(FileLock(home / "warehouse.duckdb.lock"))
             database = OperationalDbResource(url="embedded", home=str(home))
             connection = held.enter_context(database.connect())
-            ensure_table(connection, batches.ROWS_TABLE, batches.ROWS_COLUMNS, batches.KEY)
-            connection.execute(f"lock table {batches.ROWS_TABLE} in share mode".encode())
+            ensure_table(connection, ROWS_TABLE, ROWS_COLUMNS, KEY)
+            connection.execute(f"lock table {ROWS_TABLE} in share mode".encode())
             dev.start()
             assets = [{"path": list(key.path)} for key in (PROCESSED, LANDED)]
             killed.backfill = dev.backfill({"assetSelection": assets}, [DAY])
@@ -176,13 +182,12 @@ def test_killed_runs_are_failed_and_say_so(killed: Killed) -> None:
 
 def test_the_messages_of_the_killed_batch_are_in_both_sinks(killed: Killed) -> None:
     """What was in the lake goes on to the database, though no message comes after it."""
-    wait_for("the end of the batch", lambda: not has_open_batch(killed.home), killed.left_s)
 
-    with OperationalDbResource(url="embedded", home=str(killed.home)).connect() as connection:
-        counted = connection.execute(f"select count(*) from {batches.ROWS_TABLE}".encode())
-        (rows,) = counted.fetchone() or (0,)
-    files = (killed.home / "lake/raw_streaming").rglob("*.parquet")
-    assert rows == sum(pq.read_metadata(file).num_rows for file in files) > 0
+    def is_in_both() -> bool:
+        landed, inserted = in_lake_and_database(killed.home)
+        return landed == inserted > 0
+
+    wait_for("the end of the batch", is_in_both, killed.left_s)
 
 
 def test_messages_that_are_sent_again_reach_the_marts(killed: Killed) -> None:
@@ -190,10 +195,9 @@ def test_messages_that_are_sent_again_reach_the_marts(killed: Killed) -> None:
     assert streamed.returncode == 0, streamed.stderr
 
     def is_landed() -> bool:
-        state = batches.State.read(LocalLake(root=str(killed.home / "lake")))
-        assert state is not None
-        *_, latest = state.incarnations.values()
-        return len(state.incarnations) == 2 and sum(latest.positions.values()) == killed.lines
+        incarnation = json.loads((killed.home / "broker.json").read_text())["incarnation"]
+        landed = read_positions(lake_of(killed.home), incarnation, range(4))
+        return sum(landed.values()) == killed.lines
 
     wait_for("the last batch", is_landed, killed.left_s)
     killed.dev.launch("batch_pipeline")

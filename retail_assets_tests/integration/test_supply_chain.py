@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
-from retail_assets.defs.supply_chain.contract import DOMAIN, LANDED
-from retail_assets.resources.embedded_postgres import EmbeddedPostgres
+from retail_assets.dataset import Dataset
+from retail_assets.defs.supply_chain.contract import DEAD_LETTERS, DOMAIN, LANDED, MESSAGES
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.operational_db import OperationalDbResource
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets_tests.conftest import Command
 from retail_assets_tests.integration.supply_reckoning import PASSWORD, Star, Topic
 
@@ -157,8 +160,7 @@ class Home:
 
     def sinks(self) -> Sinks:
         """Both sinks; each message is in each of them once."""
-        rows = self._parquet("lake/raw_streaming/supply_chain_data/*/*.parquet")
-        letters = self._parquet("lake/quarantine/supply_chain/dead_letters/*/*.parquet")
+        rows, letters = map(self._parquet, (MESSAGES, DEAD_LETTERS))
         with OperationalDbResource(url="embedded", home=str(self.path)).connect() as connection:
             at = 'select incarnation, partition, "offset"'
             payloads = connection.execute(
@@ -180,15 +182,9 @@ class Home:
             {(i, p, o): reason for i, p, o, reason in reasons},
         )
 
-    def _parquet(self, pattern: str) -> Rows:
-        if not list(self.path.glob(pattern)):
-            return []
-        with duckdb.connect() as connection:
-            found = connection.execute(
-                f"from read_parquet('{self.path}/{pattern}', hive_partitioning = false)"
-            )
-            names = [column[0] for column in found.description or ()]
-            return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+    def _parquet(self, dataset: Dataset) -> Rows:
+        files = LocalLake(root=str(self.path / "lake")).partition_uris(dataset)
+        return [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
 
 
 def core(mart: str) -> str:
@@ -466,7 +462,7 @@ def test_the_password_is_in_no_file(history: History) -> None:
             "select quote_ident(table_schema) || '.' || quote_ident(table_name)"
             " from information_schema.tables where table_schema = 'raw_streaming'"
         ).fetchall()
-        assert len(tables) == 2
+        assert len(tables) == 3
         for (table,) in tables:
             rows = connection.execute(f"select t::text from {table} as t".encode()).fetchall()
             assert rows and not [row for (row,) in rows if has_sign(row)], table

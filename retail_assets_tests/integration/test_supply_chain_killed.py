@@ -24,42 +24,63 @@ import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from retail_assets.defs.supply_chain import batches
-from retail_assets.defs.supply_chain.batches import (
-    DEAD_PREFIX,
-    LANDED_PREFIX,
-    Landed,
-    State,
-    drain,
+from retail_assets.defs.supply_chain import batches, operational_sink
+from retail_assets.defs.supply_chain.batches import Landed, drain
+from retail_assets.defs.supply_chain.contract import (
+    DEAD_LETTERS,
+    GROUP,
+    MESSAGES,
+    SOURCE_COLUMNS,
+    TOPIC,
+)
+from retail_assets.defs.supply_chain.operational_sink import (
+    LETTERS_TABLE,
+    POSITIONS_TABLE,
+    ROWS_TABLE,
+)
+from retail_assets.defs.supply_chain.positions import (
+    LakePositions,
+    Place,
     plan_ranges,
     read_positions,
 )
-from retail_assets.defs.supply_chain.contract import GROUP, SOURCE_COLUMNS, TOPIC
-from retail_assets.resources import broker_embedded
-from retail_assets.resources.broker import BrokerResource
-from retail_assets.resources.embedded_postgres import EmbeddedPostgres
-from retail_assets.resources.lake import LocalLake
+from retail_assets.resources.broker import embedded as broker_embedded
+from retail_assets.resources.broker.resource import BrokerResource
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.operational_db import OperationalDbResource
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets_tests.defs.supply_chain.test_messages import as_json, fields
 
 LINES = 20_000
 KILLS = 20
 # What a request asks for, and what one batch of it takes.
 ASKED, BATCH = 600, 200
+PARTITIONS = 4
 DAYS = ("2026-01-02", "2026-01-03", "2026-01-04")
 # Each step of a batch, to be killed before it and after it; a step's call by number.
 STEPS = [
     ("prepare", 1, True),
-    ("state", 1, False),
-    *(("put", call, True) for call in range(1, 5)),
+    ("put", 1, False),
+    ("put", 1, True),
+    ("rows", 1, False),
+    ("rows", 1, True),
     ("insert", 1, False),
     ("insert", 1, True),
     ("insert", 2, True),
-    ("database", 1, False),
-    ("database", 1, True),
-    ("commit", 1, False),
-    ("commit", 1, True),
-    ("state", 2, True),
+    ("database", 2, False),
+    ("database", 2, True),
+    ("broker", 1, False),
+    ("broker", 1, True),
+    ("rows", 2, True),
+]
+# Those after which the lake has what the database has not.
+BETWEEN = [
+    ("rows", 1, True),
+    ("rows", 2, True),
+    ("insert", 3, False),
+    ("insert", 3, True),
+    ("insert", 4, True),
+    ("database", 3, False),
 ]
 Identity = tuple[str, int, int]
 Said = dict[str, Any] | str
@@ -81,14 +102,14 @@ class Home:
         """What each message is in the lake; each is there once."""
         names = {c.name: c.header for c in SOURCE_COLUMNS}
         found: list[tuple[Identity, Said]] = []
-        for prefix in (LANDED_PREFIX, DEAD_PREFIX):
-            for entry in self.lake.list_objects(prefix):
-                table = pq.read_table(self.lake.local_file(entry.name), partitioning=None)
+        for dataset in (MESSAGES, DEAD_LETTERS):
+            for file in self.lake.table(dataset).snapshot().files:
+                table = pq.read_table(self.lake.local_file(file.name), partitioning=None)
                 who = zip(
                     *(table.column(c).to_pylist() for c in ("incarnation", "partition", "offset")),
                     strict=True,
                 )
-                if prefix == DEAD_PREFIX:
+                if dataset is DEAD_LETTERS:
                     told = table.column("text").to_pylist()
                 else:
                     told = table.select(list(names)).rename_columns(list(names.values()))
@@ -101,10 +122,24 @@ class Home:
         identity = 'select incarnation, partition, "offset"'
         found: list[tuple[Identity, Said]] = []
         with self.database.connect() as connection:
-            for what, table in (("payload", batches.ROWS_TABLE), ("text", batches.LETTERS_TABLE)):
+            for what, table in (("payload", ROWS_TABLE), ("text", LETTERS_TABLE)):
                 rows = connection.execute(f"{identity}, {what} from {table}".encode())
                 found.extend(((str(i), int(p), int(o)), told) for i, p, o, told in rows)
         return once(found)
+
+    def in_lake_only(self, incarnation: str) -> int:
+        """Offsets that have landed in the lake and not in the database."""
+        landed = read_positions(self.lake, incarnation, range(PARTITIONS))
+        with self.database.connect() as connection:
+            (known,) = connection.execute("select to_regclass(%s)", [POSITIONS_TABLE]).fetchone()
+            found = (
+                connection.execute(
+                    f"select coalesce(sum(next_offset), 0)::bigint from {POSITIONS_TABLE}".encode()
+                )
+                if known
+                else None
+            )
+            return sum(landed.values()) - (found.fetchone()[0] if found else 0)
 
 
 def once(found: Sequence[tuple[Identity, Said]]) -> dict[Identity, Said]:
@@ -195,12 +230,20 @@ class Nursery:
 def serve() -> None:
     """The nursery's side: a task a line, answered by the process's number and its end."""
     import confluent_kafka.admin
+    import deltalake
     import pandas
     import psutil
     import pyarrow.compute
     import pyarrow.json
 
-    assert confluent_kafka.admin and pandas and psutil and pyarrow.compute and pyarrow.json
+    assert (
+        confluent_kafka.admin
+        and deltalake
+        and pandas
+        and psutil
+        and pyarrow.compute
+        and pyarrow.json
+    )
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
@@ -256,11 +299,11 @@ def die_at(step: str, call: int, done: bool) -> None:
 
     owner, name = {
         "prepare": (batches._Drain, "_prepare"),
-        "state": (State, "write"),
-        "put": (LocalLake, "put_file"),
-        "insert": (batches, "insert_new"),
-        "database": (psycopg.Connection, "commit"),
-        "commit": (BrokerResource, "commit"),
+        "put": (LocalLake, "put_files"),
+        "rows": (LakePositions, "commit"),
+        "insert": (operational_sink, "insert_new"),
+        "database": (psycopg.Connection, "commit"),  # its first is of the tables
+        "broker": (BrokerResource, "commit"),
     }[step]
     setattr(owner, name, deadly(getattr(owner, name)))
 
@@ -334,8 +377,8 @@ def await_rebalance(seen: Counter[str]) -> None:
 
 def ask(home: Home, incarnation: str) -> dict[int, tuple[int, int]]:
     """What a sensor would ask for next."""
-    positions = read_positions(home.lake, incarnation)
-    return plan_ranges(positions, home.broker.watermarks(TOPIC), ASKED)
+    marks = home.broker.watermarks(TOPIC)
+    return plan_ranges(read_positions(home.lake, incarnation, marks), marks, ASKED)
 
 
 def kill_at_random(
@@ -361,10 +404,8 @@ def kill_at_random(
 
 
 def changed_at(home: Home) -> int:
-    try:
-        return home.lake.path(f"_state/{batches.STATE}.json").stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+    """How many commits the lake's tables have."""
+    return sum(1 for _ in Path(home.lake.root).glob("**/_delta_log/*.json"))
 
 
 @pytest.mark.parametrize("rebalance", [False, True])
@@ -388,16 +429,15 @@ def test_each_message_lands_once_whatever_is_killed_when(
         assert nursery.run(**task) == 0
         undisturbed = time.monotonic() - began
 
-        kills = found_open = 0
+        kills = found_between = 0
         while kills < KILLS and (ranges := ask(home, incarnation)):
             if rebalance and kills in (0, KILLS // 2):
                 await_rebalance(seen)
             task |= {"ingest_date": DAYS[kills % 2], "ranges": ranges}
             kills += kill_at_random(nursery, home, task, undisturbed, generator)
-            state = State.read(home.lake)
-            found_open += state is not None and state.open is not None
+            found_between += home.in_lake_only(incarnation) > 0
         assert kills == KILLS, "the messages are too few for so many kills"
-        assert found_open >= 3
+        assert found_between
 
         rest = {"home": str(home.path), "ingest_date": DAYS[2], "most": 5000}
         assert nursery.run(**rest) == 0
@@ -411,22 +451,41 @@ def test_each_message_lands_once_whatever_is_killed_when(
         assert seen["messages"] > 0
 
 
+def test_kills_between_the_commit_and_the_database_leave_every_message_once(
+    home: Home, nursery: Nursery
+) -> None:
+    EmbeddedPostgres.attach(str(home.path))
+    sent = produce(home, lines(KILLS * ASKED, seed=8))
+    incarnation = home.broker.incarnation(TOPIC).id
+    behind = 0
+    for seed in range(KILLS):
+        step = random.Random(seed).choice(BETWEEN)
+        task = {"home": str(home.path), "ranges": ask(home, incarnation), "step": step}
+        assert nursery.run(**task, ingest_date=DAYS[seed % 2]) == -signal.SIGKILL, step
+        # Of one batch alone, though the one before was killed there too.
+        behind = home.in_lake_only(incarnation)
+        assert 0 < behind <= BATCH, (seed, step)
+
+    assert home.drain(DAYS[2], ranges={}).recovered == behind
+    assert home.in_lake() == home.in_database()
+    home.drain(DAYS[2])
+    assert home.in_lake() == home.in_database() == sent
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_broker_that_dies_with_its_process_is_followed_by_another(
     home: Home, nursery: Nursery, seed: int
 ) -> None:
     """What landed of the first stays, whole; all of the second lands beside it."""
     task = {"home": str(home.path), "ingest_date": DAYS[0]}
-    step = random.Random(seed).choice([s for s in STEPS if s[0] not in ("prepare", "state")])
-    name, call, done = step
+    name, call, done = random.Random(seed).choice([s for s in STEPS if s[0] != "prepare"])
     # In its second or third batch, so that something has landed.
-    per_batch = {"put": 8, "insert": 2}.get(name, 1)
-    assert nursery.run(**task, own=3000, seed=seed, step=(name, call + 2 * per_batch, done)) < 0
-    first = State.read(home.lake)
-    assert first is not None and first.open is not None
-    (old,) = first.incarnations
-    landed = sum(first.incarnations[old].positions.values())
-    assert 0 < landed < 3000
+    step = name, call + (4 if name == "insert" else 2), done
+    assert nursery.run(**task, own=3000, seed=seed, step=step) < 0
+    files = home.lake.table(MESSAGES).snapshot().files
+    ((old, *_),) = {place[:1] for file in files if (place := Place.of_file(file.name))}
+    landed = read_positions(home.lake, old, range(PARTITIONS))
+    assert 0 < sum(landed.values()) < 3000
     assert not home.broker.running
 
     corrected = as_json(fields(order_item_id="1", sales="1.25"))
@@ -440,16 +499,12 @@ def test_a_broker_that_dies_with_its_process_is_followed_by_another(
     before = [(who, what) for who, what in everything.items() if who[0] == old]
     contents = {json.dumps(said(line), sort_keys=True) for line in lines(3000, seed)}
     assert {json.dumps(what, sort_keys=True) for _, what in before} <= contents
-    assert landed <= len(before) <= landed + BATCH
-    dropped = {of.partition: of.start for of in told.dropped}
-    for partition in {who[1] for who, _ in before}:
+    for partition, end in landed.items():
         offsets = sorted(who[2] for who, _ in before if who[1] == partition)
-        assert offsets == list(range(len(offsets)))  # without a gap
-        assert len(offsets) == dropped.get(partition, len(offsets))
-    second = State.read(home.lake)
-    assert second is not None
-    starts = [known.started_at for known in second.incarnations.values()]
-    assert starts == sorted(starts) and len(starts) == 2
+        assert offsets == list(range(end))  # what had landed, without a gap
+    assert len(before) == sum(landed.values())
+    starts = [LakePositions(home.lake, each, []).started_at for each in (old, told.incarnation)]
+    assert starts[0] < starts[1]
 
 
 if __name__ == "__main__":

@@ -18,20 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Consumer
 
-from retail_assets.defs.supply_chain.batches import (
-    DEAD_PREFIX,
-    LANDED_PREFIX,
-    LETTERS_TABLE,
-    ROWS_TABLE,
-    Landed,
-    drain,
+from retail_assets.defs.supply_chain.batches import Landed, drain
+from retail_assets.defs.supply_chain.contract import (
+    DEAD_LETTERS,
+    GROUP,
+    MESSAGES,
+    STREAMING,
+    TOPIC,
 )
-from retail_assets.defs.supply_chain.contract import GROUP, STREAMING, TOPIC
+from retail_assets.defs.supply_chain.operational_sink import LETTERS_TABLE, ROWS_TABLE
 from retail_assets.defs.supply_chain.sample import write_sample
 from retail_assets.defs.supply_chain.stream import examine_source, read_messages
 from retail_assets.errors import TransientError
-from retail_assets.resources.broker import BrokerResource, CommitRefusedError
-from retail_assets.resources.lake import LocalLake
+from retail_assets.resources.broker.resource import BrokerResource, CommitRefusedError
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.operational_db import OperationalDbResource
 from retail_assets.settings import load_settings
 from retail_assets_tests.conftest import PROJECT
@@ -93,9 +93,9 @@ def join_and_leave(address: str, seconds: float) -> None:
 
 def in_lake(lake: LocalLake) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
-    for prefix in (LANDED_PREFIX, DEAD_PREFIX):
-        for entry in lake.list_objects(prefix):
-            rows = pq.read_table(lake.local_file(entry.name), partitioning=None)
+    for dataset in (MESSAGES, DEAD_LETTERS):
+        for file in lake.table(dataset).snapshot().files:
+            rows = pq.read_table(lake.local_file(file.name), partitioning=None)
             columns = (rows.column(name).to_pylist() for name in ("partition", "offset"))
             found += zip(*columns, strict=True)
     return sorted(found)

@@ -4,24 +4,15 @@ An asset reads, calls a transform, writes and reports. Not here: how messages la
 how the star is built (star.py), when anything runs (automation.py), dbt's models.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from retail_assets.dataset import Dataset
-from retail_assets.defs.supply_chain.batches import (
-    LETTERS_TABLE,
-    MOST_BYTES,
-    MOST_MESSAGES,
-    ROWS_TABLE,
-    Landed,
-    drain,
-)
+from retail_assets.defs.supply_chain.batches import MOST_BYTES, MOST_MESSAGES, Landed, drain
 from retail_assets.defs.supply_chain.contract import (
     DIM_METADATA,
     DOMAIN,
@@ -33,6 +24,8 @@ from retail_assets.defs.supply_chain.contract import (
     TOPIC,
     TRANSFORMED,
 )
+from retail_assets.defs.supply_chain.operational_sink import LETTERS_TABLE, ROWS_TABLE
+from retail_assets.defs.supply_chain.producing import produced
 from retail_assets.defs.supply_chain.star import (
     StarBuilt,
     StarChecked,
@@ -40,7 +33,6 @@ from retail_assets.defs.supply_chain.star import (
     check_star,
     star_versions,
 )
-from retail_assets.defs.supply_chain.stream import examine_source, stream_file
 from retail_assets.defs.supply_chain.transforms import TYPING_VERSION
 from retail_assets.errors import failures_by_kind
 from retail_assets.landing import landed_asset
@@ -51,7 +43,7 @@ from retail_assets.losses import (
     public_reason,
     quarantine_check_spec,
 )
-from retail_assets.resources.broker import BrokerResource, UnknownTopicError
+from retail_assets.resources.broker.resource import BrokerResource, UnknownTopicError
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.operational_db import OperationalDbResource
 from retail_assets.resources.spark import SparkResource
@@ -70,6 +62,7 @@ STAR = f"{DOMAIN}_star"
 LAG_CHECK = "lag_is_low"
 READABLE_CHECK = "most_messages_are_readable"
 STAR_CHECK = "star_matches_contract"
+_CODE_VERSION = "1"
 _PERSONAL = {
     s.header
     for s, c in zip(SOURCE_COLUMNS, MESSAGES.columns[-len(SOURCE_COLUMNS) :], strict=True)
@@ -96,12 +89,14 @@ class MicroBatchConfig(dg.Config):
 
 
 class StarConfig(EmptyingConfig):
-    """Which ingest dates are built anew; without any, those whose files changed.
+    """What is built besides the files that are new.
 
-    ``allow_emptying`` builds all of the star without messages whose files are gone.
+    All files of ``ingest_dates``; or the whole star ``anew``, of messages alone. Then
+    ``allow_emptying`` goes on without rows of messages whose files are gone.
     """
 
     ingest_dates: list[str] = []  # noqa: RUF012
+    anew: bool = False
 
 
 def transformed_key(dataset: Dataset) -> dg.AssetKey:
@@ -168,7 +163,7 @@ def _messages(settings: Settings) -> dg.AssetsDefinition:
     shared: dict[str, Any] = {
         "deps": [TOPIC_KEY],
         "group_name": DOMAIN,
-        "code_version": "1",
+        "code_version": _CODE_VERSION,
         "tags": {"zone": "raw"},
     }
 
@@ -224,6 +219,11 @@ def _messages(settings: Settings) -> dg.AssetsDefinition:
                 config,
                 config.ingest_date or _created_on(context),
                 lambda so_far: context.log.info(f"{so_far.messages:,} messages landed"),
+                {
+                    "run_id": context.run.run_id,
+                    "asset": MESSAGES_KEY.to_user_string(),
+                    "code_version": _CODE_VERSION,
+                },
             )
         if streamed is not None:
             context.log.info(streamed.summary)
@@ -231,7 +231,7 @@ def _messages(settings: Settings) -> dg.AssetsDefinition:
         yield dg.MaterializeResult(
             asset_key=MESSAGES_KEY,
             metadata=batch_metadata(landed)
-            | {"path": dg.MetadataValue.path(lake.uri(f"{STREAMING}/{TOPIC}"))},
+            | {"path": dg.MetadataValue.path(lake.uri(MESSAGES.location))},
             check_results=[
                 check_lag(settings, landed),
                 check_readable(landed),
@@ -269,10 +269,11 @@ def land(
     config: MicroBatchConfig,
     ingest_date: str,
     report: "Callable[[Landed], None] | None" = None,
+    told: Mapping[str, object] | None = None,
 ) -> "tuple[Landed, Streamed | None]":
     """Land what ``config`` says, and produce its file meanwhile; how far both came."""
     streams = Path(broker.home) / "streams"
-    with _producing(broker, config.file, streams) as producing:
+    with produced(broker, config.file, streams) as producing:
         landed = drain(
             lake,
             broker,
@@ -285,64 +286,9 @@ def land(
             most_bytes=config.most_bytes,
             accept_loss=config.accept_loss,
             report=report,
+            told=told,
         )
     return landed, producing.streamed
-
-
-class _Producing:
-    """A file that is produced in a thread beside the batches that land it."""
-
-    def __init__(self, broker: BrokerResource, file: Path, streams: Path) -> None:
-        self.streamed: Streamed | None = None
-        self._stop = Event()
-        self._error: BaseException | None = None
-        source = examine_source(file)
-
-        def produce() -> None:
-            try:
-                self.streamed = stream_file(broker, source, streams, stop=self._stop)
-            except BaseException as error:
-                self._error = error
-
-        self._thread = Thread(target=produce, name="producer", daemon=True)
-        self._thread.start()
-
-    def goes_on(self) -> bool:
-        """Whether more is coming.
-
-        Raises:
-            Exception: what ended the producer.
-        """
-        if self._error is not None:
-            raise self._error
-        return self._thread.is_alive()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-
-class _NotProducing:
-    streamed = None
-
-    def goes_on(self) -> bool:
-        return False
-
-
-@contextmanager
-def _producing(
-    broker: BrokerResource, file: str | None, streams: Path
-) -> "Iterator[_Producing | _NotProducing]":
-    if file is None:
-        yield _NotProducing()
-        return
-    producing = _Producing(broker, Path(file), streams)
-    try:
-        yield producing
-    finally:
-        producing.stop()
 
 
 def batch_metadata(landed: Landed) -> dict[str, Any]:
@@ -362,7 +308,6 @@ def batch_metadata(landed: Landed) -> dict[str, Any]:
         "oldest_message_waited_s": round(landed.oldest_s, 3),
         "recovered": landed.recovered,
         "lost_ranges": dg.MetadataValue.json([list(lost) for lost in landed.lost]),
-        "dropped_ranges": dg.MetadataValue.json([list(gone) for gone in landed.dropped]),
     } | quarantined(landed).metadata
 
 
@@ -405,11 +350,6 @@ def check_lag(settings: Settings, landed: Landed) -> dg.AssetCheckResult:
         found.append(
             f"a message waited {landed.oldest_s:,.0f} s, expected at most {longest:,.0f} s"
             " (RETAIL_SUPPLY_CHAIN_MOST_AGE_S)"
-        )
-    if landed.dropped:
-        found.append(
-            f"{len(landed.dropped)} ranges of an open batch are no longer in the broker, and were"
-            " left out: stream their source again"
         )
     return dg.AssetCheckResult(
         asset_key=MESSAGES_KEY,
@@ -459,15 +399,16 @@ def _star(settings: Settings) -> dg.AssetsDefinition:
                 lake,
                 spark,
                 context.run.run_id,
-                config.ingest_dates or None,
-                most_lost=None if config.allow_emptying else settings.most_rows_lost,
+                config.ingest_dates,
+                anew=config.anew,
+                allow_emptying=config.allow_emptying,
             )
             checked = check_star(lake)
         for dataset in LANDED:
             yield dg.MaterializeResult(
                 asset_key=transformed_key(dataset),
                 metadata=star_metadata(built, dataset)
-                | {"path": dg.MetadataValue.path(lake.uri(f"{dataset.zone}/{dataset.folder}"))},
+                | {"path": dg.MetadataValue.path(lake.uri(dataset.location))},
                 check_results=[star_result(checked, dataset)],
             )
 
@@ -505,7 +446,7 @@ def star_result(checked: StarChecked, dataset: Dataset) -> dg.AssetCheckResult:
         found += [f"{n:,} rows have a {key} of no dimension" for key, n in checked.orphans.items()]
     if dataset is DIM_METADATA and checked.unused:
         found.append(f"{checked.unused:,} rows are of no row of {FACT_ORDER.name}")
-    rebuild = "; delete _state/supply_chain/star.json in the lake and materialize it again"
+    rebuild = "; materialize the star with the config anew: true"
     return dg.AssetCheckResult(
         asset_key=transformed_key(dataset),
         check_name=STAR_CHECK,

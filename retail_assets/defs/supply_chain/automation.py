@@ -1,7 +1,7 @@
 """When the supply chain runs: jobs, the sensor on the topic, and the hourly batch.
 
 Here: what to ask for and when. Not here: what a run does (assets.py), how messages land
-(batches.py).
+(batches.py), how far they have (positions.py).
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,17 @@ from retail_assets.defs.supply_chain.assets import (
     observe_topic,
     transformed_key,
 )
-from retail_assets.defs.supply_chain.batches import State, plan_ranges, read_positions
 from retail_assets.defs.supply_chain.contract import DOMAIN, LANDED, TOPIC
+from retail_assets.defs.supply_chain.positions import plan_ranges, read_positions
 from retail_assets.domain import MARTS_STAGE
-from retail_assets.requests import Wish, marts_wish, requests_for, runs_underway
-from retail_assets.resources.broker import BrokerResource, UnknownTopicError
+from retail_assets.requests import (
+    REQUEST_TAG,
+    Wish,
+    marts_wish,
+    requests_for,
+    runs_underway,
+)
+from retail_assets.resources.broker.resource import BrokerResource, UnknownTopicError
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings
@@ -66,20 +72,23 @@ def messages_wish(
     )
 
 
-def unfinished_wish(state: State | None, ingest_date: str) -> Wish | None:
-    """The end of a batch that a killed run left open, though nothing may come that needs a batch.
+def unfinished_wish(instance: dg.DagsterInstance, today: str) -> Wish | None:
+    """A micro-batch in place of the last one, if that failed, though no message may need one.
 
-    Any batch finishes it first; this one then lands what else is there.
+    What it brought into the lake, perhaps of a topic that is gone, may not be in PostgreSQL yet.
+    It is the same request again, so that it is not asked for without end.
     """
-    if state is None or state.open is None:
+    records = [
+        record
+        for job in (MESSAGES_JOB, DOMAIN)
+        for record in instance.get_run_records(dg.RunsFilter(job_name=job), limit=1)
+    ]
+    last = max(records, key=lambda record: record.create_timestamp, default=None)
+    if last is None or not last.dagster_run.is_failure_or_canceled:
         return None
-    shown = ",".join(f"{p}:{start}-{end}" for p, start, end in sorted(state.open.ranges))
-    return Wish(
-        f"{MESSAGES_JOB}:{state.open.incarnation}:{shown}:unfinished",
-        MESSAGES_JOB,
-        (),
-        run_config=messages_config(ingest_date=ingest_date),
-    )
+    run = last.dagster_run
+    identity = run.tags.get(REQUEST_TAG, f"{MESSAGES_JOB}:{run.run_id}:unfinished")
+    return Wish(identity, MESSAGES_JOB, (), run_config=messages_config(ingest_date=today))
 
 
 def ask(
@@ -89,7 +98,7 @@ def ask(
     warehouse: WarehouseResource,
     today: str,
 ) -> dg.SensorResult | dg.SkipReason:
-    """One look at topic, state and warehouse, and requests for what is new.
+    """One look at topic, lake and warehouse, and requests for what is new.
 
     One micro-batch at a time: two would wait for each other. The marts are asked for when the
     landed tables are not those they were built from, and none is being loaded.
@@ -106,7 +115,7 @@ def ask(
         )
     else:
         try:
-            wish = pending_messages(lake, broker, today)
+            wish = pending_messages(lake, broker, today) or unfinished_wish(instance, today)
         except UnknownTopicError:
             notes.append(f"the topic {TOPIC} is not there yet")
         else:
@@ -139,22 +148,18 @@ def ask(
 def pending_messages(lake: LakeResource, broker: BrokerResource, today: str) -> Wish | None:
     """A micro-batch of what is in the topic and has not landed, at most so many messages.
 
-    Where there is nothing, and an earlier one was not finished, the end of that.
-
     Raises:
         UnknownTopicError: there is no topic.
         LostMessagesError: what should come next is no longer there.
     """
     incarnation = broker.incarnation(TOPIC)
     watermarks = broker.watermarks(TOPIC)
-    positions = read_positions(lake, incarnation.id)
+    positions = read_positions(lake, incarnation.id, watermarks)
     if not positions and incarnation.started_at is None:
         # Of Kafka's topic nothing has ever landed: it begins with what is there.
         positions = {partition: mark.low for partition, mark in watermarks.items()}
     ranges = plan_ranges(positions, watermarks, _MOST_MESSAGES_A_RUN)
-    if not ranges:
-        return unfinished_wish(State.read(lake), today)
-    return messages_wish(incarnation.id, ranges, today)
+    return messages_wish(incarnation.id, ranges, today) if ranges else None
 
 
 def pending_marts(warehouse: WarehouseResource) -> Wish | None:
@@ -197,7 +202,7 @@ def build_defs(settings: Settings) -> dg.Definitions:
         description=(
             "Asks for a micro-batch of exactly the offsets that are in the topic and have not"
             " landed; for the marts, where the landed tables changed. It has no cursor: what has"
-            " landed is a state object in the lake."
+            " landed is what the lake's table says."
         ),
     )
     def messages_sensor(

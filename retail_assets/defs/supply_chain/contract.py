@@ -13,7 +13,7 @@ DOMAIN = "supply_chain"
 TOPIC = "supply_chain_data"
 # The consumer group in whose name what has landed is committed.
 GROUP = "retail_assets"
-# The schema of the operational database; beside DOMAIN, the first folder of the topic's files.
+# The schema of the operational database, and the first folder of the topic's files in the lake.
 STREAMING = "raw_streaming"
 TRANSFORMED = "transformed_data"
 MONEY = "decimal(18,2)"
@@ -120,10 +120,12 @@ MESSAGE_COLUMNS = (
         "Orders messages as text: start of the incarnation, offset, partition.",
     ),
 )
+_LANDED_ON = Column("ingest_date", "date", "Day on which the message landed.")
 MESSAGES = Dataset(
     schema=STREAMING,
-    domain=DOMAIN,
     name=TOPIC,
+    zone="",
+    folder_by=_LANDED_ON,
     description="One row a message of the topic that has the columns and types it should have.",
     columns=(
         *MESSAGE_COLUMNS,
@@ -150,6 +152,8 @@ DEAD_LETTERS = Dataset(
     schema=STREAMING,
     domain=DOMAIN,
     name="dead_letters",
+    zone="quarantine",
+    folder_by=_LANDED_ON,
     description="One row a message that is not what it should be, or a value of one, and why.",
     columns=(
         *MESSAGE_COLUMNS,

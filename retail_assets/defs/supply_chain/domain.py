@@ -31,7 +31,7 @@ from retail_assets.settings import Settings, redacted
 if TYPE_CHECKING:
     import dagster as dg
 
-    from retail_assets.resources.broker import BrokerResource
+    from retail_assets.resources.broker.resource import BrokerResource
     from retail_assets.resources.cloud_checks import Question
     from retail_assets.resources.lake import LakeResource
     from retail_assets.resources.warehouse import WarehouseResource
@@ -42,7 +42,7 @@ class SupplyChain(Domain):
 
     name = DOMAIN
     datasets = LANDED
-    lake_takes_all_cores = True
+    beside_warehouse = (MESSAGES,)
     loads_by_the_clock = True
 
     def modules(self) -> Sequence[DefsModule]:
@@ -53,7 +53,7 @@ class SupplyChain(Domain):
 
     def resources(self, settings: Settings) -> dict[str, object]:
         """Broker, operational database and Spark."""
-        from retail_assets.resources.broker import BrokerResource
+        from retail_assets.resources.broker.resource import BrokerResource
         from retail_assets.resources.operational_db import OperationalDbResource
         from retail_assets.resources.spark import SparkResource
 
@@ -115,6 +115,19 @@ class SupplyChain(Domain):
 
         return star_versions(lake, dataset) if star_rows(lake) else {}
 
+    def rebuild(self, settings: Settings, dataset: Dataset) -> int:
+        """Of the messages, what PostgreSQL has of them."""
+        if dataset is not MESSAGES:
+            return super().rebuild(settings, dataset)
+        from retail_assets.defs.supply_chain.operational_sink import rebuild_messages
+        from retail_assets.resources.lake import open_lake
+        from retail_assets.resources.operational_db import OperationalDbResource
+
+        lake = open_lake(settings)
+        if not lake.table(MESSAGES).snapshot().files:
+            raise PlanError(f"{lake.root} holds no message. Run: retail-assets run {self.name}")
+        return rebuild_messages(lake, OperationalDbResource.of(settings))
+
     def quarantines(self) -> Sequence[QuarantineTable]:
         """The dead letters."""
         from retail_assets.defs.supply_chain.messages import mask_personal
@@ -122,9 +135,25 @@ class SupplyChain(Domain):
         places = ("topic", "partition", "offset")
         return [QuarantineTable(MESSAGES.table, DEAD_LETTERS, places, mask_personal)]
 
+    def lake_tables(self) -> Mapping[str, Dataset]:
+        """The messages, the star and the dead letters."""
+        return {MESSAGES.table: MESSAGES, **super().lake_tables()}
+
+    def instead_of_restoring(self, table: str) -> str:
+        """None can be restored: what lands once stays, and the star is of all that landed."""
+        if table in (MESSAGES.table, f"quarantine.{MESSAGES.table}"):
+            return (
+                "the positions in the topic would not go back with it, so that what it lost would"
+                " not land again. Read it as of a version (docs/lake.md)"
+            )
+        return (
+            "the star is built of the messages that landed. Launch batch_pipeline, with anew: true"
+            " in the config of supply_chain_star, to build it of all of them"
+        )
+
     def questions(self, settings: Settings) -> "Iterator[Question]":
         """Whether broker and database answer."""
-        from retail_assets.resources.broker import BrokerResource
+        from retail_assets.resources.broker.resource import BrokerResource
         from retail_assets.resources.cloud_checks import Question
         from retail_assets.resources.operational_db import OperationalDbResource
 

@@ -37,7 +37,7 @@ from retail_assets.defs.supply_chain.contract import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from retail_assets.resources.broker import Message
+    from retail_assets.resources.broker.resource import Message
 
 # What is read at once: more leaves the processor's caches.
 _PIECE_BYTES = 8 * 1024**2

@@ -1,7 +1,7 @@
 """A CSV file as messages: which text its bytes are, which rows it has, what is sent of each.
 
 Here: reading the source, what never leaves it, and going on where a stream stopped. Not here: the
-broker and how it takes messages (resources/broker.py), what becomes of them (messages.py).
+broker and how it takes messages (resources/broker/resource.py), what becomes of them (messages.py).
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ import dagster as dg
 import pyarrow.parquet as pq
 from confluent_kafka import Producer
 
-from retail_assets.defs.supply_chain.contract import TOPIC
+from retail_assets.defs.supply_chain.contract import MESSAGES, TOPIC
 from retail_assets.defs.supply_chain.domain import SupplyChain
-from retail_assets.resources import broker_embedded
-from retail_assets.resources.broker import BrokerResource
-from retail_assets.resources.embedded_postgres import EmbeddedPostgres
-from retail_assets.resources.lake import LocalLake
+from retail_assets.resources.broker import embedded as broker_embedded
+from retail_assets.resources.broker.resource import BrokerResource
+from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.operational_db import OperationalDbResource
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.defs.supply_chain.test_messages import as_json, fields
@@ -81,12 +81,13 @@ class Shop:
     def landed(self) -> dict[Place, str]:
         """The ingest date of each message that lies in the lake as a row, by its place."""
         found: dict[Place, str] = {}
-        for file in (Path(self.settings.lake) / "raw_streaming" / TOPIC).glob("*/*.parquet"):
-            table = pq.read_table(file, columns=["partition", "offset"], partitioning=None)
+        for file in self.lake.table(MESSAGES).snapshot().files:
+            local = self.lake.local_file(file.name)
+            table = pq.read_table(local, columns=["partition", "offset"], partitioning=None)
             for row in table.to_pylist():
                 place = row["partition"], row["offset"]
                 assert place not in found
-                found[place] = file.parent.name.removeprefix("ingest_date=")
+                found[place] = file.key
         return found
 
     def in_database(self, table: str = TOPIC) -> dict[Place, str]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from retail_assets.defs.supply_chain.automation import (
     messages_config,
     star_config,
 )
-from retail_assets.defs.supply_chain.batches import Known, Landed, OpenBatch, Range, State
+from retail_assets.defs.supply_chain.batches import Landed
 from retail_assets.defs.supply_chain.contract import (
     DIM_CUSTOMER,
     DIM_DEPARTMENT,
@@ -44,6 +44,7 @@ from retail_assets.defs.supply_chain.contract import (
     DOMAIN,
     FACT_ORDER,
     LANDED,
+    MESSAGES,
     TOPIC,
 )
 from retail_assets.defs.supply_chain.sample import write_sample
@@ -330,22 +331,20 @@ def settings_of(most_lag: int, most_age_s: float) -> Settings:
     oldest_s=st.floats(0, 100),
     most_lag=st.integers(1, 100),
     most_age_s=st.floats(0.5, 100),
-    dropped=st.integers(0, 2),
 )
 def test_the_lag_check_warns_past_its_thresholds_and_names_each(
-    lag: dict[int, int], oldest_s: float, most_lag: int, most_age_s: float, dropped: int
+    lag: dict[int, int], oldest_s: float, most_lag: int, most_age_s: float
 ) -> None:
-    landed = Landed(lag=lag, oldest_s=oldest_s, dropped=(Range(0, 0, 1),) * dropped)
+    landed = Landed(lag=lag, oldest_s=oldest_s)
 
     found = check_lag(settings_of(most_lag, most_age_s), landed)
 
     text = found.description or ""
     too_much, too_old = sum(lag.values()) > most_lag, oldest_s > most_age_s
-    assert found.passed is not (too_much or too_old or dropped > 0)
+    assert found.passed is not (too_much or too_old)
     assert found.severity is dg.AssetCheckSeverity.WARN
     assert ("RETAIL_SUPPLY_CHAIN_MOST_LAG" in text) is too_much
     assert ("RETAIL_SUPPLY_CHAIN_MOST_AGE_S" in text) is too_old
-    assert (f"{dropped} ranges" in text) is (dropped > 0)
 
 
 def test_too_much_lag_warns_and_the_run_succeeds(
@@ -364,25 +363,6 @@ def test_too_much_lag_warns_and_the_run_succeeds(
         )
         assert shop.execute(MESSAGES_JOB, messages_config(ingest_date=DAY)).success
         assert len(shop.landed()) == 10
-
-
-def test_a_batch_that_a_broker_took_along_warns(shop: Shop) -> None:
-    """A run was killed between state and files, and the broker with it."""
-    shop.send([order_line(1)], 0)
-    shop.broker.incarnation(TOPIC)
-    gone = State(
-        {"gone": Known(datetime(2026, 1, 1), {})}, OpenBatch("gone", DAY, (Range(0, 0, 9),))
-    )
-    gone.write(shop.lake)
-
-    result = shop.execute(MESSAGES_JOB, messages_config(ingest_date=DAY))
-
-    assert result.success
-    found = check_of(result, LAG_CHECK)
-    assert not found.passed
-    assert "1 ranges" in (found.description or "") and "stream" in (found.description or "")
-    assert metadata_of(result, MESSAGES_KEY)["dropped_ranges"] == [[0, 0, 9]]
-    assert shop.landed() == {(0, 0): DAY}
 
 
 # ---- the star, and its load
@@ -478,30 +458,27 @@ def test_a_star_that_is_not_as_it_should_be_is_not_loaded(
     failed = [c for c in result.get_asset_check_evaluations() if not c.passed]
     assert [c.asset_key for c in failed] == [transformed_key(FACT_ORDER)]
     assert "3 rows have a department_id of no dimension" in (failed[0].description or "")
-    assert "_state/supply_chain/star.json" in (failed[0].description or "")
+    assert "the config anew: true" in (failed[0].description or "")
     keys = {event.asset_key for event in result.get_asset_materialization_events()}
     assert keys == set(map(transformed_key, LANDED))
     # What the check tells to do mends it.
-    shop.lake.delete("_state/supply_chain/star.json")
-    assert shop.execute(STAR_JOB).success
-    assert pq.read_table(file, partitioning=None).num_rows == 1
+    assert shop.execute(STAR_JOB, star_config(anew=True)).success
+    assert shop.lake.partition_rows(DIM_DEPARTMENT, [""]) == {"": 1}
 
 
 def test_a_star_that_lost_its_messages_is_refused_unless_that_is_meant(
     built: tuple[Shop, dg.ExecuteInProcessResult],
 ) -> None:
     shop, _ = built
-    for file in (Path(shop.settings.lake) / "raw_streaming").rglob("*.parquet"):
-        file.unlink()
-    shop.lake.delete("_state/supply_chain/star.json")
+    shop.lake.table(MESSAGES).commit([], remove=lambda _: True)
 
-    result = shop.execute(STAR_JOB)
+    result = shop.execute(STAR_JOB, star_config(anew=True))
 
     assert not result.success
     said = failure_of(result)
-    assert "supply_chain.fact_order has 3 rows and would have 0" in said
+    assert "3 of the 3 rows of supply_chain.fact_order are of messages that are gone" in said
     assert "--allow-emptying" in said and "allow_emptying: true" in said
-    result = shop.execute(STAR_JOB, star_config(allow_emptying=True))
+    result = shop.execute(STAR_JOB, star_config(anew=True, allow_emptying=True))
     assert result.success
     assert metadata_of(result, transformed_key(FACT_ORDER))["dagster/row_count"] == 0
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,12 +34,12 @@ from retail_assets.defs.supply_chain.automation import (
     ask,
     messages_wish,
 )
-from retail_assets.defs.supply_chain.batches import ROWS_TABLE, OpenBatch, Range, State
 from retail_assets.defs.supply_chain.contract import DIM_CUSTOMER, DOMAIN, LANDED, TOPIC
+from retail_assets.defs.supply_chain.operational_sink import OperationalSink
 from retail_assets.domain import MARTS_STAGE
 from retail_assets.requests import REQUEST_TAG
-from retail_assets.resources import broker_embedded
-from retail_assets.resources.broker import LostMessagesError
+from retail_assets.resources.broker import embedded as broker_embedded
+from retail_assets.resources.broker.resource import LostMessagesError
 from retail_assets.resources.operational_db import OperationalDbResource
 from retail_assets_tests.defs.supply_chain.shop import (
     Shop,
@@ -171,25 +170,41 @@ def test_a_broker_that_begins_anew_has_everything_to_land(shop: Shop) -> None:
     assert config["incarnation"] not in request.run_key
 
 
-def test_a_batch_that_was_left_open_is_finished_though_no_message_comes(shop: Shop) -> None:
-    """Killed after the lake had its files, and before the database had their rows."""
+@pytest.mark.parametrize("is_gone", [False, True])
+@pytest.mark.parametrize("job", [MESSAGES_JOB, DOMAIN])
+def test_a_batch_that_was_killed_is_finished_though_no_message_comes(
+    shop: Shop, job: str, is_gone: bool
+) -> None:
+    """After the lake had its rows, and before the database had; the broker may have gone too."""
     shop.send(map(order_line, range(5)), 0)
     (request,), _ = tick(shop)
-    assert shop.execute(MESSAGES_JOB, request.run_config, request.tags).success
-    state = State.read(shop.lake)
-    assert state is not None
-    incarnation = shop.broker.incarnation(TOPIC).id
-    replace(state, open=OpenBatch(incarnation, YESTERDAY, (Range(0, 0, 5),))).write(shop.lake)
-    with shop.database.connect() as connection:
-        connection.execute(f"delete from {ROWS_TABLE}".encode())
-    record(shop, MESSAGES_JOB, SUCCESS, request.tags)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OperationalSink, "insert", lambda *_: 1 / 0)
+        assert not shop.execute(MESSAGES_JOB, request.run_config).success
+    assert len(shop.landed()) == 5 and shop.in_database() == {}
+    record(shop, job, FAILURE, request.tags if job == MESSAGES_JOB else {})
+    if is_gone:
+        broker_embedded.let_go(Path(shop.broker.home))
+        assert shop.broker.address
 
     (rest,), _ = tick(shop, "2026-01-03")
-    assert rest.run_key != request.run_key
+    assert rest.job_name == MESSAGES_JOB and rest.run_key != request.run_key
     assert shop.execute(MESSAGES_JOB, rest.run_config, rest.tags).success
 
     assert shop.in_database() == {(0, n): YESTERDAY for n in range(5)}
     assert tick(shop) == ([], "every message has landed")
+
+
+def test_a_batch_that_cannot_be_finished_is_not_asked_for_without_end(shop: Shop) -> None:
+    assert shop.broker.address
+    record(shop, MESSAGES_JOB, FAILURE, {})  # a person's
+    for _ in range(3):
+        (request,), _ = tick(shop)
+        record(shop, MESSAGES_JOB, FAILURE, request.tags)
+
+    requests, reason = tick(shop)
+    assert requests == []
+    assert "failed 3 times: mend its cause and run it by hand" in reason
 
 
 @pytest.mark.parametrize("status", [STARTED, dg.DagsterRunStatus.NOT_STARTED])

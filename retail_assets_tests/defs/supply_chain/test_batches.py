@@ -6,10 +6,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,13 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Producer
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from retail_assets.defs.supply_chain import batches
-from retail_assets.defs.supply_chain.batches import (
-    DEAD_PREFIX,
-    LANDED_PREFIX,
-    STATE,
-    BrokerBehindError,
-    Known,
-    Landed,
-    OpenBatch,
-    Range,
-    State,
-    drain,
-    file_name,
-    landed_files,
-    plan_ranges,
-    read_positions,
-)
+from retail_assets.dataset import Dataset
+from retail_assets.defs.supply_chain import operational_sink
+from retail_assets.defs.supply_chain.batches import Landed, drain
 from retail_assets.defs.supply_chain.contract import (
     DEAD_LETTERS,
     GROUP,
@@ -45,11 +33,26 @@ from retail_assets.defs.supply_chain.contract import (
     TOPIC,
     WITHHELD_HEADER,
 )
-from retail_assets.resources import broker_embedded
-from retail_assets.resources.broker import BrokerResource, LostMessagesError, Watermark
-from retail_assets.resources.embedded_postgres import EmbeddedPostgres
-from retail_assets.resources.lake import BrokenStateError, LocalLake
+from retail_assets.defs.supply_chain.operational_sink import (
+    LETTERS_TABLE,
+    POSITIONS_TABLE,
+    ROWS_TABLE,
+    rebuild_messages,
+)
+from retail_assets.defs.supply_chain.positions import (
+    BrokerBehindError,
+    LakePositions,
+    Place,
+    Range,
+    plan_ranges,
+    read_positions,
+)
+from retail_assets.resources.broker import embedded as broker_embedded
+from retail_assets.resources.broker.resource import BrokerResource, LostMessagesError, Watermark
+from retail_assets.resources.lake.folder import LocalLake
+from retail_assets.resources.lake.tables import LakeTable, TransactionLostError
 from retail_assets.resources.operational_db import OperationalDbResource
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets_tests.defs.supply_chain.test_messages import as_json, fields
 
 DAY = "2026-01-02"
@@ -87,6 +90,15 @@ class Flow:
         """As where its owner was killed: the next to ask starts another."""
         broker_embedded.let_go(self.home)
 
+    def files(self, dataset: Dataset = MESSAGES) -> dict[str, int]:
+        """Files of a table of the lake by name, and their rows."""
+        return {file.name: file.rows for file in self.lake.table(dataset).snapshot().files}
+
+    def positions(self) -> dict[int, int]:
+        """How far the living incarnation has landed."""
+        at = self.broker.watermarks(TOPIC)
+        return read_positions(self.lake, self.broker.incarnation(TOPIC).id, at)
+
     def in_lake(self) -> dict[Identity, dict[str, str | None] | str | None]:
         """What each message is in the lake: fields by header, or the text of a dead letter.
 
@@ -95,13 +107,10 @@ class Flow:
         names = {c.name: c.header for c in SOURCE_COLUMNS}
         found: list[tuple[Identity, Any]] = []
         without: list[Identity] = []
-        for prefix, schema in (
-            (LANDED_PREFIX, MESSAGES.arrow_schema),
-            (DEAD_PREFIX, DEAD_LETTERS.arrow_schema),
-        ):
-            for entry in self.lake.list_objects(prefix):
-                table = pq.read_table(self.lake.local_file(entry.name), partitioning=None)
-                assert table.schema.equals(schema), entry.name
+        for dataset in (MESSAGES, DEAD_LETTERS):
+            for file in self.files(dataset):
+                table = pq.read_table(self.lake.local_file(file), partitioning=None)
+                assert table.schema.equals(dataset.arrow_schema), file
                 for row in table.to_pylist():
                     if row.get("row_stays"):
                         without.append((row["incarnation"], row["partition"], row["offset"]))
@@ -125,8 +134,8 @@ class Flow:
             rows, letters = (
                 connection.execute(f"{identity}, {what} from {table}".encode()).fetchall()
                 for what, table in (
-                    ("payload", batches.ROWS_TABLE),
-                    ("text", batches.LETTERS_TABLE),
+                    ("payload", ROWS_TABLE),
+                    ("text", LETTERS_TABLE),
                 )
             )
         found = {(str(i), int(p), int(o)): said for i, p, o, said in [*rows, *letters]}
@@ -177,18 +186,20 @@ def database() -> Iterator[OperationalDbResource]:
         EmbeddedPostgres.leave(home)
 
 
+@contextmanager
+def opened_flow(home: Path, database: OperationalDbResource) -> Iterator[Flow]:
+    """An empty home and an empty database."""
+    lake = LocalLake(root=str(home / "lake"))
+    found = Flow(home, lake, BrokerResource(servers="embedded", home=str(home)), database)
+    lose_database(found)
+    yield found
+    broker_embedded.let_go(home)
+
+
 @pytest.fixture
 def flow(tmp_path: Path, database: OperationalDbResource) -> Iterator[Flow]:
-    with database.connect() as connection:
-        connection.execute("drop schema if exists raw_streaming cascade")
-    home = tmp_path / "home"
-    yield Flow(
-        home,
-        LocalLake(root=str(home / "lake")),
-        BrokerResource(servers="embedded", home=str(home)),
-        database,
-    )
-    broker_embedded.let_go(home)
+    with opened_flow(tmp_path / "home", database) as found:
+        yield found
 
 
 # What comes next.
@@ -252,56 +263,53 @@ def test_a_broker_that_has_less_than_has_landed_is_waited_for() -> None:
         plan_ranges({0: 2, 1: 6}, marks)
 
 
-RANGES = st.builds(Range, st.integers(0, 99), st.integers(0, 10**15), st.integers(0, 10**15))
+# An incarnation may be any text without a slash; a number is at most what Kafka has.
+PLACES = st.builds(
+    Place,
+    st.from_regex(r"[0-9a-z_-]{1,40}", fullmatch=True),
+    st.builds(Range, st.integers(0, 10**5), st.integers(0, 2**63), st.integers(0, 2**63)),
+    st.dates().map(str),
+)
+
+
+@given(PLACES, st.from_regex(r"[0-9a-f]{16}", fullmatch=True))
+def test_a_name_says_what_a_file_has(place: Place, token: str) -> None:
+    name = place.file_name(token)
+    assert Place.of_file(f"{MESSAGES.location}/{name}") == place
+    assert name.startswith(f"ingest_date={place.ingest_date}/m-")  # never hidden
+    assert Place.of_file(name.replace("/m-", "/")) is None
 
 
 @given(
-    st.dictionaries(
-        st.text("0123456789abcdef", min_size=1),
-        st.builds(
-            Known,
-            st.datetimes(datetime(1970, 1, 1)),
-            st.dictionaries(st.integers(0, 99), st.integers(0, 2**60)),
-            st.lists(RANGES, max_size=2),
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.dictionaries(st.integers(0, 2), st.integers(0, 2**40), max_size=3),
         ),
-        min_size=1,
-        max_size=3,
+        max_size=4,
     ),
-    st.lists(RANGES, max_size=3).map(tuple),
-    st.booleans(),
+    st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1)),
 )
-def test_the_state_is_read_as_it_was_written(
-    known: dict[str, Known], ranges: tuple[Range, ...], is_open: bool
+@limits(deadline=None, max_examples=25)
+def test_positions_are_what_the_last_commits_made_them(
+    moves: list[tuple[str, dict[int, int]]], began: datetime
 ) -> None:
-    class Memory:
-        said: Any = None
-
-        def write_state(self, name: str, state: Mapping[str, Any]) -> None:
-            self.said = json.loads(json.dumps({name: state}))
-
-        def read_state(self, name: str) -> Any:
-            return self.said[name]
-
-    lake: Any = Memory()
-    state = State(known, OpenBatch(min(known), DAY, ranges) if is_open else None)
-    state.write(lake)
-    assert State.read(lake) == state
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {},
-        {"incarnations": [], "open": {"incarnation": "a", "ingest_date": DAY, "ranges": []}},
-        {"incarnations": [{"id": "a", "started_at": "x", "positions": {}}], "open": None},
-        {"incarnations": [{"id": "a"}], "open": None},
-        {"incarnations": 1, "open": None},
-    ],
-)
-def test_a_state_that_is_none_says_what_to_do(flow: Flow, content: dict[str, Any]) -> None:
-    flow.lake.write_state(STATE, content)
-    with pytest.raises(BrokenStateError, match=r"batches\.json.*Delete it.*from the names"):
-        flow.drain()
+    with tempfile.TemporaryDirectory() as home:
+        lake = LocalLake(root=home)
+        expected: dict[str, dict[int, int]] = {}
+        starts: dict[str, datetime] = {}
+        for incarnation, ends in moves:
+            found = LakePositions(lake, incarnation, range(3))
+            assert found.positions == expected.get(incarnation, {})
+            assert found.started_at == starts.get(incarnation)
+            if found.started_at is None:  # by a clock that stands still, or goes back
+                found.begin(None, began - timedelta(days=len(starts)), {})
+                assert found.started_at > max(starts.values(), default=datetime.min)
+            found.commit(ends, [], {})
+            starts[incarnation] = found.started_at
+            expected[incarnation] = expected.get(incarnation, {}) | ends
+        for incarnation, positions in expected.items():
+            assert read_positions(lake, incarnation, range(3)) == positions
 
 
 # Landing.
@@ -319,11 +327,9 @@ def test_messages_land_in_both_sinks_once(flow: Flow) -> None:
     assert 0 < landed.oldest_s < 60
     highs = {p: mark.high for p, mark in flow.broker.watermarks(TOPIC).items()}
     assert flow.broker.committed(TOPIC, GROUP) == highs
-    assert read_positions(flow.lake, str(landed.incarnation)) == highs
-    rows = [name for name in landed.files if name.startswith(LANDED_PREFIX)]
-    assert landed_files(flow.lake) == {
-        DAY: {name: flow.lake.path(name).stat().st_size for name in rows}
-    }
+    assert flow.positions() == highs
+    assert sorted(landed.files) == sorted({**flow.files(), **flow.files(DEAD_LETTERS)})
+    assert all(f"/ingest_date={DAY}/m-" in name for name in landed.files)
 
     again = flow.drain("2026-01-03")
     assert (again.messages, again.batches, again.files) == (0, 0, ())
@@ -335,20 +341,16 @@ def test_rows_say_who_they_are(flow: Flow) -> None:
     flow.drain()
     incarnation = flow.broker.incarnation(TOPIC)
     with flow.database.connect() as connection:
-        for table in (batches.ROWS_TABLE, batches.LETTERS_TABLE):
+        for table in (ROWS_TABLE, LETTERS_TABLE):
             sql = (
                 "select incarnation, topic, key, ingest_date::text,"
                 f" now() at time zone 'utc' - time < '1 minute' from {table}"
             )
             found = connection.execute(sql.encode()).fetchall()
-            key = "0" if table == batches.ROWS_TABLE else "1"
+            key = "0" if table == ROWS_TABLE else "1"
             assert found == [(incarnation.id, TOPIC, key, DAY, True)]
     assert incarnation.started_at is not None
-    (name,) = [
-        name
-        for name in landed_files(flow.lake)[DAY]
-        if pq.read_metadata(flow.lake.local_file(name)).num_rows
-    ]
+    (name,) = flow.files()
     (row,) = pq.read_table(flow.lake.local_file(name), partitioning=None).to_pylist()
     assert row["message_order"].startswith(f"{incarnation.started_at:%Y%m%dT%H%M%S%f}-")
 
@@ -417,10 +419,10 @@ def test_an_error_ends_following_at_once(flow: Flow, monkeypatch: pytest.MonkeyP
     """The thread that waits for more does not keep the failed one."""
     flow.send(mixed(100))
 
-    def fail(*_: object) -> None:
+    def fill_up(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(LocalLake, "put_file", fail)
+    monkeypatch.setattr(LocalLake, "put_files", fill_up)
     began = time.monotonic()
     with pytest.raises(OSError, match="no space left"):
         flow.drain(follow=lambda: True)
@@ -461,173 +463,233 @@ class Cut(Exception):  # noqa: N818
     """The end of a run, at a step."""
 
 
-def cut(patch: pytest.MonkeyPatch, step: str, after: int, *, done: bool) -> None:
-    """Let the step fail at its call number ``after``, when it is ``done`` or before."""
-    calls = Counter[str]()
-
-    def fails(function: Callable[..., Any]) -> Callable[..., Any]:
-        def instead(*args: Any, **named: Any) -> Any:
-            calls[step] += 1
-            if calls[step] == after and not done:
-                raise Cut
-            result = function(*args, **named)
-            if calls[step] == after:
-                raise Cut
-            return result
-
-        return instead
-
-    if step in ("state", "closed"):
-        write = State.write
-
-        def write_or_fail(state: State, lake: Any) -> None:
-            if (state.open is None) == (step == "closed"):
-                fails(write)(state, lake)
-            else:
-                write(state, lake)
-
-        patch.setattr(State, "write", write_or_fail)
-    elif step == "put":
-        patch.setattr(LocalLake, "put_file", fails(LocalLake.put_file))
-    elif step == "insert":
-        patch.setattr(batches, "insert_new", fails(batches.insert_new))
-    elif step == "database":
-        patch.setattr(psycopg.Connection, "commit", fails(psycopg.Connection.commit))
-    else:
-        patch.setattr(BrokerResource, "commit", fails(BrokerResource.commit))
+def fail(*_: object) -> None:
+    raise Cut
 
 
-def drain_and_cut(flow: Flow, step: str, after: int, *, done: bool, **how: Any) -> None:
-    """A drain that ends at a step."""
+# The steps of a batch, in order: what does each, and at which of its calls.
+STEPS: dict[str, tuple[Any, str, int]] = {
+    "put": (LocalLake, "put_files", 1),
+    "letters": (LakeTable, "commit", 1),
+    "rows": (LakeTable, "commit", 2),
+    "insert": (operational_sink, "insert_new", 1),
+    "insert letters": (operational_sink, "insert_new", 2),
+    "database": (psycopg.Connection, "commit", 2),  # once its tables were made
+    "broker": (BrokerResource, "commit", 1),
+}
+
+
+def drain_and_cut(flow: Flow, step: str, *, done: bool, **how: Any) -> None:
+    """A first drain that ends at a step: when it is ``done``, or before."""
+    owner, name, last = STEPS[step]
+    function = getattr(owner, name)
+    calls = 0
+
+    def instead(*args: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == last and not done:
+            raise Cut
+        result = function(*args, **named)
+        if calls == last:
+            raise Cut
+        return result
+
     with pytest.MonkeyPatch.context() as patch:
-        cut(patch, step, after, done=done)
+        patch.setattr(owner, name, instead)
         with pytest.raises(Cut):
             flow.drain(**how)
 
 
-WITHIN_FILES = [("put", 1, False), *(("put", after, True) for after in range(1, 8))]
-MOMENTS = [
-    *(("state", after, done) for after, done in [(1, False), (1, True), (2, True)]),
-    *WITHIN_FILES,
-    *(("insert", after, done) for after, done in [(1, False), (1, True), (2, True)]),
-    *((step, 1, done) for step in ("database", "commit", "closed") for done in (False, True)),
-]
-AFTERWARDS = [
-    *((moment, then) for moment in MOMENTS for then in ("", "state lost")),
-    *(
-        (moment, then)
-        for moment in [("state", 1, True), *WITHIN_FILES, ("database", 1, False)]
-        for then in ("broker gone", "both")
-    ),
-]
+def lose_database(flow: Flow) -> None:
+    with flow.database.connect() as connection:
+        connection.execute("drop schema if exists raw_streaming cascade")
 
 
-@pytest.mark.parametrize(("moment", "then"), AFTERWARDS)
+@pytest.mark.parametrize("then", ["", "database lost", "broker gone", "both"])
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("step", STEPS)
 def test_a_batch_that_was_cut_short_lands_once(
-    flow: Flow, moment: tuple[str, int, bool], then: str
+    flow: Flow, step: str, done: bool, then: str
 ) -> None:
-    """At each step; and where the state is lost since, or the broker, or both."""
-    step, after, done = moment
-    flow.send(mixed(120, seed=after))
+    """At each step; and where the database is lost since, or the broker, or both."""
+    flow.send(mixed(120, seed=len(step)))
     sent = flow.sent()
-    drain_and_cut(flow, step, after, done=done, most_messages=60)
-    state = State.read(flow.lake)
-    if then in ("state lost", "both"):
-        flow.lake.delete(f"_state/{STATE}.json")
+    drain_and_cut(flow, step, done=done, most_messages=60)
+    reached = flow.positions()
+    if then in ("database lost", "both"):
+        lose_database(flow)
     if then in ("broker gone", "both"):
         flow.end_broker()
         landed = flow.drain("2026-01-03")
         # What had not come into the lake is nowhere; what had is in both, and whole.
-        found = flow.in_lake()
-        assert found.items() <= {at: said(value) for at, value in sent.items()}.items()
-        if found:
-            assert flow.in_database() == found
-        for part in landed.dropped:
-            assert not {at for at in found if at[1] == part.partition and at[2] >= part.start}
+        there = {at: value for at, value in sent.items() if at[2] < reached.get(at[1], 0)}
+        assert flow.in_lake().keys() == there.keys()
+        if there:  # else nothing was ever asked of the database
+            flow.assert_once(there)
+        assert landed.messages == landed.recovered
         flow.send(mixed(50, seed=99))
         new = flow.sent()
         flow.drain("2026-01-03")
         assert not new.keys() & sent.keys()
-        flow.assert_once({at: value for at, value in sent.items() if at in found} | new)
+        flow.assert_once(there | new)
         return
-    flow.drain("2026-01-03")
+    landed = flow.drain("2026-01-03")
     flow.assert_once(sent)
+    recovered = 0 if then == "" and (step, done) in IN_BOTH else sum(reached.values())
+    assert landed.recovered == recovered
     highs = {p: mark.high for p, mark in flow.broker.watermarks(TOPIC).items()}
     assert flow.broker.committed(TOPIC, GROUP) == highs
-    if then == "" and state is not None and state.open is not None:
-        of_day = landed_files(flow.lake)[DAY]  # and not of the day on which it was finished
-        incarnation = state.open.incarnation
-        names = {file_name(LANDED_PREFIX, DAY, incarnation, of) for of in state.open.ranges}
-        assert names <= of_day.keys()
     # Nothing is left to do, and nothing changes.
-    before = {path: path.read_bytes() for path in flow.home.glob("lake/[!_]*/**/*.parquet")}
-    assert flow.drain("2026-01-04").messages == 0
-    assert before == {path: path.read_bytes() for path in flow.home.glob("lake/[!_]*/**/*.parquet")}
+    before = flow.files(), flow.files(DEAD_LETTERS)
+    again = flow.drain("2026-01-04")
+    assert (again.messages, again.inserted) == (0, 0)
+    assert before == (flow.files(), flow.files(DEAD_LETTERS))
     flow.assert_once(sent)
 
 
-def test_of_what_is_dropped_no_half_stays(flow: Flow) -> None:
-    """Dead letters come first: without their rows they are taken back."""
+IN_BOTH = {("database", True), ("broker", False), ("broker", True)}
+
+
+def test_dead_letters_whose_rows_never_came_are_taken_out(flow: Flow) -> None:
+    """Else they would be there twice: their messages are read again, in another range."""
+    flow.send(mixed(60, seed=4))
+    sent = flow.sent()
+    drain_and_cut(flow, "letters", done=True)
+    left = flow.files(DEAD_LETTERS)
+    assert left and not flow.files()
+    flow.drain(most_messages=7)
+    flow.assert_once(sent)
+    assert not left.keys() & flow.files(DEAD_LETTERS).keys()
+
     flow.send([b"hello"] * 40)
-    drain_and_cut(flow, "put", 1, done=True)
-    (half,) = flow.lake.list_objects(DEAD_PREFIX)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LakePositions, "commit", fail)
+        with pytest.raises(Cut):
+            flow.drain()
+    assert len(flow.in_lake()) == 100
     flow.end_broker()
-    landed = flow.drain()
-    assert landed.dropped
-    assert sum(of.end - of.start for of in landed.dropped) == 40
-    assert not flow.lake.exists(half.name)
-    assert list(flow.lake.list_objects(DEAD_PREFIX)) == []
-
-
-def test_half_a_batch_of_older_rules_is_replaced(flow: Flow) -> None:
-    """What was a dead letter when the run was killed is a row by now."""
-    flow.send(mixed(30, seed=4))
-    drain_and_cut(flow, "put", 1, done=True)
-    (half,) = flow.lake.list_objects(DEAD_PREFIX)
-    state = State.read(flow.lake)
-    assert state is not None and state.open is not None
-    others = [file_name(DEAD_PREFIX, DAY, state.open.incarnation, of) for of in state.open.ranges]
-    for name in others:
-        if name != half.name:
-            flow.lake.path(name).write_bytes(flow.lake.path(half.name).read_bytes())
     flow.drain()
+    flow.assert_once(sent)
+
+
+def test_a_writer_whose_lock_was_lost_adds_nothing(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both read the same messages; the second to commit finds that another went on."""
+    flow.send(mixed(100))
+    monkeypatch.setattr(LocalLake, "lock", lambda *_: nullcontext())
+    commit = LakePositions.commit
+
+    def commit_late(*args: Any) -> None:
+        monkeypatch.setattr(LakePositions, "commit", commit)
+        assert flow.drain(most_messages=30).messages == 100
+        commit(*args)
+
+    monkeypatch.setattr(LakePositions, "commit", commit_late)
+    with pytest.raises(TransactionLostError):
+        flow.drain()
     flow.assert_once(flow.sent())
 
 
-def test_dead_letters_of_an_earlier_version_are_loaded_again(flow: Flow) -> None:
-    """Their files do not say whether rows stay: none did."""
-    flow.send([b"hello", as_json(fields())] * 5)
-    sent = flow.sent()
-    flow.drain()
-    for entry in flow.lake.list_objects(DEAD_PREFIX):
-        file = flow.lake.path(entry.name)
-        pq.write_table(pq.read_table(file, partitioning=None).drop_columns("row_stays"), file)
-    with flow.database.connect() as connection:
-        connection.execute("drop schema raw_streaming cascade")
-        connection.commit()
-    flow.lake.delete(f"_state/{STATE}.json")
-
-    flow.drain()
-
-    assert flow.in_database() == {at: said(value) for at, value in sent.items()}
+@given(st.integers(0, 2**32), st.data())
+@limits(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_database_that_is_behind_gets_what_it_lacks(
+    database: OperationalDbResource, seed: int, data: st.DataObject
+) -> None:
+    """From any position of each partition on, within a file or between two."""
+    with tempfile.TemporaryDirectory() as home, opened_flow(Path(home), database) as flow:
+        flow.send(mixed(60, seed))
+        flow.drain(most_messages=25)
+        ends = flow.positions()
+        kept = {p: data.draw(st.integers(0, end)) for p, end in ends.items()}
+        with database.connect() as connection:
+            for partition, position in kept.items():
+                for table in (ROWS_TABLE, LETTERS_TABLE):
+                    sql = f'delete from {table} where partition = %s and "offset" >= %s'
+                    connection.execute(sql.encode(), [partition, position])
+                sql = f"update {POSITIONS_TABLE} set next_offset = %s where partition = %s"
+                connection.execute(sql.encode(), [position, partition])
+        assert flow.drain().inserted == sum(ends.values()) - sum(kept.values())
+        flow.assert_once(flow.sent())
 
 
 def test_ranges_of_dead_letters_only_count_as_landed(flow: Flow) -> None:
-    """Their file of rows has none, and still says when the incarnation began."""
+    """They have no file of rows: the position alone says so, and when the incarnation began."""
     flow.send([b"hello"] * 30)
     landed = flow.drain()
-    assert (landed.good, landed.bad) == (0, 30)
-    positions = read_positions(flow.lake, str(landed.incarnation))
-    flow.lake.delete(f"_state/{STATE}.json")
+    assert (landed.good, landed.bad, flow.files()) == (0, 30, {})
+    positions = flow.positions()
     flow.send([as_json(fields())])
     assert flow.drain().messages == 1
     flow.assert_once(flow.sent())
-    after = read_positions(flow.lake, str(landed.incarnation))
-    assert sum(after.values()) == sum(positions.values()) + 1
-    state = State.read(flow.lake)
-    assert state is not None
-    (known,) = state.incarnations.values()
-    assert known.started_at == flow.broker.incarnation(TOPIC).started_at
+    assert sum(flow.positions().values()) == sum(positions.values()) + 1
+    incarnation = flow.broker.incarnation(TOPIC)
+    assert LakePositions(flow.lake, incarnation.id, []).started_at == incarnation.started_at
+
+
+def test_the_history_says_what_each_batch_brought(flow: Flow) -> None:
+    flow.send([as_json(fields(latitude=NORTH)), b"hello", as_json(fields())])
+    landed = flow.drain(told={"run_id": "a-run"})
+    for dataset in (MESSAGES, DEAD_LETTERS):
+        (commit,) = flow.lake.table(dataset).history()
+        said_there = {name: commit.told[name] for name in HISTORY}
+        assert said_there == dict(zip(HISTORY, ("a-run", "3", "2", "1", "1"), strict=True))
+        source = commit.told["source"]
+        assert source.startswith(f"{TOPIC}, incarnation {landed.incarnation}: ")
+        ends = {
+            int(each.split(":")[0]): int(each.split("-")[1])
+            for each in source.split(": ")[1].split(",")
+        }
+        assert ends == {p: at for p, at in flow.positions().items() if at}
+
+
+HISTORY = ("run_id", "rows_read", "rows_written", "quarantined", "values_left_out")
+
+
+# The database, filled anew.
+
+
+def test_a_rebuild_fills_the_database_with_what_the_lake_has(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything: dict[Identity, bytes | None] = {}
+    for seed in range(2):
+        flow.send(mixed(60, seed))
+        everything |= flow.sent()
+        flow.drain(most_messages=40)
+        flow.end_broker()
+    with flow.database.connect() as connection:
+        connection.execute(f"update {ROWS_TABLE} set payload = '{{}}', key = 'old'".encode())
+        connection.execute(f"delete from {LETTERS_TABLE}".encode())
+    old = flow.in_database()
+    assert old
+    insert = operational_sink.insert_new
+    seen: list[Any] = []
+
+    def insert_and_look(*args: Any) -> int:
+        inserted = insert(*args)
+        seen.append(flow.in_database())
+        return inserted
+
+    monkeypatch.setattr(operational_sink, "insert_new", insert_and_look)
+    rows = rebuild_messages(flow.lake, flow.database)
+    assert len(seen) > 2 and all(each == old for each in seen)  # until it is all there
+    assert rows == sum(isinstance(said(value), dict) for value in everything.values())
+    flow.assert_once(everything)
+    flow.send(mixed(20))
+    everything |= flow.sent()
+    assert flow.drain().recovered == 0
+    flow.assert_once(everything)
+
+
+def test_a_rebuild_that_fails_changes_nothing(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow.send(mixed(60))
+    flow.drain()
+    monkeypatch.setattr(operational_sink, "insert_new", fail)
+    with pytest.raises(Cut):
+        rebuild_messages(flow.lake, flow.database)
+    flow.assert_once(flow.sent())
 
 
 def test_what_the_broker_forgot_is_committed_again(flow: Flow) -> None:
@@ -651,10 +713,10 @@ def test_incarnations_follow_each_other(flow: Flow) -> None:
         flow.drain(day)
         flow.end_broker()
     flow.assert_once(everything)
-    for _, names in sorted(landed_files(flow.lake).items()):
-        tables = [pq.read_table(flow.lake.local_file(n), partitioning=None) for n in names]
+    for day, files in groupby(flow.files(), lambda name: Path(name).parent.name):
+        tables = [pq.read_table(flow.lake.local_file(n), partitioning=None) for n in files]
         found = sorted(o for table in tables for o in table.column("message_order").to_pylist())
-        assert not orders or orders[-1] < found[0]
+        assert not orders or orders[-1] < found[0], day
         orders = found
 
 
@@ -687,23 +749,8 @@ def test_a_loss_is_an_error_until_it_is_accepted(flow: Flow) -> None:
     assert accepted.lost == (Range(0, position, low),)
     flow.assert_once(flow.sent() | {at: as_json(fields()) for at in landed})
     assert flow.drain().lost == ()
-    state = State.read(flow.lake)
-    assert state is not None
-    (known,) = state.incarnations.values()
-    assert known.lost == [Range(0, position, low)]
-
-
-def test_an_open_batch_whose_messages_are_lost_is_an_error_until_accepted(flow: Flow) -> None:
-    overflow(flow, 20)
-    drain_and_cut(flow, "state", 1, done=True)
-    overflow(flow, 1500)
-    with pytest.raises(LostMessagesError, match="accept_loss"):
-        flow.drain()
-    low = flow.broker.watermarks(TOPIC)[0].low
-    landed = flow.drain(accept_loss=True)
-    assert landed.dropped == (Range(0, 0, 20),)
-    assert landed.lost == (Range(0, 0, low),)
-    flow.assert_once(flow.sent())
+    told = [commit.told.get("accepted_loss") for commit in flow.lake.table(MESSAGES).history()]
+    assert [each for each in told if each] == [f"[[0, {position}, {low}]]"]
 
 
 def test_what_is_withheld_is_in_no_stored_byte(flow: Flow) -> None:
@@ -718,27 +765,10 @@ def test_what_is_withheld_is_in_no_stored_byte(flow: Flow) -> None:
     )
     assert flow.drain().bad == 3
     with flow.database.connect() as connection:
-        rows = connection.execute(f"select * from {batches.LETTERS_TABLE}".encode()).fetchall()
+        rows = connection.execute(f"select * from {LETTERS_TABLE}".encode()).fetchall()
     kept = repr(rows) + repr(flow.in_lake())
     for path in flow.home.glob("lake/**/*"):
         if path.is_file():
             kept += path.read_bytes().decode("latin-1")
     assert secret not in kept
     assert "customerpassword" not in "".join(filter(str.isalpha, kept.lower()))
-
-
-def test_names_tell_what_a_file_has() -> None:
-    of = Range(3, 10, 25)
-    name = file_name(LANDED_PREFIX, DAY, "0f-3c", of)
-    assert name == (
-        "raw_streaming/supply_chain_data/ingest_date=2026-01-02/0f-3c-supply_chain_data-3-10-25.parquet"
-    )
-    match = batches._NAME.search(name)
-    assert match is not None
-    assert match.groupdict() == {
-        "date": DAY,
-        "incarnation": "0f-3c",
-        "partition": "3",
-        "start": "10",
-        "end": "25",
-    }

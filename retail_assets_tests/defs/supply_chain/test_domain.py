@@ -6,21 +6,33 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from confluent_kafka import Producer
 
+from retail_assets.commands.run import rebuild_table
 from retail_assets.commands.status import shown_settings
 from retail_assets.defs.supply_chain.automation import messages_config
-from retail_assets.defs.supply_chain.contract import DOMAIN, FACT_ORDER, LANDED, TOPIC
+from retail_assets.defs.supply_chain.batches import drain
+from retail_assets.defs.supply_chain.contract import (
+    DOMAIN,
+    FACT_ORDER,
+    LANDED,
+    MESSAGES,
+    STREAMING,
+    TOPIC,
+)
 from retail_assets.defs.supply_chain.domain import SupplyChain
+from retail_assets.defs.supply_chain.operational_sink import LETTERS_TABLE, ROWS_TABLE
 from retail_assets.domain import Domain, Execution, PlanError
 from retail_assets.errors import PermanentError, TransientError
-from retail_assets.resources import broker_embedded
-from retail_assets.resources.broker import BrokerResource
+from retail_assets.resources.broker import embedded as broker_embedded
+from retail_assets.resources.broker.resource import BrokerResource
 from retail_assets.resources.cloud_checks import Question
-from retail_assets.resources.embedded_postgres import EmbeddedPostgres
-from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake import open_lake
 from retail_assets.resources.operational_db import OperationalDbResource
-from retail_assets.resources.warehouse import WarehouseResource
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
+from retail_assets.resources.warehouse import open_warehouse
 from retail_assets.settings import Settings, load_settings
+from retail_assets_tests.defs.supply_chain.shop import order_line
 
 SUPPLY_CHAIN = SupplyChain()
 PASSWORD = "hunter2"
@@ -99,7 +111,7 @@ def test_what_is_offered_is_a_domain(settings: Settings) -> None:
 
 
 def test_before_the_first_message_there_is_nothing(settings: Settings) -> None:
-    lake, warehouse = LakeResource.of(settings), WarehouseResource.of(settings)
+    lake, warehouse = open_lake(settings), open_warehouse(settings)
 
     assert SUPPLY_CHAIN.count_rows(lake) == {}
     plan = SUPPLY_CHAIN.plan_marts(warehouse)
@@ -107,6 +119,28 @@ def test_before_the_first_message_there_is_nothing(settings: Settings) -> None:
     assert plan.versions == {dataset: {} for dataset in LANDED}
     with pytest.raises(PermanentError, match="holds nothing processed"):
         SUPPLY_CHAIN.rebuild(settings, FACT_ORDER)
+    with pytest.raises(PlanError, match="holds no message"):
+        rebuild_table(settings, MESSAGES.table)
+    assert not (settings.home / "postgres").exists()
+
+
+def test_a_rebuild_of_the_messages_fills_the_database_again(settings: Settings) -> None:
+    lake, database = open_lake(settings), OperationalDbResource.of(settings)
+    broker = BrokerResource.of(settings)
+    producer = Producer({"bootstrap.servers": broker.address})
+    for number in range(4):
+        producer.produce(TOPIC, order_line(number) if number else b"torn")
+    assert producer.flush(30) == 0
+    drain(lake, broker, database, ingest_date="2026-01-02")
+    with database.connect() as connection:
+        connection.execute(f"drop schema {STREAMING} cascade".encode())
+
+    assert rebuild_table(settings, MESSAGES.table) == 3
+
+    with database.connect() as connection:
+        for table, rows in ((ROWS_TABLE, 3), (LETTERS_TABLE, 1)):
+            found = connection.execute(f"select count(*) from {table}".encode()).fetchone()
+            assert found == (rows,)
 
 
 # ---- doctor and status
@@ -131,8 +165,6 @@ def test_doctor_starts_no_broker(settings: Settings) -> None:
 
 
 def test_doctor_finds_the_broker_that_runs(settings: Settings) -> None:
-    from confluent_kafka import Producer
-
     address = BrokerResource.of(settings).address
     producer = Producer({"bootstrap.servers": address})
     producer.produce(TOPIC, b"{}")

@@ -37,7 +37,7 @@ from retail_assets.defs.supply_chain.messages import (
     read_message,
     read_time,
 )
-from retail_assets.resources.broker import Message
+from retail_assets.resources.broker.resource import Message
 
 INCARNATION = "0f3c"
 STARTED_AT = datetime(2026, 1, 2, 3, 4, 5, 678)

@@ -31,7 +31,7 @@ from retail_assets.defs.supply_chain.contract import (
     LANDED,
     WITHHELD_HEADER,
 )
-from retail_assets.resources.dbt import dbt_build, run_dbt
+from retail_assets.resources.dbt.project import dbt_build, run_dbt
 from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
 
 Json = dict[str, Any]

@@ -48,8 +48,8 @@ from retail_assets.defs.supply_chain.stream import (
     read_messages,
     stream_file,
 )
-from retail_assets.resources import broker_embedded
-from retail_assets.resources.broker import BrokerResource, Message, StalledConsumerError
+from retail_assets.resources.broker import embedded as broker_embedded
+from retail_assets.resources.broker.resource import BrokerResource, Message, StalledConsumerError
 
 SECRET = "hunter2-Ünïque"
 NAMES = [column.header for column in SOURCE_COLUMNS]
@@ -877,7 +877,7 @@ _CHILD = """
 import sys, time
 from pathlib import Path
 from retail_assets.defs.supply_chain import stream
-from retail_assets.resources.broker import BrokerResource
+from retail_assets.resources.broker.resource import BrokerResource
 
 stream._SAVE_EVERY_S = 0.0
 home, file = sys.argv[1:]
