@@ -229,7 +229,7 @@ def quarantine(
 def rebuild(
     table: Annotated[str, typer.Argument(help="for example online_retail.online_retail_data")],
 ) -> None:
-    """Re-create a warehouse table from the processed partitions, by its contract."""
+    """Re-create a table of the warehouse, or PostgreSQL's messages, from the lake."""
     from retail_assets.commands.run import RunFailed, rebuild_table
 
     try:
@@ -239,13 +239,63 @@ def rebuild(
     typer.echo(f"{table}: {rows:,} rows")
 
 
+TableName = Annotated[
+    str, typer.Argument(metavar="TABLE", help="such as malaysian_coffee_chain.sales")
+]
+
+
+@app.command()
+def history(
+    table: TableName,
+    limit: Annotated[int, typer.Option(min=1, help="versions to show")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON document")] = False,
+) -> None:
+    """List a lake table's versions, the latest first: run, rows, source, and if it can be had."""
+    from retail_assets.commands.memory import read_history, to_json
+
+    found = read_history(_settings(), table, limit)
+    if as_json:
+        typer.echo(to_json(table, found))
+        return
+    from retail_assets.commands.tables import print_history
+
+    print_history(table, found)
+
+
+@app.command()
+def restore(
+    table: TableName,
+    version: Annotated[int, typer.Option(min=0, help="as `history` numbers them")],
+) -> None:
+    """Make a lake table, and its quarantine, what they were as of a version."""
+    from retail_assets.commands.memory import restore_table
+    from retail_assets.commands.tables import print_restored
+
+    print_restored(table, version, restore_table(_settings(), table, version))
+
+
+@app.command()
+def vacuum(
+    table: Annotated[
+        str | None, typer.Argument(metavar="[TABLE]", help="default: every table of the lake")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="count, and delete nothing")] = False,
+) -> None:
+    """Delete the files of lake tables that no kept version has (RETAIL_LAKE_HISTORY_DAYS)."""
+    from retail_assets.commands.memory import vacuum_tables
+
+    done = "would be deleted" if dry_run else "deleted"
+    for freed in vacuum_tables(_settings(), table, dry_run=dry_run):
+        typer.echo(f"{freed.table}: {freed.files:,} files, {freed.size:,} bytes {done}")
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )
 def dbt(context: typer.Context) -> None:
     """Run dbt on the project and the warehouse of the settings, e.g. `dbt docs generate`."""
-    from retail_assets.resources.dbt import run_dbt
+    from retail_assets.resources.dbt.project import run_dbt
 
     raise SystemExit(run_dbt(_settings(), context.args))
 

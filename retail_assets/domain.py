@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from retail_assets.resources.cloud_checks import Question
-    from retail_assets.resources.dbt import Windows
+    from retail_assets.resources.dbt.project import Windows
     from retail_assets.resources.lake import LakeResource
     from retail_assets.resources.warehouse import WarehouseResource
 
@@ -101,15 +101,15 @@ class Domain(ABC):
     Attributes:
         name: its name, and that of its folder, its asset group and its folder of dbt models.
         datasets: the landed tables that it owns in the warehouse.
-        lake_takes_all_cores: a run's dbt then parses when an asset asks for it, after the lake,
-            rather than at once.
+        beside_warehouse: tables of the lake that ``rebuild`` fills another system from.
+                rather than at once.
         loads_by_the_clock: its landed tables are materialized whether or not there is news: to
             Dagster what is built of them is then stale by data versions alone, not by time.
     """
 
     name: ClassVar[str]
     datasets: ClassVar[tuple[Dataset, ...]]
-    lake_takes_all_cores: ClassVar[bool] = False
+    beside_warehouse: ClassVar[tuple[Dataset, ...]] = ()
     loads_by_the_clock: ClassVar[bool] = False
 
     @abstractmethod
@@ -189,9 +189,11 @@ class Domain(ABC):
     def count_rows(self, lake: "LakeResource") -> dict[str, int]:
         """Rows of its assets in the lake, by ``schema.name`` of the asset; without those absent."""
 
-    @abstractmethod
     def lake_versions(self, lake: "LakeResource", dataset: Dataset) -> dict[str, str]:
         """Fingerprint of every partition that the lake has of one of ``datasets``."""
+        from retail_assets import landing
+
+        return landing.lake_versions(lake, dataset)
 
     def rebuild(self, settings: Settings, dataset: Dataset) -> int:
         """Create one of ``datasets`` in the warehouse anew from the lake; returns its rows.
@@ -200,20 +202,37 @@ class Domain(ABC):
             PlanError: the lake has nothing processed for it.
         """
         from retail_assets import landing
-        from retail_assets.resources.lake import LakeResource
-        from retail_assets.resources.warehouse import WarehouseResource
+        from retail_assets.resources.lake import open_lake
+        from retail_assets.resources.warehouse import open_warehouse
 
-        lake = LakeResource.of(settings)
+        lake = open_lake(settings)
         versions = self.lake_versions(lake, dataset)
         if not versions:
             raise PlanError(
                 f"{lake.root} holds nothing processed. Run: retail-assets run {self.name}"
             )
-        return landing.rebuild(lake, WarehouseResource.of(settings), dataset, versions)
+        return landing.rebuild(lake, open_warehouse(settings), dataset, versions)
 
     def quarantines(self) -> Sequence[QuarantineTable]:
         """The tables that have a quarantine, and how to read it."""
         return ()
+
+    def lake_tables(self) -> Mapping[str, Dataset]:
+        """Its tables in the lake, by the name that commands take: a quarantine's by its table's."""
+        return {
+            **{dataset.table: dataset for dataset in self.datasets},
+            **{f"quarantine.{x.table}": x.dataset for x in self.quarantines()},
+        }
+
+    def instead_of_restoring(self, table: str) -> str:
+        """What to do in place of restoring one of ``lake_tables``; "" where it can be restored.
+
+        That can a table whose partitions are of a source, each with its ledger.
+        """
+        of = table.removeprefix("quarantine.")
+        if of == table:
+            return ""
+        return f"it goes back with its table. Run: retail-assets restore {of} --version N"
 
     def questions(self, settings: Settings) -> "Iterable[Question]":
         """What ``doctor`` asks of its own outside systems."""

@@ -16,7 +16,7 @@ from typing import NoReturn
 from retail_assets.defs.registry import domains
 from retail_assets.errors import PermanentError
 from retail_assets.instance import open_instance, prepare_instance
-from retail_assets.resources.dbt import prepare_project
+from retail_assets.resources.dbt.project import prepare_project
 from retail_assets.settings import PROJECT_ROOT, Settings
 
 _HOST = "127.0.0.1"
@@ -150,5 +150,5 @@ def _keep_broker(settings: Settings) -> None:
 
     The UI's runs, the sensor and commands in other terminals then share it.
     """
-    keeper = [sys.executable, "-m", "retail_assets.resources.broker_keeper"]
+    keeper = [sys.executable, "-m", "retail_assets.resources.broker.keeper"]
     subprocess.Popen([*keeper, "--home", str(settings.home), "--parent", str(os.getpid())])

@@ -108,9 +108,9 @@ def _lake(settings: Settings) -> str:
 
 
 def _warehouse(settings: Settings) -> str:
-    from retail_assets.resources.warehouse import DuckDBWarehouse
+    from retail_assets.resources.warehouse import open_warehouse
 
-    warehouse = DuckDBWarehouse.of(settings)
+    warehouse = open_warehouse(settings)
     existed = settings.warehouse_path.exists()
     ((found,),) = warehouse.query("select version()", timeout_s=_WAIT_S)
     if not existed:
@@ -120,7 +120,7 @@ def _warehouse(settings: Settings) -> str:
 
 
 def _dbt(settings: Settings) -> str:
-    from retail_assets.resources.dbt import prepare_project
+    from retail_assets.resources.dbt.project import prepare_project
 
     prepare_project(settings)
     return f"dbt-core {version('dbt-core')}, project parsed"

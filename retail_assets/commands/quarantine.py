@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from retail_assets.defs.registry import domains
 from retail_assets.domain import QuarantineTable
 from retail_assets.errors import PermanentError, TransientError
-from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake import LakeResource, open_lake
 from retail_assets.settings import Settings
 
 _SAMPLES = 3
@@ -96,7 +96,7 @@ def read_quarantine(
             f"{asked!r} is no table that has a quarantine; one of: {names}; or a domain:"
             f" {', '.join(tables)}"
         )
-    lake = LakeResource.of(settings)
+    lake = open_lake(settings)
     return [_read(lake, table, personal) for table in chosen]
 
 
@@ -116,7 +116,7 @@ class _Counted(NamedTuple):
 
 
 def _read(lake: LakeResource, table: QuarantineTable, personal: bool) -> TableQuarantine:
-    names = lake.table_files("quarantine", table.dataset)
+    names = [file.name for file in lake.table(table.dataset).snapshot().filled()]
     if not names:
         return TableQuarantine(table.table, [])
     import duckdb
@@ -126,7 +126,7 @@ def _read(lake: LakeResource, table: QuarantineTable, personal: bool) -> TableQu
         found = _count(files, names, table.places)
     except (duckdb.IOException, duckdb.InvalidInputException, FileNotFoundError) as error:
         raise UnreadQuarantineError(
-            f"{lake.uri('quarantine')}/{table.dataset.folder} could not be read"
+            f"{lake.uri(table.dataset.location)} could not be read"
             f" ({str(error).splitlines()[0]}). Where a run replaced it meanwhile, run this again."
         ) from error
     reasons = [
@@ -162,7 +162,7 @@ def _count_some(
     place = ", ".join(f'"{name}": rows."{name}"' for name in places)
     with duckdb.connect() as connection:
         connection.register("lake_files", pa.table({"filename": files, "file": names}))
-        # Files of earlier versions do not say whether a row stays: then it does not.
+        # Online retail's do not say whether a row stays: none does.
         return connection.execute(
             f"""
             with rows as (

@@ -124,11 +124,11 @@ def run_domain(
 def start_ahead(settings: Settings, domain: Domain, running: ExitStack) -> None:
     """Have dbt start until ``running`` is closed, and import what the run will need."""
     from retail_assets.errors import PermanentError
-    from retail_assets.resources.dbt import dbt_ahead
+    from retail_assets.resources.dbt.project import dbt_ahead
 
     # First: its imports take a core that has nothing else to do while ours go on.
     with suppress(PermanentError):  # the definitions will meet it again, and tell it
-        running.enter_context(dbt_ahead(settings, put_off=domain.lake_takes_all_cores))
+        running.enter_context(dbt_ahead(settings))
     import retail_assets.definitions  # noqa: F401
 
     domain.modules()
@@ -361,14 +361,16 @@ def failures(outcomes: Sequence[RunOutcome]) -> list[str]:
 
 
 def rebuild_table(settings: Settings, table: str) -> int:
-    """Re-create a warehouse table from its processed partitions; returns its rows.
+    """Re-create a table from its partitions in the lake; returns its rows.
 
     Raises:
         RunFailed: no such table.
         PlanError: the lake has nothing processed for it.
     """
     owners = {
-        dataset.table: (domain, dataset) for domain in domains() for dataset in domain.datasets
+        dataset.table: (domain, dataset)
+        for domain in domains()
+        for dataset in (*domain.datasets, *domain.beside_warehouse)
     }
     if table not in owners:
         raise RunFailed(f"{table!r} is no table that can be rebuilt: {', '.join(owners)}")

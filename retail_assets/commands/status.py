@@ -81,11 +81,11 @@ def count_rows(settings: Settings, of: Iterable[Domain]) -> dict[str, int]:
 
     In the lake, those of the domains ``of``; in the warehouse, every table's.
     """
-    from retail_assets.resources.lake import LakeResource
-    from retail_assets.resources.warehouse import WarehouseResource
+    from retail_assets.resources.lake import open_lake
+    from retail_assets.resources.warehouse import open_warehouse
 
-    lake = LakeResource.of(settings)
+    lake = open_lake(settings)
     rows: dict[str, int] = {}
     for domain in of:
         rows |= domain.count_rows(lake)
-    return rows | WarehouseResource.of(settings).row_counts(timeout_s=_WAIT_S)
+    return rows | open_warehouse(settings).row_counts(timeout_s=_WAIT_S)

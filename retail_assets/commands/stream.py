@@ -1,7 +1,7 @@
 """A file's lines into the supply chain's topic, with a progress bar.
 
 Here: which broker, and whether anybody reads there. Not here: what is sent (stream.py of the
-domain), how (resources/broker.py).
+domain), how (resources/broker/resource.py).
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def stream_with_progress(settings: Settings, file: Path) -> "Streamed":
     """
     from retail_assets.commands.tables import progress_bar
     from retail_assets.defs.supply_chain.stream import examine_source, stream_file
-    from retail_assets.resources.broker import BrokerResource
+    from retail_assets.resources.broker.resource import BrokerResource
 
     broker = BrokerResource.of(settings)
     if not broker.running:

@@ -16,6 +16,7 @@ from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     from retail_assets.commands.doctor import Finding
+    from retail_assets.commands.memory import Restored, Version
     from retail_assets.commands.quarantine import TableQuarantine
     from retail_assets.commands.run import RunOutcome
 
@@ -106,6 +107,48 @@ def print_quarantine(tables: "Sequence[TableQuarantine]") -> None:
         more = len(table.reasons) - _MOST_REASONS
         if more > 0:
             _print_line(console, f"and {more:,} more reasons: --json has all", "  ")
+
+
+def print_history(name: str, versions: "Sequence[Version]") -> None:
+    """One line a version, the latest first."""
+    table = Table("version", "time, UTC", "run", "asset", title=name, title_justify="left")
+    for column in ("read", "written", "duplicates", "quarantined"):
+        table.add_column(column, justify="right")
+    table.add_column("source", overflow="fold")
+    table.add_column("readable")
+    for x in versions:
+        counts = map(_count, (x.read, x.written, x.duplicates, x.quarantined))
+        table.add_row(
+            str(x.version),
+            f"{x.time:%Y-%m-%d %H:%M:%S}",
+            x.run[:8],
+            Text(one_line(x.asset)),
+            *counts,
+            Text(one_line(x.source)),
+            "yes" if x.readable else "no",
+        )
+    _console().print(table)
+
+
+def print_restored(table: str, version: int, done: "Restored") -> None:
+    """What changed, and how the warehouse and the marts follow."""
+    console = _console()
+    if done.after == done.before:
+        _print_line(console, f"{table} is as it was in version {version}: nothing was changed")
+        return
+    _print_line(
+        console,
+        f"{table}: version {version} is now version {done.after}; {done.rows_before:,} rows before,"
+        f" {done.rows_after:,} now",
+    )
+    shown = ", ".join(key or "all of it" for key in done.partitions[:_MOST_REASONS])
+    more = len(done.partitions) - _MOST_REASONS
+    _print_line(console, f"changed: {shown}{f' and {more:,} more' if more > 0 else ''}")
+    _print_line(
+        console,
+        "The warehouse follows with the next load, the marts with their next build. Now:"
+        f" retail-assets rebuild {table}; then the job {done.marts_job} in the UI",
+    )
 
 
 class _Speed(ProgressColumn):

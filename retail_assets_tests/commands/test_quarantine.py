@@ -31,14 +31,12 @@ from retail_assets.defs.coffee_chain.contract import (
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA, QUARANTINE, SOURCE_COLUMNS
 from retail_assets.defs.registry import domains
 from retail_assets.defs.supply_chain import contract as supply_chain
-from retail_assets.defs.supply_chain.batches import DEAD_PREFIX, Range, file_name
 from retail_assets.defs.supply_chain.contract import DEAD_LETTERS, MESSAGES
 from retail_assets.defs.supply_chain.messages import parse_messages
-from retail_assets.resources.broker import Message
-from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.broker.resource import Message
+from retail_assets.resources.lake import LakeResource, open_lake
+from retail_assets.resources.lake.tables import NewFile
 from retail_assets.settings import Settings, load_settings
-from retail_assets_tests.resources.test_lake_gcs import Store
-from retail_assets_tests.resources.test_lake_gcs import running as running_store
 
 D1, D2 = "2022-12-30", "2022-12-31"
 AT = datetime(2026, 1, 2, 3, 5)
@@ -54,27 +52,12 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return load_settings()
 
 
-def put(
-    lake: LakeResource,
-    table: Dataset,
-    key: str,
-    rows: Sequence[Row],
-    row_stays: bool | None = None,
-) -> None:
-    """Replace a partition of a quarantine, as the domains' assets do.
-
-    Without ``row_stays`` the file is an earlier version's, which has no such column.
-    """
-    declared = table.arrow_schema
-    schema = pa.schema([field for field in declared if field.name != "row_stays"])
-    if row_stays is not None:
-        schema = schema.append(pa.field("row_stays", pa.bool_()))
-        rows = [row | {"row_stays": row_stays} for row in rows]
-    column = "" if not key else table.partition_by or "invoice_date"
+def put(lake: LakeResource, table: Dataset, key: str, rows: Sequence[Row]) -> None:
+    """Replace a partition of a quarantine, as the domains' assets do."""
     with lake.staging("run") as stage:
-        written = pa.Table.from_pylist(list(rows), schema=schema)
-        stage.write_partitions("quarantine", table, column, [(key, written)] if rows else [])
-        stage.publish("quarantine", table, column, [key])
+        written = pa.Table.from_pylist(list(rows), schema=table.arrow_schema)
+        stage.write_partitions(table, [(key, written)] if rows else [])
+        stage.publish(table, [key])
 
 
 def put_online(lake: LakeResource, rows: Sequence[tuple[str, str]]) -> None:
@@ -90,25 +73,26 @@ def put_drop(
     table: Dataset,
     rows: Sequence[tuple[str, str]],
     day: str,
-    row_stays: bool | None = None,
+    *,
+    row_stays: bool = False,
 ) -> None:
     partition = {"drop_date": date.fromisoformat(day)} if table.partition_by else {}
-    parts = [
-        {**partition, "file": f"raw/{day}.csv", "reason": reason, "text": text}
-        for reason, text in rows
-    ]
-    put(lake, quarantine_of(table), day if table.partition_by else "", parts, row_stays)
+    place = partition | {"file": f"raw/{day}.csv", "row_stays": row_stays}
+    parts = [{**place, "reason": reason, "text": text} for reason, text in rows]
+    put(lake, quarantine_of(table), day if table.partition_by else "", parts)
 
 
 def put_messages(lake: LakeResource, values: Iterable[bytes | None], start: int = 0) -> None:
     """Dead letters, as a batch puts them; what is no dead letter is left out."""
     sent = [Message(1, at, b"1", value, AT) for at, value in enumerate(values, start=start)]
     dead = parse_messages(sent, incarnation="0f3c", started_at=AT).dead
+    name = f"ingest_date={D1}/{start}.parquet"
     with lake.scratch() as folder:
         file = folder / "dead.parquet"
         pq.write_table(dead, file, store_schema=False)
-        of = Range(1, start, start + len(sent))
-        lake.put_file(file_name(DEAD_PREFIX, D1, "0f3c", of), file)
+        new = NewFile(name, D1, dead.num_rows, file.stat().st_size)
+        lake.put_file(f"{DEAD_LETTERS.location}/{name}", file)
+    lake.table(DEAD_LETTERS).commit([new])
 
 
 def message(**changed: Any) -> dict[str, Any]:
@@ -167,7 +151,7 @@ def test_one_table_or_those_of_a_domain_can_be_asked_for(settings: Settings) -> 
 
 
 def test_rows_are_counted_by_what_was_expected(settings: Settings) -> None:
-    lake = LakeResource.of(settings)
+    lake = open_lake(settings)
     quantity, at = "quantity: expected a whole number", "date_time: expected a time"
     line = "0,INV-1,2/1/2019 8:00,c,MY001,PD001,two"
     for day in (D1, D2):
@@ -182,12 +166,12 @@ def test_rows_are_counted_by_what_was_expected(settings: Settings) -> None:
         (at, 2, 2),
     ]
     first = sales["reasons"][0]["samples"][0]
+    assert first.pop("file").startswith(f"quarantine/coffee_chain/sales/drop_date={D2}/")
     assert first == {
         "places": {"file": f"raw/{D2}.csv"},
         "found": "'3, found x'",
         "text": line,
         "row_stays": False,
-        "file": f"quarantine/coffee_chain/sales/drop_date={D2}/part-0.parquet",
     }
     code, output = command("malaysian_coffee_chain.sales")
     assert code == 0
@@ -203,7 +187,7 @@ def test_however_many_files_are_read_at_once(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(module, "_FILES_AT_ONCE", at_once)
-    lake = LakeResource.of(settings)
+    lake = open_lake(settings)
     put_drop(lake, SALES, [("b: expected one, found 1", "")], D2, row_stays=True)
     for day in ("2022-12-27", "2022-12-28", "2022-12-29", D1):
         put_drop(lake, SALES, [("a: expected one, found 1", "")] * 2, day)
@@ -216,12 +200,10 @@ def test_however_many_files_are_read_at_once(
     assert (second["rows"], second["values"]) == (0, 1)
 
 
-def test_values_whose_rows_stay_are_counted_apart_beside_files_that_do_not_know_them(
-    settings: Settings,
-) -> None:
-    lake = LakeResource.of(settings)
+def test_values_whose_rows_stay_are_counted_apart(settings: Settings) -> None:
+    lake = open_lake(settings)
     rows = [("birthday: expected a day, found '1.1.70'", "0,c1,Jo,Day,f,1.1.70,j@d,+60 1")]
-    put_drop(lake, CUSTOMER, rows, D1)  # of an earlier version
+    put_drop(lake, CUSTOMER, rows, D1)
     put_drop(lake, CUSTOMER, rows * 2, D2, row_stays=True)
     put_drop(lake, OUTLET, [("postcode: expected five digits, found 'x'", "M,,,,x,")], D1)
 
@@ -244,7 +226,7 @@ def test_values_whose_rows_stay_are_counted_apart_beside_files_that_do_not_know_
 def test_a_sample_of_online_retail_says_where_it_stood_and_hides_the_customer(
     settings: Settings,
 ) -> None:
-    lake = LakeResource.of(settings)
+    lake = open_lake(settings)
     fields = ["536365", "71053", None, "6,5", "2010-12-01 08:26:00", "3.39", "17850", "Eire"]
     put_online(
         lake,
@@ -268,7 +250,7 @@ def test_a_sample_of_online_retail_says_where_it_stood_and_hides_the_customer(
 
 
 def test_a_dead_letter_is_shown_without_what_may_be_personal(settings: Settings) -> None:
-    lake = LakeResource.of(settings)
+    lake = open_lake(settings)
     nested = {"Sales": {"Customer Email": "nested@x"}}
     unknown = message() | {"customer email": "unknown@x"}
     put_messages(lake, [json.dumps(x).encode() for x in (message(customer_email="e@x"), unknown)])
@@ -386,7 +368,7 @@ def test_the_command_shows_no_personal_value_unless_asked_for(
 ) -> None:
     with TemporaryDirectory() as home:
         settings = load_settings(home=Path(home))
-        lake = LakeResource.of(settings)
+        lake = open_lake(settings)
         put_online(lake, online)
         put_drop(lake, CUSTOMER, customers, D1)
         put_messages(lake, letters)
@@ -413,7 +395,7 @@ def test_the_command_shows_no_personal_value_unless_asked_for(
 
 def test_reasons_without_end_are_cut_on_a_terminal_alone(settings: Settings) -> None:
     rows = [(f"date_time: {n} is too late", "") for n in range(30)]
-    put_drop(LakeResource.of(settings), SALES, rows, D1)
+    put_drop(open_lake(settings), SALES, rows, D1)
 
     _, output = command("malaysian_coffee_chain.sales")
 
@@ -427,7 +409,7 @@ def test_reasons_without_end_are_cut_on_a_terminal_alone(settings: Settings) -> 
 def test_a_text_of_others_stays_on_its_line(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lake = LakeResource.of(settings)
+    lake = open_lake(settings)
     put_drop(lake, SALES, [("quantity: expected one, found '\x1b[2J[red]'", "a\nb" * 999)], D1)
 
     print_quarantine(read_quarantine(settings, "malaysian_coffee_chain.sales", personal=False))
@@ -438,40 +420,24 @@ def test_a_text_of_others_stays_on_its_line(
     assert "\x1b" not in lines[2] and len(lines[2]) < 320
 
 
-def test_a_bucket_is_read_as_a_folder_is(
-    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a table what its manifest has, not what was replaced; of a topic what was put."""
-    with running_store() as server:
-        server.script = store = Store()
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
-        bucket = load_settings(lake="gs://shop-lake/retail")
-        for lake in (LakeResource.of(bucket), LakeResource.of(settings)):
-            put_drop(lake, SALES, [("quantity: expected one, found 'two'", "gone")] * 2, D1)
-            put_drop(lake, SALES, [("quantity: expected one, found 'two'", "there")], D1)
-            put_drop(lake, OUTLET, [("postcode: expected one, found 'x'", "gone")], D1)
-            put_drop(lake, OUTLET, [], D1)
-            put_messages(lake, [b"1", b"[]"])
+def test_what_was_replaced_is_not_counted(settings: Settings) -> None:
+    lake = open_lake(settings)
+    put_drop(lake, SALES, [("quantity: expected one, found 'two'", "gone")] * 2, D1)
+    put_drop(lake, SALES, [("quantity: expected one, found 'two'", "there")], D1)
+    put_drop(lake, OUTLET, [("postcode: expected one, found 'x'", "gone")], D1)
+    put_drop(lake, OUTLET, [], D1)
 
-        there, here = (
-            json.loads(to_json(read_quarantine(of, None, personal=True)))["tables"]
-            for of in (bucket, settings)
-        )
+    tables = found("coffee_chain")
 
-    assert len(store.names("retail/quarantine/coffee_chain/sales/")) == 2  # the replaced one too
-    for table in (*there, *here):
-        for reason in table["reasons"]:
-            for sample in reason["samples"]:
-                folder, _, name = sample.pop("file").rpartition("/")
-                assert folder.startswith("quarantine/") and name.endswith(".parquet")
-    assert there == here
-    assert [table["rows"] for table in there] == [0, 0, 0, 0, 1, 2]
+    assert [table["rows"] for table in tables.values()] == [0, 0, 0, 1]
+    (reason,) = tables["malaysian_coffee_chain.sales"]["reasons"]
+    assert [sample["text"] for sample in reason["samples"]] == ["there"]
 
 
 def test_what_cannot_be_read_is_told_with_its_folder(settings: Settings) -> None:
-    folder = Path(settings.lake) / "quarantine" / DEAD_LETTERS.folder
-    folder.mkdir(parents=True)
-    (folder / "broken.parquet").write_bytes(b"no Parquet")
+    put_messages(open_lake(settings), [b"1"])
+    (file,) = (Path(settings.lake) / DEAD_LETTERS.location).rglob("*.parquet")
+    file.write_bytes(b"no Parquet")
 
     with pytest.raises(UnreadQuarantineError, match="quarantine/supply_chain/dead_letters could"):
         read_quarantine(settings, "supply_chain", personal=False)
