@@ -15,9 +15,9 @@ from retail_assets.defs.marts import dbt as marts
 from retail_assets.defs.registry import domains as all_domains
 from retail_assets.domain import Domain
 from retail_assets.instance import ease_sqlite
-from retail_assets.resources.dbt import dbt_resource
-from retail_assets.resources.lake import LakeResource
-from retail_assets.resources.warehouse import WarehouseResource
+from retail_assets.resources.dbt.project import dbt_resource
+from retail_assets.resources.lake import open_lake
+from retail_assets.resources.warehouse import open_warehouse
 from retail_assets.runs import in_process_executor
 from retail_assets.settings import Settings, load_settings
 
@@ -30,8 +30,8 @@ def build_resources(
 ) -> dict[str, object]:
     """One resource an outside system, by the name that assets ask for."""
     resources: dict[str, object] = {
-        "lake": LakeResource.of(settings),
-        "warehouse": WarehouseResource.of(settings),
+        "lake": open_lake(settings),
+        "warehouse": open_warehouse(settings),
         "dbt": dbt_resource(settings),
     }
     for domain in all_domains() if domains is None else domains:

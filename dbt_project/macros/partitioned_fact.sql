@@ -110,7 +110,7 @@
     anywhere in history.
 
     Whether the checkpoint after it merges small row groups is for the environment to say
-    (DBT_MERGES_ROW_GROUPS; resources/dbt.py).
+    (DBT_MERGES_ROW_GROUPS; resources/dbt/project.py).
 -#}
 {% macro get_incremental_replace_window_sql(arg_dict) -%}
     {%- set target, selected = arg_dict['target_relation'], arg_dict['temp_relation'] -%}

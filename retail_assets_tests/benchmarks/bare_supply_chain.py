@@ -58,7 +58,7 @@ from retail_assets.defs.supply_chain.contract import (
     TRANSFORMED,
     WITHHELD_HEADER,
 )
-from retail_assets.resources.embedded_postgres import ADMINISTRATOR, EmbeddedPostgres
+from retail_assets.resources.operational_db.embedded import ADMINISTRATOR, EmbeddedPostgres
 
 _BATCH = 20_000
 # The broker keeps 5 MiB of each partition: so many messages that are not consumed are safe.

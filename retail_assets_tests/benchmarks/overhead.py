@@ -209,7 +209,7 @@ def _check_result(event: Replayed) -> "dg.AssetCheckResult":
 def _start_dbt(resource: Any, span: tuple[str, str]) -> None:
     """Start dbt as the marts do, with the window of a first run and no node to build."""
     from retail_assets.defs.online_retail.domain import WINDOW
-    from retail_assets.resources.dbt import dbt_build, dbt_variables
+    from retail_assets.resources.dbt.project import dbt_build, dbt_variables
     from retail_assets.settings import load_settings
 
     settings = load_settings()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from statistics import median
 from typing import Any
 
 import psutil
@@ -22,6 +23,8 @@ from retail_assets_tests.benchmarks.profiling import Line
 AIMS_AND_LIMITS = {"real": (2.0, 4.0), "tenfold": (1.2, 2.0)}
 XLSX_LIMIT_S = 12.0
 DEFINITIONS_LIMIT_S = 3.0
+# A day among the most of them, against one among the fewest.
+DAY_LIMIT = 1.5
 _PACKAGES = ("duckdb", "dagster", "dagster-dbt", "dbt-core", "pyspark", "pysail")
 
 EXPLANATIONS = (
@@ -79,6 +82,11 @@ def figures(results: bench.Results) -> dict[str, Any]:
                     "cpu_ratio": rest.cpu_s / medians[bare].cpu_s,
                     "memory_ratio": medians[run].peak_mib / medians[bare].peak_mib,
                 }
+    if results.days_told:
+        found["days"] = [
+            {key: median(row[key] for row in rows) for key in rows[0]}
+            for rows in zip(*([asdict(x) for x in told] for told in results.days_told), strict=True)
+        ]
     if bench.DEFINITIONS in medians:
         found["definitions"] = {
             "cpu_s": medians[bench.DEFINITIONS].cpu_s,
@@ -123,6 +131,8 @@ def print_report(console: Console, results: bench.Results, source: str, repeat: 
             _print_scenario(console, results, scenario, title, found[scenario], repeat)
     if "definitions" in found:
         _print_definitions(console, found["definitions"])
+    if "days" in found:
+        _print_days(console, found["days"])
     console.print()
     for line in EXPLANATIONS:
         console.print(f"- {line}", highlight=False, markup=False)
@@ -210,6 +220,24 @@ def _print_definitions(console: Console, found: dict[str, Any]) -> None:
         f"definitions: import, defs(), repository: {found['cpu_s']:.2f} s of CPU in a fresh"
         f" interpreter (limit {DEFINITIONS_LIMIT_S:.0f} s: {verdict}); forbidden modules loaded:"
         f" {', '.join(modules[:20]) or 'none'}",
+        highlight=False,
+    )
+
+
+def _print_days(console: Console, found: Sequence[dict[str, float]]) -> None:
+    console.print()
+    for row in found:
+        console.print(
+            f"{row['days']:,.0f} days in one run: {row['first_ms']:.2f} ms a day,"
+            f" {row['again_ms']:.2f} ms where they replace others; one day among them:"
+            f" {row['one_day_ms']:.0f} ms",
+            highlight=False,
+        )
+    ratio = found[-1]["first_ms"] / found[0]["first_ms"]
+    verdict = "kept" if ratio <= DAY_LIMIT else "MISSED"
+    console.print(
+        f"a day among the most against one among the fewest: {ratio:.2f}x (limit {DAY_LIMIT:g}x:"
+        f" {verdict})",
         highlight=False,
     )
 

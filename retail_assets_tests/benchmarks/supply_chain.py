@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from retail_assets.defs.supply_chain.contract import DOMAIN, LANDED, STREAMING, TOPIC
 from retail_assets.defs.supply_chain.sample import SampleCounts, write_sample
-from retail_assets.resources.embedded_postgres import EmbeddedPostgres
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets.settings import PROJECT_ROOT
 from retail_assets_tests.benchmarks.measure import Measurement, child_environment, run
 from retail_assets_tests.benchmarks.supply_content import describe_contents

@@ -27,8 +27,8 @@ from retail_assets.defs.supply_chain.contract import (
     WITHHELD_HEADER,
 )
 from retail_assets.defs.supply_chain.sample import SampleCounts, write_sample
-from retail_assets.resources.embedded_postgres import EmbeddedPostgres
 from retail_assets.resources.operational_db import OperationalDbResource
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets_tests.benchmarks import supply_chain as bench
 from retail_assets_tests.benchmarks.bare_supply_chain import build
 from retail_assets_tests.benchmarks.measure import Measurement

@@ -10,8 +10,8 @@ import pytest
 
 from retail_assets.defs.registry import UnknownDomainError, domains, load_domain
 from retail_assets.domain import Domain
-from retail_assets.resources.lake import LakeResource
-from retail_assets.resources.warehouse import WarehouseResource
+from retail_assets.resources.lake import open_lake
+from retail_assets.resources.warehouse import open_warehouse
 from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
 
 each = pytest.mark.parametrize("domain", domains(), ids=lambda domain: domain.name)
@@ -42,7 +42,7 @@ def test_a_domain_lives_in_the_folders_of_its_name(domain: Domain) -> None:
 def test_a_domain_gives_every_window_that_its_models_read(domain: Domain, tmp_path: Path) -> None:
     models = (DBT_PROJECT_DIR / "models" / domain.name).rglob("*.sql")
     sql = "\n".join(path.read_text() for path in models)
-    warehouse = WarehouseResource.of(load_settings(home=tmp_path))
+    warehouse = open_warehouse(load_settings(home=tmp_path))
 
     plan = domain.plan_marts(warehouse)
 
@@ -52,7 +52,7 @@ def test_a_domain_gives_every_window_that_its_models_read(domain: Domain, tmp_pa
 
 @each
 def test_an_empty_lake_has_no_rows(domain: Domain, tmp_path: Path) -> None:
-    assert domain.count_rows(LakeResource.of(load_settings(home=tmp_path))) == {}
+    assert domain.count_rows(open_lake(load_settings(home=tmp_path))) == {}
 
 
 @each

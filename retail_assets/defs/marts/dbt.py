@@ -13,19 +13,19 @@ import dagster as dg
 from retail_assets.dataset import Dataset
 from retail_assets.domain import MARTS_STAGE, MODELS_STAGE, Domain, MartsPlan
 from retail_assets.errors import failures_by_kind
-from retail_assets.resources.dbt import (
-    dbt_build,
-    dbt_project,
-    dbt_variables,
-    prepare_project,
-    project_state,
-)
-from retail_assets.resources.dbt_cli import (
+from retail_assets.resources.dbt.cli import (
     DagsterDbtTranslator,
     DagsterDbtTranslatorSettings,
     DbtProject,
     LeanDbtCliResource,
     dbt_assets,
+)
+from retail_assets.resources.dbt.project import (
+    dbt_build,
+    dbt_project,
+    dbt_variables,
+    prepare_project,
+    project_state,
 )
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings

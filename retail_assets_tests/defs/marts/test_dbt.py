@@ -25,8 +25,8 @@ from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.domain import OnlineRetail
 from retail_assets.defs.supply_chain.domain import SupplyChain
 from retail_assets.domain import MARTS_STAGE, Domain, MartsPlan
-from retail_assets.resources.dbt import dbt_resource, prepare_project
-from retail_assets.resources.dbt_cli import LeanDbtCliResource
+from retail_assets.resources.dbt.cli import LeanDbtCliResource
+from retail_assets.resources.dbt.project import dbt_resource, prepare_project
 from retail_assets.resources.warehouse import DuckDBWarehouse, WarehouseResource
 from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
 

@@ -25,7 +25,7 @@ from retail_assets.defs.coffee_chain.contract import LANDED
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.domain import WINDOW
 from retail_assets.defs.supply_chain.contract import LANDED as SUPPLY_CHAIN
-from retail_assets.resources.dbt import dbt_build, run_dbt
+from retail_assets.resources.dbt.project import dbt_build, run_dbt
 from retail_assets.settings import Settings, load_settings
 
 PROJECT = "retail-assets"

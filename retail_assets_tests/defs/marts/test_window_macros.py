@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from retail_assets.resources.dbt import dbt_build, run_dbt
+from retail_assets.resources.dbt.project import dbt_build, run_dbt
 from retail_assets.settings import Settings, load_settings
 
 
