@@ -109,7 +109,7 @@ class Snapshot:
     @cached_property
     def files(self) -> Sequence[TableFile]:
         """The table's files, by name."""
-        return [*map(TableFile, *self.columns)]
+        return tuple(map(TableFile, *self.columns))
 
     @cached_property
     def by_key(self) -> Mapping[str, Sequence[TableFile]]:
