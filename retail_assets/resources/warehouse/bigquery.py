@@ -44,6 +44,8 @@ URIS_A_LOAD_JOB = 10_000
 
 _OPERATIONS = "retail_operations"
 _MANAGED = {"managed-by": "retail-assets"}
+# What dbt's datasets are called after the domain's name.
+_LAYERS = ("_core", "_staging")
 _STAGING_LIFE = dt.timedelta(days=1)
 _RECORD = Dataset(
     schema=_OPERATIONS,
@@ -195,7 +197,7 @@ class BigQueryWarehouse(WarehouseResource):
         """Rows of each table in our datasets, and in dbt's beside them.
 
         Ours are those of the record's tables; beside ``landed_shop`` or ``shop`` dbt's are called
-        ``shop_core`` and the like.
+        ``shop_core`` and ``shop_staging``.
         """
         with self._jobs(None, timeout_s=timeout_s) as jobs:
             if self._find(jobs, _RECORD) is None:
@@ -203,8 +205,8 @@ class BigQueryWarehouse(WarehouseResource):
             listed = f"SELECT DISTINCT table_name FROM {self._sql_name(_RECORD)}"
             ours = {str(table).partition(".")[0] for (table,) in jobs.query("tables", listed)}
             schemas = {found.dataset_id for found in jobs.client.list_datasets(**jobs.calls)}
-            stems = {schema: f"_{schema.rpartition('_')[0]}" for schema in schemas}
-            beside = {it for it in schemas if any(f"_{name}".endswith(stems[it]) for name in ours)}
+            layers = {s: f"_{s.rpartition('_')[0]}" for s in schemas if s.endswith(_LAYERS)}
+            beside = {s for s in layers if any(f"_{name}".endswith(layers[s]) for name in ours)}
             counts = " UNION ALL ".join(
                 f"SELECT '{schema}.{table.table_id}', COUNT(*)"
                 f" FROM `{self.project}.{schema}.{table.table_id}`"
