@@ -2,7 +2,7 @@
 
 Here: the engine (embedded, a JVM here, a cluster), and the idioms that every engine executes
 alike. Not here: what is made of the rows (each domain's transforms.py), the lake's partitions
-(lake.py).
+(resources/lake).
 
 The embedded engine is Sail, a Spark Connect server in this process. It differs from the JVM's
 Spark where that loses data without a word: partitions are overwritten by deleting the others, a

@@ -1,7 +1,7 @@
 """Waiting for what another process holds: who has it is noted beside it, and told to who waits.
 
 Here: lock files, the note of their holder, and what a run's log says meanwhile. Not here: what is
-locked, nor the lease of a bucket's lock (lake_gcs.py), which keeps its note itself.
+locked, nor the lease of a bucket's lock (lake/lease.py), which keeps its note itself.
 """
 
 import logging

@@ -125,7 +125,7 @@ def test_a_commit_whose_answer_was_lost_counts_once(
     assert version == (0 if first else 1)
     assert content_of(lake) == ({D1: [3]} if first else {D1: [3], D2: [2]})
     assert lake.table(SALES).snapshot().version == version + others
-    assert lake.table(SALES).transaction("t") == 2
+    assert lake.table(SALES).transactions(["t"])["t"] == 2
 
 
 @pytest.mark.parametrize(

@@ -719,15 +719,6 @@ def _quote(found: Any) -> str:
     return json.dumps(found, ensure_ascii=not is_text)
 
 
-def count_by_reason(dead: "pa.Table") -> Mapping[str, int]:
-    """Dead letters by what was expected, most first: ``Sales: expected a number``."""
-    counts: dict[str, int] = {}
-    for reason in dead.column("reason").to_pylist():
-        expected = reason.partition(", found")[0]
-        counts[expected] = counts.get(expected, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
 # What is personal.
 
 _PERSONAL = {c.header for c in SOURCE_COLUMNS if c.name in MESSAGES.personal}

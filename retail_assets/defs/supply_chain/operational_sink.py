@@ -1,7 +1,7 @@
 """Messages in the operational database: its tables, and how far it is behind the lake.
 
 Here: the database's half of a batch, catching up from the lake's files, filling it anew. Not here:
-the lake's half (lake_sink.py), connections (resources/operational_db.py).
+the lake's half (lake_sink.py), connections (resources/operational_db).
 
 The database keeps its own positions, written in the transaction that inserts the rows before them.
 So it knows what it lacks, whatever became of the run, of the broker or of the topic since.

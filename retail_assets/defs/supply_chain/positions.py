@@ -1,7 +1,7 @@
 """How far the topic has landed in the lake, and what comes next.
 
 Here: positions, which are transactions of the table of messages; what the name of a file of
-messages says; plans. Not here: what lands (landing.py), reading from the broker (batches.py).
+messages says; plans. Not here: what lands (lake_sink.py), reading from the broker (batches.py).
 
 The position of a partition, the next offset to land, is part of the very commit that adds the rows
 before it: no other state has to agree with the table. Ranges without rows, which are dead letters

@@ -182,11 +182,6 @@ class LakeTable:
         table = self._open(version)
         return Snapshot(-1) if table is None else self._read(table)
 
-    def transaction(self, name: str) -> int | None:
-        """The number that the last commit with the transaction ``name`` gave it, or None."""
-        table = self._open()
-        return None if table is None else table.transaction_version(name)
-
     def transactions(self, names: Iterable[str]) -> dict[str, int]:
         """The numbers of those transactions that there are, as of one version."""
         table = self._open()
