@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from retail_assets.dataset import Dataset
 from retail_assets.errors import PermanentError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from retail_assets.resources.cloud_checks import Question
     from retail_assets.resources.dbt.project import Windows
     from retail_assets.resources.lake import LakeResource
+    from retail_assets.resources.lake.tables import Snapshot
     from retail_assets.resources.warehouse import WarehouseResource
 
 MARTS_STAGE = "marts"
@@ -55,7 +56,7 @@ class Execution:
     job_name: str
     partitions: tuple[str, str] | None = None
     run_config: Mapping[str, Any] = field(default_factory=dict)
-    asset_selection: "Sequence[dg.AssetKey] | None" = None
+    asset_selection: "Sequence[dg.AssetKey] | dg.AssetSelection | None" = None
 
     @property
     def tags(self) -> dict[str, str]:
@@ -93,6 +94,20 @@ class QuarantineTable:
     mask: Callable[[str, str], tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a person asked a whole run for; a domain refuses what means nothing there.
+
+    ``partitions`` is an inclusive range of days; None for all that there is. With
+    ``allow_emptying`` tables may lose more rows than the settings allow. ``stream`` is a file to
+    produce to the domain's topic meanwhile.
+    """
+
+    partitions: tuple[str, str] | None = None
+    allow_emptying: bool = False
+    stream: Path | None = None
+
+
 class Domain(ABC):
     """A domain, as the rest of the package sees it. It has no state: settings come with each call.
 
@@ -102,15 +117,14 @@ class Domain(ABC):
         name: its name, and that of its folder, its asset group and its folder of dbt models.
         datasets: the landed tables that it owns in the warehouse.
         beside_warehouse: tables of the lake that ``rebuild`` fills another system from.
-                rather than at once.
         loads_by_the_clock: its landed tables are materialized whether or not there is news: to
             Dagster what is built of them is then stale by data versions alone, not by time.
     """
 
-    name: ClassVar[str]
-    datasets: ClassVar[tuple[Dataset, ...]]
-    beside_warehouse: ClassVar[tuple[Dataset, ...]] = ()
-    loads_by_the_clock: ClassVar[bool] = False
+    name: str
+    datasets: tuple[Dataset, ...]
+    beside_warehouse: tuple[Dataset, ...] = ()
+    loads_by_the_clock: bool = False
 
     @abstractmethod
     def modules(self) -> Sequence[DefsModule]:
@@ -122,36 +136,35 @@ class Domain(ABC):
 
         return dg.Definitions.merge(*(module.build_defs(settings) for module in self.modules()))
 
-    @abstractmethod
     def resources(self, settings: Settings) -> dict[str, object]:
         """Resources that it alone asks for, by name."""
+        return {}
 
-    @abstractmethod
-    def prepare(self, settings: Settings) -> None:
+    def prepare(self, settings: Settings) -> None:  # noqa: B027  (most have nothing to prepare)
         """Make the sample where the settings want it and it is not there."""
 
-    @abstractmethod
-    def check_partitions(self, settings: Settings, first: str, last: str) -> None:
-        """Refuse a range that can have no partitions, before anything is started.
+    def check(self, settings: Settings, asked: Asked) -> None:
+        """Refuse what cannot be asked for here, before anything is started.
 
         Raises:
             PlanError: it names what was asked for and what is possible.
         """
+        if asked.stream:
+            raise PlanError(
+                f"--stream is {asked.stream}; {self.name} has no topic to stream to. Leave it out."
+            )
 
     @abstractmethod
     def plan(
         self,
         settings: Settings,
-        partitions: tuple[str, str] | None,
-        *,
-        allow_emptying: bool,
+        asked: Asked,
         instance: "Callable[[], dg.DagsterInstance]",
-    ) -> list[Execution]:
-        """What a whole run executes, in order: for the range asked for, or for all that there is.
+    ) -> Iterable[Execution]:
+        """What a whole run executes, in order; the next is asked for when one has succeeded.
 
-        It runs beside the imports of Dagster and dbt, so that reading a source costs no time of
-        its own. ``instance`` waits for these, then gives the open instance: to be called last, and
-        only where partitions have to be registered.
+        It looks at what is known and does no work: that is the assets'. It begins beside the
+        imports of Dagster and dbt; ``instance`` waits for these, then gives the open instance.
 
         Raises:
             PlanError: there is nothing to run.
@@ -171,29 +184,21 @@ class Domain(ABC):
         """
         return []
 
-    def plan_stream(
-        self, settings: Settings, file: Path, *, allow_emptying: bool
-    ) -> list[Execution]:
-        """What a whole run executes that produces ``file`` to the domain's topic meanwhile.
-
-        Raises:
-            PlanError: it has no topic.
-        """
-        raise PlanError(f"--stream is {file}; {self.name} has no topic to stream to. Leave it out.")
-
-    @abstractmethod
     def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
-        """The windows in which the landed tables differ from what the marts were built from."""
+        """What changed since the marts were built; without windows they are built whole."""
+        return MartsPlan({}, {x: warehouse.loaded_versions(x) for x in self.datasets})
 
     @abstractmethod
     def count_rows(self, lake: "LakeResource") -> dict[str, int]:
         """Rows of its assets in the lake, by ``schema.name`` of the asset; without those absent."""
 
-    def lake_versions(self, lake: "LakeResource", dataset: Dataset) -> dict[str, str]:
+    def lake_versions(
+        self, lake: "LakeResource", dataset: Dataset, snapshot: "Snapshot | None" = None
+    ) -> dict[str, str]:
         """Fingerprint of every partition that the lake has of one of ``datasets``."""
-        from retail_assets import landing
+        from retail_assets.feeds import landing
 
-        return landing.lake_versions(lake, dataset)
+        return landing.lake_versions(lake, dataset, snapshot)
 
     def rebuild(self, settings: Settings, dataset: Dataset) -> int:
         """Create one of ``datasets`` in the warehouse anew from the lake; returns its rows.
@@ -201,17 +206,17 @@ class Domain(ABC):
         Raises:
             PlanError: the lake has nothing processed for it.
         """
-        from retail_assets import landing
+        from retail_assets.feeds import landing
         from retail_assets.resources.lake import open_lake
         from retail_assets.resources.warehouse import open_warehouse
 
         lake = open_lake(settings)
-        versions = self.lake_versions(lake, dataset)
-        if not versions:
+        rows = landing.rebuild(lake, open_warehouse(settings), self, dataset)
+        if rows is None:
             raise PlanError(
                 f"{lake.root} holds nothing processed. Run: retail-assets run {self.name}"
             )
-        return landing.rebuild(lake, open_warehouse(settings), dataset, versions)
+        return rows
 
     def quarantines(self) -> Sequence[QuarantineTable]:
         """The tables that have a quarantine, and how to read it."""
@@ -241,6 +246,10 @@ class Domain(ABC):
     def shown_settings(self, settings: Settings) -> Mapping[str, str]:
         """Its settings that are not shown as they are, by field: secrets redacted."""
         return {}
+
+    def variables(self) -> Sequence[str]:
+        """Environment variables of its own, beside those of the settings' fields."""
+        return ()
 
 
 def range_tags(first: str, last: str) -> dict[str, str]:

@@ -1,24 +1,34 @@
-"""Which domains there are.
+"""Which domains there are: each folder of defs that has a feed.py, whose FEED is one.
 
-Here: one line a domain. Not here: what a domain does (its domain.py, which imports nothing heavy:
-the command line asks here for the names).
+Here also: the commands that a domain brings, COMMANDS of its commands.py. Not here: what a domain
+does (its feed.py, which imports nothing heavy: the command line asks here for the names).
 """
 
-from retail_assets.defs.coffee_chain.domain import CoffeeChain
-from retail_assets.defs.online_retail.domain import OnlineRetail
-from retail_assets.defs.supply_chain.domain import SupplyChain
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
 from retail_assets.domain import Domain
+from retail_assets.errors import PermanentError
 
-_DOMAINS: tuple[Domain, ...] = (OnlineRetail(), CoffeeChain(), SupplyChain())
+_FOLDER = Path(__file__).parent
 
 
-class UnknownDomainError(LookupError):
+class UnknownDomainError(PermanentError):
     """No domain has that name; the message says which there are."""
 
 
+def _folders(file: str) -> list[str]:
+    # By folder rather than by Dagster's loader: that one imports every installed plugin, the
+    # Google clients among them.
+    return sorted(path.parent.name for path in _FOLDER.glob(f"*/{file}"))
+
+
+@cache
 def domains() -> tuple[Domain, ...]:
-    """Every domain, in the order in which commands show them."""
-    return _DOMAINS
+    """Every domain, by name."""
+    return tuple(load_domain(name) for name in _folders("feed.py"))
 
 
 def load_domain(name: str) -> Domain:
@@ -27,8 +37,17 @@ def load_domain(name: str) -> Domain:
     Raises:
         UnknownDomainError: there is none.
     """
-    for domain in _DOMAINS:
-        if domain.name == name:
-            return domain
-    names = ", ".join(domain.name for domain in _DOMAINS)
-    raise UnknownDomainError(f"{name!r} is no domain; one of: {names}")
+    names = _folders("feed.py")
+    if name not in names:
+        raise UnknownDomainError(f"{name!r} is no domain; one of: {', '.join(names)}")
+    feed: Domain = import_module(f"retail_assets.defs.{name}.feed").FEED
+    return feed
+
+
+@cache
+def load_commands() -> Mapping[str, Mapping[str, Callable[..., None]]]:
+    """By domain, the commands that it brings, by name. The first call imports them."""
+    return {
+        name: import_module(f"retail_assets.defs.{name}.commands").COMMANDS
+        for name in _folders("commands.py")
+    }

@@ -1,24 +1,18 @@
-"""Tests of retail_assets.requests, over a real Dagster instance."""
+"""Tests of retail_assets.feeds.requests, over a real Dagster instance."""
 
-import hashlib
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
 import dagster as dg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from retail_assets.dataset import Column, Dataset
-from retail_assets.requests import (
+from retail_assets.feeds.requests import (
     REQUEST_TAG,
     History,
+    Request,
     RunState,
-    Versions,
-    Wish,
     has_failed_for_good,
-    marts_wish,
     next_request,
     requests_for,
     run_history,
@@ -35,7 +29,7 @@ UNDERWAY = [
     dg.DagsterRunStatus.CANCELING,
 ]
 SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
-WISH = Wish("days:1", "job", (DAYS,), ((START, "2010-12-01"), (END, "2010-12-02")))
+WISH = Request("days:1", "job", (DAYS,), ((START, "2010-12-01"), (END, "2010-12-02")))
 
 
 @pytest.fixture
@@ -218,8 +212,8 @@ def test_runs_underway_are_those_asked_for_here_of_that_job_or_all_of_it(
 # ---- requests_for
 
 
-def named(*identities: str) -> list[Wish]:
-    return [Wish(identity, "job", (DAYS,)) for identity in identities]
+def named(*identities: str) -> list[Request]:
+    return [Request(identity, "job", (DAYS,)) for identity in identities]
 
 
 def test_each_wish_is_asked_for_or_has_a_reason(instance: dg.DagsterInstance) -> None:
@@ -258,33 +252,3 @@ def test_what_was_done_and_is_lost_is_asked_for_again(instance: dg.DagsterInstan
     requests, _ = requests_for(lambda: named("lost"), instance)
 
     assert [x.run_key for x in requests] == ["lost:2"]
-
-
-# ---- the marts
-
-SALES, SHOPS = (
-    Dataset("shop", name, name, (Column("id", "string", "Which."),)) for name in ("sales", "shops")
-)
-VERSION = st.dictionaries(st.sampled_from(["", "a"]), st.sampled_from("xy"), max_size=2)
-VERSIONS = st.tuples(VERSION, VERSION).map(lambda t: dict(zip((SHOPS, SALES), t, strict=True)))
-
-
-@given(VERSIONS, VERSIONS, VERSIONS)
-def test_marts_are_wished_for_once_a_state_of_the_landed_tables(
-    landed: Versions, built: Versions, other: Versions
-) -> None:
-    wish, second = marts_wish("marts", landed, built), marts_wish("marts", other, built)
-
-    assert (wish is not None) is (all(landed.values()) and landed != built)
-    if wish and second:
-        assert (wish.identity == second.identity) is (landed == other)
-
-
-def test_marts_asked_for_by_an_earlier_version_are_known_again() -> None:
-    landed = {SHOPS: {"": "v1"}, SALES: {"2020-02-02": "v3", "2020-01-01": "v2"}}
-
-    wish = marts_wish("marts", landed, {})
-
-    assert wish is not None and wish.job_name == "marts"
-    text = b"sales 2020-01-01 v2\nsales 2020-02-02 v3\nshops  v1"
-    assert wish.identity == f"marts:{hashlib.sha256(text).hexdigest()[:12]}"

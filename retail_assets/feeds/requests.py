@@ -1,10 +1,12 @@
 """Asking for runs without a memory of one's own: what was asked for is read from Dagster's runs.
 
-Here: what became of a wish's runs, and whether to ask again. Not here: what a domain wishes for
-(its automation.py), what a run tells of itself, and those that nobody executes (runs.py).
+Here: what became of a request's runs, and whether to ask again. Not here: what is asked for (each
+feed; automation.py), what a run tells of itself, and those that nobody executes (runs.py).
+
+Dagster's own run keys, retries and automation conditions do less: a run key is never asked for
+again, a retry knows no permanent failure, a condition cannot split a range around a bad file.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -44,7 +46,7 @@ _UNDERWAY = {
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """Work that is wanted: its identity (object + version), and the run that would do it.
 
     Without an ``asset_selection`` it is all of the job. ``once`` says that a run that succeeded
@@ -61,7 +63,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class History:
-    """The runs that a wish has had: how many, and what became of the latest, latest first.
+    """The runs that a request has had: how many, and what became of the latest, latest first.
 
     ``why`` is what the latest was refused for, where it was.
     """
@@ -78,20 +80,8 @@ class History:
         return latest[:1] == (RunState.REFUSED,) or failures == _MOST_ATTEMPTS
 
 
-def marts_wish(job_name: str, landed: Versions, built: Versions) -> Wish | None:
-    """A build of the marts, where they are not of what is landed; once a state of that."""
-    if not all(landed.values()) or landed == built:
-        return None  # without a landed table dbt could not build
-    text = "\n".join(
-        f"{dataset.name} {key} {version}"
-        for dataset, found in sorted(landed.items(), key=lambda item: item[0].name)
-        for key, version in sorted(found.items())
-    )
-    return Wish(f"{job_name}:{hashlib.sha256(text.encode()).hexdigest()[:12]}", job_name, ())
-
-
-def next_request(wish: Wish, history: History) -> dg.RunRequest | str:
-    """A request for ``wish``, or why there is none now.
+def next_request(request: Request, history: History) -> dg.RunRequest | str:
+    """A request for ``request``, or why there is none now.
 
     What is underway is not asked for again. What failed is, up to three times in a row, and not at
     all while its failure will not pass by itself: then a new version or a run by hand is needed.
@@ -100,24 +90,28 @@ def next_request(wish: Wish, history: History) -> dg.RunRequest | str:
     """
     state = history.latest[0] if history.latest else None
     if state is RunState.UNDERWAY:
-        return f"{wish.identity} is underway"
-    if state is RunState.DONE and wish.once:
-        return f"{wish.identity} is done"
+        return f"{request.identity} is underway"
+    if state is RunState.DONE and request.once:
+        return f"{request.identity} is done"
     if state is RunState.REFUSED:
         return (
-            f"{wish.identity} failed, and will not pass by itself ({history.why}): deliver it"
+            f"{request.identity} failed, and will not pass by itself ({history.why}): deliver it"
             " anew, mend what that says, or run it by hand"
         )
     if history.failed_for_good:
-        return f"{wish.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
+        return (
+            f"{request.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
+        )
     if history.latest[:_MOST_ATTEMPTS] == (RunState.DONE,) * _MOST_ATTEMPTS:
-        return f"{wish.identity} was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
+        return (
+            f"{request.identity} was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
+        )
     return dg.RunRequest(
-        run_key=f"{wish.identity}:{history.count + 1}",
-        job_name=wish.job_name,
-        asset_selection=list(wish.asset_selection) or None,
-        run_config=dict(wish.run_config),
-        tags=dict(wish.tags) | {REQUEST_TAG: wish.identity},
+        run_key=f"{request.identity}:{history.count + 1}",
+        job_name=request.job_name,
+        asset_selection=list(request.asset_selection) or None,
+        run_config=dict(request.run_config),
+        tags=dict(request.tags) | {REQUEST_TAG: request.identity},
     )
 
 
@@ -142,8 +136,8 @@ def runs_underway(
 ) -> list[dg.DagsterRun]:
     """Runs of a job that were asked for under any identity, and have not ended.
 
-    Without ``requested`` also those that nobody wished for here: a schedule's, a person's. Those
-    whose process is gone are failed elsewhere, when Dagster starts and while it runs.
+    Without ``requested`` also those that no sensor of ours asked for: a schedule's, a person's.
+    Those whose process is gone are failed elsewhere, when Dagster starts and while it runs.
     """
     found = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=list(_UNDERWAY)))
     return [run for run in found if REQUEST_TAG in run.tags or not requested]
@@ -158,26 +152,26 @@ def _state(run: dg.DagsterRun) -> RunState:
 
 
 def requests_for(
-    wishes: Callable[[], Iterable[Wish]], instance: dg.DagsterInstance
+    wanted: Callable[[], Iterable[Request]], instance: dg.DagsterInstance
 ) -> tuple[list[dg.RunRequest], list[str]]:
-    """Requests for what is wished for, at most so many a tick, and why others are not made."""
+    """Dagster's requests for what is ``wanted``, at most so many a tick, and why not of others."""
     requests: list[dg.RunRequest] = []
     reasons: list[str] = []
     again: set[str] = set()
     end = time.monotonic() + _TICK_BUDGET_S
-    for wish in wishes():
+    for request in wanted():
         if len(requests) == _MOST_REQUESTS_A_TICK or time.monotonic() > end:
             break
-        history = run_history(instance, wish.identity)
-        answer = next_request(wish, history)
+        history = run_history(instance, request.identity)
+        answer = next_request(request, history)
         if isinstance(answer, str):
             reasons.append(answer)
             continue
         requests.append(answer)
         if history.latest[:1] == (RunState.DONE,):
-            again.add(wish.identity)
+            again.add(request.identity)
     if again:
         # That run may have ended after the first look at what lacks: ask only for what still does.
-        lacking = {wish.identity for wish in wishes()}
+        lacking = {request.identity for request in wanted()}
         requests = [r for r in requests if r.tags[REQUEST_TAG] not in again - lacking]
     return requests, reasons

@@ -1,0 +1,147 @@
+"""What a sensor asks for, alike for every feed: what arrived, then the load, then the marts.
+
+Here: one look at the warehouse, and the requests that follow from it. Not here: what arrived (each
+feed's), whether a request is made again (requests.py).
+
+Each stage is asked for when the one before has nothing to ask for and nothing underway: the load is
+then of all that arrived, the marts of all that is landed. What failed for good keeps nothing back.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import dagster as dg
+
+from retail_assets.dataset import Dataset
+from retail_assets.domain import MARTS_STAGE, Domain
+from retail_assets.feeds.landing import landed_key, version_of
+from retail_assets.feeds.requests import Request, Versions, requests_for, runs_underway
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
+
+WAREHOUSE_WAIT_S = 1.0
+# Dagster's job of the assets that a person or a backfill materializes without naming a job.
+_UNNAMED_JOB = "__ASSET_JOB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrivals:
+    """What is not in the lake yet, as one look at its source found it.
+
+    ``wanted`` looks again each time; it goes ``beside`` all else, or keeps it waiting. ``last`` is
+    what is made of it when the marts are of all that is landed. ``underway`` are runs, as told, for
+    which the load and the marts wait; ``notes`` are told where nothing is asked for. ``partitions``
+    are to be registered with a request, ``events`` to be recorded. ``versions`` are the lake's of a
+    table as of that look, where it has them: a table of 100,000 partitions is not opened twice a
+    tick.
+    """
+
+    wanted: Callable[[], Iterable[Request]] = tuple
+    beside: bool = False
+    last: Callable[[], Iterable[Request]] = tuple
+    underway: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    partitions: "Sequence[dg.AddDynamicPartitionsRequest]" = ()
+    events: "Sequence[dg.AssetMaterialization | dg.AssetObservation]" = field(default_factory=tuple)
+    versions: Callable[[Dataset], Mapping[str, str]] | None = None
+
+
+def ask(
+    instance: dg.DagsterInstance,
+    domain: Domain,
+    lake: LakeResource,
+    warehouse: WarehouseResource,
+    arrivals: Arrivals,
+    *,
+    load_job: str,
+    marts_job: str,
+) -> dg.SensorResult | dg.SkipReason:
+    """Requests for what arrived; else for the load, where that is behind; else for the marts."""
+    requests, reasons = requests_for(arrivals.wanted, instance)
+    notes = [*arrivals.notes, *arrivals.underway]
+    stages: list[Callable[[], Iterable[Request]]] = [
+        lambda: load_requests(domain, lake, warehouse, load_job, arrivals.versions),
+        lambda: marts_requests(domain, warehouse, marts_job),
+        arrivals.last,
+    ]
+    arrived = bool(requests)
+    for stage in () if arrivals.underway or (arrived and not arrivals.beside) else stages:
+        try:
+            more, why_not = requests_for(stage, instance)
+        except WarehouseBusyError as busy:
+            notes.append(str(busy))
+            break
+        requests += more
+        reasons += why_not
+        if more:
+            break
+    if not requests:
+        return dg.SkipReason("; ".join([*notes, *reasons]) or "nothing has changed")
+    return dg.SensorResult(
+        run_requests=requests,
+        dynamic_partitions_requests=list(arrivals.partitions) if arrived else None,
+        asset_events=list(arrivals.events) if arrived else [],
+    )
+
+
+def load_requests(
+    domain: Domain,
+    lake: LakeResource,
+    warehouse: WarehouseResource,
+    job: str,
+    versions: Callable[[Dataset], Mapping[str, str]] | None = None,
+) -> Iterator[Request]:
+    """A load of what the lake has otherwise than the warehouse, known by these versions."""
+    found = {x: (versions or partial(domain.lake_versions, lake))(x) for x in domain.datasets}
+    with warehouse.kept_open(WAREHOUSE_WAIT_S):
+        landed = {x: warehouse.loaded_versions(x) for x in domain.datasets}
+    behind = {
+        f"{x.name} {key}": version
+        for x, versions in found.items()
+        for key, version in versions.items()
+        if landed[x].get(key) != version
+    }
+    if behind:
+        yield Request(f"{job}:{version_of(behind)}", job, ())
+
+
+def marts_requests(domain: Domain, warehouse: WarehouseResource, job: str) -> Iterator[Request]:
+    """A build of the marts, where they are not of what is landed; once a state of that."""
+    landed, built = landed_and_built(domain, warehouse)
+    # Without a landed table dbt could not build.
+    if all(landed.values()) and landed != built:
+        state = {f"{x.name} {key}": v for x, of in landed.items() for key, v in of.items()}
+        yield Request(f"{job}:{version_of(state)}", job, ())
+
+
+def landed_and_built(domain: Domain, warehouse: WarehouseResource) -> tuple[Versions, Versions]:
+    """What is landed, and what the marts are built of.
+
+    Raises:
+        WarehouseBusyError: another process has it open. It is not waited for: a step of a run
+            will, on record.
+    """
+    with warehouse.kept_open(WAREHOUSE_WAIT_S):
+        landed, built = (
+            {x: warehouse.loaded_versions(x, stage) for x in domain.datasets}
+            for stage in ("landed", MARTS_STAGE)
+        )
+    return landed, built
+
+
+def told_underway(
+    instance: dg.DagsterInstance, jobs: Iterable[str], keys: Collection[dg.AssetKey] = ()
+) -> list[str]:
+    """Runs of ``jobs`` that have not ended, or of assets among ``keys``, whoever asked for them."""
+    return [
+        f"{'a run of assets' if job == _UNNAMED_JOB else job} is underway (run {run.run_id})"
+        for job in (*jobs, *([_UNNAMED_JOB] if keys else ()))
+        for run in runs_underway(instance, job, requested=False)
+        if job != _UNNAMED_JOB or not set(keys).isdisjoint(run.asset_selection or ())
+    ]
+
+
+def landed_keys(domain: Domain) -> list[dg.AssetKey]:
+    """The assets of the domain's tables in the warehouse."""
+    return [landed_key(dataset) for dataset in domain.datasets]

@@ -1,0 +1,156 @@
+"""Tests of retail_assets.feeds.automation: what is asked for in which order, over real stores."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import dagster as dg
+import pytest
+
+from retail_assets.domain import MARTS_STAGE
+from retail_assets.feeds.automation import Arrivals, ask, told_underway
+from retail_assets.feeds.requests import REQUEST_TAG, Request
+from retail_assets_tests.feeds.shop import D1, D2, SALES, SHOPS, Shop, Shops
+
+DROPS, LOAD, MARTS = "drops", "load", "marts"
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as found:
+        yield found
+
+
+@pytest.fixture
+def sales(tmp_path: Path, instance: dg.DagsterInstance) -> Shop:
+    return Shop(tmp_path, SALES, instance)
+
+
+@pytest.fixture
+def shops(tmp_path: Path, instance: dg.DagsterInstance) -> Shop:
+    return Shop(tmp_path, SHOPS, instance)
+
+
+def asked(shop: Shop, arrivals: Arrivals | None = None) -> list[str] | str:
+    """The jobs that one look asks for, or why for none."""
+    found = ask(
+        shop.instance,
+        Shops(),
+        shop.lake,
+        shop.warehouse,
+        arrivals or Arrivals(),
+        load_job=LOAD,
+        marts_job=MARTS,
+    )
+    if isinstance(found, dg.SkipReason):
+        return found.skip_message or ""
+    return [str(request.job_name) for request in found.run_requests or ()]
+
+
+def build_marts(shop: Shop) -> None:
+    for dataset in (SHOPS, SALES):
+        shop.warehouse.record_versions(
+            dataset, MARTS_STAGE, shop.warehouse.loaded_versions(dataset)
+        )
+
+
+def run(shop: Shop, job: str, status: dg.DagsterRunStatus, identity: str = "") -> None:
+    tags = {REQUEST_TAG: identity} if identity else {}
+    shop.instance.add_run(dg.DagsterRun(job_name=job, status=status, tags=tags))
+
+
+def test_what_arrived_is_asked_for_then_the_load_then_the_marts(sales: Shop, shops: Shop) -> None:
+    assert asked(sales) == "nothing has changed"  # nothing was landed: no marts can be built
+
+    arrived = Arrivals(wanted=lambda: [Request("drop:1", DROPS, ())])
+    sales.put(D1, 1, version="a1")
+    assert asked(sales, arrived) == [DROPS]
+    assert asked(sales) == [LOAD]
+
+    sales.land()
+    assert asked(sales) == "nothing has changed"  # not every table is there
+    shops.put("", 1, version="s1")
+    shops.land()
+    assert asked(sales) == [MARTS]
+
+    build_marts(sales)
+    assert asked(sales) == "nothing has changed"
+
+
+def test_while_something_arrives_load_and_marts_wait(sales: Shop) -> None:
+    sales.put(D1, 1, version="a1")
+
+    assert asked(sales, Arrivals(underway=["drops is underway (run 1)"])) == (
+        "drops is underway (run 1)"
+    )
+
+
+def test_what_failed_for_good_keeps_nothing_back(sales: Shop) -> None:
+    sales.put(D1, 1, version="a1")
+    for _ in range(3):
+        run(sales, DROPS, dg.DagsterRunStatus.FAILURE, "drop:bad")
+
+    assert asked(sales, Arrivals(wanted=lambda: [Request("drop:bad", DROPS, ())])) == [LOAD]
+
+
+def test_a_load_is_known_by_the_versions_that_lack(sales: Shop) -> None:
+    def identity() -> str:
+        found = ask(
+            sales.instance,
+            Shops(),
+            sales.lake,
+            sales.warehouse,
+            Arrivals(),
+            load_job=LOAD,
+            marts_job=MARTS,
+        )
+        assert isinstance(found, dg.SensorResult) and found.run_requests
+        return str(found.run_requests[0].tags[REQUEST_TAG])
+
+    sales.put(D1, 1, version="a1")
+    first = identity()
+    assert identity() == first
+    sales.put(D2, 1, version="b1")
+    assert identity() != first
+
+
+def test_a_warehouse_that_is_busy_is_told_and_hardly_waited_for(sales: Shop) -> None:
+    sales.put(D1, 1, version="a1")
+    sales.land()
+    sales.put(D2, 1, version="b1")
+    held, over = Event(), Event()
+
+    def hold() -> None:
+        with sales.warehouse.exclusive():
+            held.set()
+            over.wait()
+
+    with ThreadPoolExecutor(1) as other:
+        other.submit(hold)
+        held.wait()
+        try:
+            assert "was kept open" in str(asked(sales))
+        finally:
+            over.set()
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED])
+def test_runs_underway_are_told_whoever_asked_for_them(
+    instance: dg.DagsterInstance, status: dg.DagsterRunStatus
+) -> None:
+    key, other = dg.AssetKey("a"), dg.AssetKey("b")
+    instance.add_run(dg.DagsterRun(job_name=LOAD, status=status))
+    for selected in (key, other):
+        instance.add_run(
+            dg.DagsterRun(
+                job_name="__ASSET_JOB", status=status, asset_selection=frozenset([selected])
+            )
+        )
+
+    told = told_underway(instance, [LOAD, MARTS], [key])
+
+    assert [text.partition(" (run")[0] for text in told] == [
+        "load is underway",
+        "a run of assets is underway",
+    ]
