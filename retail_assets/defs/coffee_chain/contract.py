@@ -12,8 +12,6 @@ DOMAIN = "coffee_chain"
 WAREHOUSE = "malaysian_coffee_chain"
 UNKNOWN = "UNKNOWN"
 USUAL_QUANTITY = (1, 4)
-# The version of a partition whose table has no file of that date.
-ABSENT = "absent"
 
 
 @dataclass(frozen=True)
@@ -135,26 +133,3 @@ SALES = Dataset(
     ),
 )
 LANDED = (OUTLET, PRODUCT, CUSTOMER, SALES)
-
-
-def quarantine_of(dataset: Dataset) -> Dataset:
-    """What of ``dataset``'s raw files could not be typed, with the whole row's text and why."""
-    return Dataset(
-        schema=dataset.schema,
-        domain=dataset.domain,
-        name=dataset.name,
-        description=f"Raw rows of {dataset.name} of which not all could be typed, and why.",
-        zone="quarantine",
-        partition_by=dataset.partition_by,
-        columns=(
-            *(c for c in dataset.columns if c.name == dataset.partition_by),
-            Column("file", "string", "Raw file, by its name in the lake."),
-            Column("reason", "string", "What was expected and what was found."),
-            Column("text", "string", "The row as it came.", pii=True),
-            Column(
-                "row_stays",
-                "bool",
-                "True where the row stands in the table without the value that the reason names.",
-            ),
-        ),
-    )

@@ -16,8 +16,8 @@ from retail_assets.defs.coffee_chain.contract import (
     RAW_OUTLET,
     RAW_SALES,
     SALES,
-    quarantine_of,
 )
+from retail_assets.feeds.files import quarantine_of
 from retail_assets.settings import DBT_PROJECT_DIR
 
 MODELS = DBT_PROJECT_DIR / "models" / DOMAIN

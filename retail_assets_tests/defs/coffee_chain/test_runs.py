@@ -14,8 +14,6 @@ import dagster as dg
 import pytest
 
 from retail_assets.definitions import build_defs
-from retail_assets.defs.coffee_chain.assets import DELETED_CHECK, DROPS_NAME, landed_key
-from retail_assets.defs.coffee_chain.automation import LARGE_JOB, MARTS_JOB, NIGHTLY_JOB
 from retail_assets.defs.coffee_chain.contract import (
     CUSTOMER,
     DOMAIN,
@@ -25,10 +23,12 @@ from retail_assets.defs.coffee_chain.contract import (
     SALES,
     WAREHOUSE,
 )
-from retail_assets.defs.coffee_chain.domain import CoffeeChain
+from retail_assets.defs.coffee_chain.feed import FEED
 from retail_assets.defs.coffee_chain.sample import SampleCounts, write_sample
-from retail_assets.defs.coffee_chain.taking import processed_key
 from retail_assets.domain import range_tags
+from retail_assets.feeds.files.assets import DELETED_CHECK
+from retail_assets.feeds.files.taking import processed_key
+from retail_assets.feeds.landing import landed_key
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings, load_settings
@@ -37,6 +37,7 @@ PERSONAL = {column.name for dataset in LANDED for column in dataset.columns if c
 # The tables and views that may carry them: customers as landed, and as a dimension.
 OF_PERSONS = {"stg_customer", "dim_customer"}
 Rows = list[tuple[Any, ...]]
+(SALES_FILES,) = (table for table in FEED.dated if table.dataset is SALES)
 
 
 @dataclass
@@ -117,9 +118,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     (home / "instance").mkdir()
     quiet = {"telemetry": {"enabled": False}}
     with dg.DagsterInstance.local_temp(str(home / "instance"), overrides=quiet) as instance:
-        definitions = build_defs(settings, domains=[CoffeeChain()])
+        definitions = build_defs(settings, domains=[FEED])
         found = Shop(settings, counts, instance, definitions)
-        assert found.settle() == "no raw file has changed"
+        assert found.settle() == "nothing has changed"
         yield found
 
 
@@ -130,12 +131,16 @@ def test_what_the_sensor_asks_for_is_each_job_once(shop: Shop) -> None:
 def test_every_drop_is_materialized_as_a_partition(shop: Shop) -> None:
     dates = [drop.date for drop in shop.counts.drops]
 
-    assert list(shop.instance.get_dynamic_partitions(DROPS_NAME)) == dates
-    for dataset in (CUSTOMER, SALES):
-        for key in (processed_key(dataset), landed_key(dataset)):
-            assert shop.instance.get_materialized_partitions(key) == set(dates)
+    assert list(shop.instance.get_dynamic_partitions(FEED.partitions)) == dates
+    for table in FEED.dated:
+        assert shop.instance.get_materialized_partitions(processed_key(FEED, table)) == set(dates)
+        # Landed, a drop is recorded no second time.
+        assert shop.instance.get_materialized_partitions(landed_key(table.dataset)) == set()
+        assert shop.instance.get_latest_materialization_event(landed_key(table.dataset))
     for drop in shop.counts.drops:
-        of_drop = dg.AssetRecordsFilter(processed_key(SALES), asset_partitions=[drop.date])
+        of_drop = dg.AssetRecordsFilter(
+            processed_key(FEED, SALES_FILES), asset_partitions=[drop.date]
+        )
         (record,) = shop.instance.fetch_materializations(of_drop, limit=1).records
         assert record.asset_materialization is not None
         metadata = record.asset_materialization.metadata
@@ -157,26 +162,26 @@ def test_drops_backfilled_twice_leave_every_table_as_it_was(shop: Shop) -> None:
     first, last = shop.counts.drops[1].date, shop.counts.drops[2].date
 
     for _ in range(2):
-        result = shop.execute(LARGE_JOB, range_tags(first, last))
+        result = shop.execute(FEED.large_job, range_tags(first, last))
         assert result.success
         keys = {
             event.partition
             for event in result.filter_events(lambda e: e.is_step_materialization)
-            if event.asset_key == landed_key(SALES)
+            if event.asset_key == processed_key(FEED, SALES_FILES)
         }
         assert keys == {first, last} or keys == {first, last, None}
 
     assert shop.tables() == before
-    assert shop.tick() == ([], "no raw file has changed")
+    assert shop.tick() == ([], "nothing has changed")
 
 
 def test_a_range_with_a_date_that_has_no_file_fails_in_words(shop: Shop) -> None:
     before = shop.tables()
     last = shop.counts.drops[-1].date
-    shop.instance.add_dynamic_partitions(DROPS_NAME, ["2024-06-30"])
+    shop.instance.add_dynamic_partitions(FEED.partitions, ["2024-06-30"])
 
-    result = shop.execute(LARGE_JOB, range_tags(last, "2024-06-30"))
-    shop.instance.delete_dynamic_partition(DROPS_NAME, "2024-06-30")
+    result = shop.execute(FEED.large_job, range_tags(last, "2024-06-30"))
+    shop.instance.delete_dynamic_partition(FEED.partitions, "2024-06-30")
 
     failures = [event.step_failure_data for event in result.get_step_failure_events()]
     texts = [found.user_failure_data.description for found in failures if found.user_failure_data]
@@ -190,8 +195,8 @@ def test_a_deleted_drop_fails_its_check_and_no_run(shop: Shop) -> None:
     content, times = path.read_bytes(), path.stat()
     path.unlink()
     try:
-        result = shop.execute(LARGE_JOB, range_tags(*[shop.counts.drops[0].date] * 2))
-        nightly = shop.execute(NIGHTLY_JOB)
+        result = shop.execute(FEED.large_job, range_tags(*[shop.counts.drops[0].date] * 2))
+        nightly = shop.execute(FEED.nightly_job)
     finally:
         path.write_bytes(content)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -205,7 +210,7 @@ def test_a_deleted_drop_fails_its_check_and_no_run(shop: Shop) -> None:
 
 def made(shop: Shop) -> tuple[set[str], set[str]]:
     """The models that the last run of the marts made, and those that it left as they were."""
-    (run,) = shop.instance.get_runs(dg.RunsFilter(job_name=MARTS_JOB), limit=1)
+    (run,) = shop.instance.get_runs(dg.RunsFilter(job_name=FEED.marts_job), limit=1)
     entries = shop.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
     found = [x for entry in entries if (x := entry.asset_materialization)]
     names = {
@@ -233,7 +238,7 @@ def test_a_drop_delivered_again_and_a_late_one_end_in_the_marts(shop: Shop) -> N
         ",".join(RAW_CUSTOMER.header) + "\n1,c-late,Ah,Tan,F,1990-01-02,a@example.com,+60\n"
     )
 
-    assert shop.settle() == "no raw file has changed"
+    assert shop.settle() == "nothing has changed"
 
     assert shop.ran[ran:] == ["large_files", "large_files", "marts"]
     assert units() == before + 8

@@ -1,8 +1,12 @@
-"""Tests of retail_assets.defs.coffee_chain.drops, over a lake in a temporary folder."""
+"""Tests of retail_assets.feeds.files.listing, over a lake in a temporary folder.
+
+The files are the coffee chain's: two tables of dated ones, two of one file each.
+"""
 
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -12,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retail_assets.dataset import Dataset
-from retail_assets.defs.coffee_chain import drops
 from retail_assets.defs.coffee_chain.contract import (
     CUSTOMER,
     OUTLET,
@@ -23,26 +26,24 @@ from retail_assets.defs.coffee_chain.contract import (
     RAW_SALES,
     SALES,
 )
-from retail_assets.defs.coffee_chain.drops import (
-    WHOLE_TABLE,
+from retail_assets.defs.coffee_chain.feed import FEED
+from retail_assets.feeds.files import WHOLE_TABLE, listing
+from retail_assets.feeds.files.listing import (
     Changes,
-    Known,
-    compare,
+    Look,
     describe_drops,
     fingerprint_of,
     has_bytes,
     hash_file,
     is_date,
-    list_raw,
-    remember_touched,
 )
-from retail_assets.defs.coffee_chain.transforms import TYPING_VERSION
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.lake.ledger import Ledger
 from retail_assets.resources.lake.restoring import restore
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
 
 TABLES = (OUTLET, PRODUCT, CUSTOMER, SALES)
+TYPING_VERSION = FEED.tables[0].version
 
 
 @pytest.fixture
@@ -52,9 +53,9 @@ def raw(tmp_path: Path) -> RawZone:
 
 def look(lake: LakeResource) -> Changes:
     """What is new work, as a tick finds it."""
-    known = Known(lake)
-    changes = compare(lake, list_raw(lake), known)
-    remember_touched(lake, known, changes)
+    found = Look(lake, FEED.tables)
+    changes = found.changes()
+    found.remember_touched(changes)
     return changes
 
 
@@ -72,7 +73,7 @@ def take(lake: LakeResource) -> None:
             dataset,
             {
                 key: Ledger(
-                    fingerprint_of(hash_file(lake.local_file(entry.name))),
+                    fingerprint_of(hash_file(lake.local_file(entry.name)), TYPING_VERSION),
                     *(1, 1),
                     stamp=entry.version,
                     size=entry.size,
@@ -88,7 +89,7 @@ def publish(lake: LakeResource, dataset: Dataset, ledgers: dict[str, Ledger]) ->
 
 
 def ledgers(lake: LakeResource, dataset: Dataset) -> dict[str, Ledger]:
-    return dict(Known(lake).of(dataset).ledgers)
+    return dict(Look(lake, FEED.tables).table(dataset).ledgers)
 
 
 # ---- the listing
@@ -100,21 +101,36 @@ def test_drops_are_found_by_their_names(raw: RawZone) -> None:
         raw.sales(day)
     raw.customers(D2)
 
-    listing = list_raw(raw.lake)
+    found = Look(raw.lake, FEED.tables)
 
-    assert list(listing.of(SALES)) == ["1700-01-01", D1, "9999-12-31"]
-    assert listing.of(SALES)[D1].name == RAW_SALES.name(D1)
-    assert list(listing.of(CUSTOMER)) == [D2]
-    assert listing.dates == {"1700-01-01", D1, D2, "9999-12-31"}
-    assert list(listing.of(OUTLET)) == [WHOLE_TABLE]
-    assert dict(listing.of(PRODUCT)) == {}
-    assert listing.strays == ()
+    assert list(found.files["sales"]) == ["1700-01-01", D1, "9999-12-31"]
+    assert found.files["sales"][D1].name == RAW_SALES.name(D1)
+    assert list(found.files["customer"]) == [D2]
+    assert found.delivered == {"1700-01-01", D1, D2, "9999-12-31"}
+    assert list(found.files["outlet"]) == [WHOLE_TABLE]
+    assert found.files["product"] == {}
+    assert found.strays == []
+
+
+def test_a_folder_may_hold_the_files_of_several_tables(raw: RawZone) -> None:
+    paths = {"sales": "raw/shop/sales_{date}.csv", "customer": "raw/shop/{date}.csv"}
+    tables = [replace(x, path=paths[x.dataset.name]) for x in FEED.dated if x.dataset.name in paths]
+    for name in (f"sales_{D1}.csv", f"{D2}.csv", "other.csv"):
+        raw.deliver_bytes(f"raw/shop/{name}", b"x")
+
+    found = Look(raw.lake, tables)
+
+    assert {table: list(files) for table, files in found.files.items()} == {
+        "sales": [D1],
+        "customer": [D2],
+    }
+    assert found.strays == ["raw/shop/other.csv"]
 
 
 def test_a_lake_without_raw_files_has_none(raw: RawZone) -> None:
-    listing = list_raw(raw.lake)
+    found = Look(raw.lake, FEED.tables)
 
-    assert (listing.dates, listing.strays) == (set(), ())
+    assert (found.delivered, found.strays) == (set(), [])
     assert not raw.root.exists()
 
 
@@ -141,11 +157,11 @@ def test_a_lake_without_raw_files_has_none(raw: RawZone) -> None:
 def test_other_names_are_no_drops_and_are_told(raw: RawZone, name: str) -> None:
     raw.deliver_bytes(f"raw/coffee_chain/sales/{name}", b"x")
 
-    listing = list_raw(raw.lake)
+    found = Look(raw.lake, FEED.tables)
 
-    assert listing.dates == set()
+    assert found.delivered == set()
     hidden = (".csv",)  # as file systems have it
-    assert listing.strays == (() if name in hidden else (f"raw/coffee_chain/sales/{name}",))
+    assert found.strays == ([] if name in hidden else [f"raw/coffee_chain/sales/{name}"])
 
 
 @pytest.mark.parametrize(
@@ -160,16 +176,16 @@ def test_other_names_are_no_drops_and_are_told(raw: RawZone, name: str) -> None:
 def test_files_on_their_way_are_no_drops_and_not_told(raw: RawZone, name: str) -> None:
     raw.deliver_bytes(f"raw/coffee_chain/sales/{name}", b"x")
 
-    listing = list_raw(raw.lake)
+    found = Look(raw.lake, FEED.tables)
 
-    assert (listing.dates, listing.strays) == (set(), ())
+    assert (found.delivered, found.strays) == (set(), [])
 
 
 def test_a_small_table_is_the_file_of_exactly_that_name(raw: RawZone) -> None:
     for name in ("product.csv.part", "product.csv.old", "product.csv/x", "Product.csv"):
         raw.deliver_bytes(f"raw/coffee_chain/products/{name}", b"x")
 
-    assert dict(list_raw(raw.lake).of(PRODUCT)) == {}
+    assert Look(raw.lake, FEED.tables).files["product"] == {}
 
 
 @given(st.dates())
@@ -194,12 +210,13 @@ digests = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 
 @given(digests, digests)
 def test_a_fingerprint_is_of_bytes_and_typing_alone(one: str, other: str) -> None:
-    found = fingerprint_of(one)
+    found = fingerprint_of(one, TYPING_VERSION)
     assert found.endswith(f"-{TYPING_VERSION}")
     assert has_bytes(Ledger(found, 1), one)
     assert has_bytes(Ledger(found.replace(f"-{TYPING_VERSION}", "-99"), 1), one)
     is_same = one[:32] == other[:32]
-    assert (found == fingerprint_of(other)) is has_bytes(Ledger(found, 1), other) is is_same
+    assert has_bytes(Ledger(found, 1), other) is is_same
+    assert (found == fingerprint_of(other, TYPING_VERSION)) is is_same
 
 
 def test_what_was_taken_is_known_by_table_and_drop(raw: RawZone) -> None:
@@ -207,15 +224,15 @@ def test_what_was_taken_is_known_by_table_and_drop(raw: RawZone) -> None:
     publish(raw.lake, CUSTOMER, {D3: Ledger("c", 0)})
     publish(raw.lake, OUTLET, {WHOLE_TABLE: Ledger("d", 0)})
 
-    known = Known(raw.lake)
+    found = Look(raw.lake, FEED.tables)
 
-    assert known.of(SALES).fingerprints == {D1: "a", D2: "b"}
-    assert known.of(OUTLET).fingerprints == {WHOLE_TABLE: "d"}
-    assert known.of(PRODUCT).ledgers == {}
-    assert known.dates == {D1, D2, D3}
+    assert found.table(SALES).fingerprints == {D1: "a", D2: "b"}
+    assert found.table(OUTLET).fingerprints == {WHOLE_TABLE: "d"}
+    assert found.table(PRODUCT).ledgers == {}
+    assert found.taken == {D1, D2, D3}
     publish(raw.lake, SALES, {D3: Ledger("e", 0)})
-    assert D3 not in known.of(SALES).ledgers  # as of one look
-    assert Known(raw.lake).of(SALES).fingerprints == {D1: "a", D2: "b", D3: "e"}
+    assert D3 not in found.table(SALES).ledgers  # as of one look
+    assert Look(raw.lake, FEED.tables).table(SALES).fingerprints == {D1: "a", D2: "b", D3: "e"}
 
 
 def test_a_look_at_an_empty_lake_writes_nothing(raw: RawZone) -> None:
@@ -273,7 +290,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(file.name)
         return hash_file(file)
 
-    monkeypatch.setattr(drops, "hash_file", hash_and_tell)
+    monkeypatch.setattr(listing, "hash_file", hash_and_tell)
     return names
 
 
@@ -292,7 +309,8 @@ def test_the_same_bytes_again_are_no_work_and_hashed_once(raw: RawZone, hashed: 
     }
     assert not any(then.touched.values())
     assert sorted(hashed) == ["outlet.csv", f"sales_data_{D1}.csv"]
-    assert ledgers(raw.lake, SALES)[D1].stamp == list_raw(raw.lake).of(SALES)[D1].version
+    stamp = Look(raw.lake, FEED.tables).files["sales"][D1].version
+    assert ledgers(raw.lake, SALES)[D1].stamp == stamp
 
 
 def test_a_file_of_another_size_is_not_hashed(raw: RawZone, hashed: list[str]) -> None:
@@ -315,23 +333,23 @@ def test_what_a_tick_hashes_is_bounded_and_the_rest_is_new_work(
         raw.touch(path)
     size = paths[0].stat().st_size
 
-    monkeypatch.setattr(drops, "_HASH_BUDGET_BYTES", 2 * size + 1)
+    monkeypatch.setattr(listing, "_HASH_BUDGET_BYTES", 2 * size + 1)
 
     assert work(raw.lake) == {("sales", D3)}
     assert len(hashed) == 2
     assert work(raw.lake) == set()  # there is a budget again
 
 
-def test_another_typing_makes_everything_new_work(
-    raw: RawZone, hashed: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_typing_makes_everything_new_work(raw: RawZone, hashed: list[str]) -> None:
     deliver_all(raw)
     take(raw.lake)
     raw.touch(raw.root / RAW_CUSTOMER.name(D2))
 
-    monkeypatch.setattr(drops, "TYPING_VERSION", f"{TYPING_VERSION}0")
+    tables = [replace(table, own_version=f"{TYPING_VERSION}0") for table in FEED.tables]
 
-    assert len(work(raw.lake)) == 6
+    changes = Look(raw.lake, tables).changes()
+
+    assert sum(len(files) for files in changes.wanted.values()) == 6
     assert hashed == []
 
 
@@ -341,12 +359,10 @@ def test_a_deleted_file_is_told_and_no_work(raw: RawZone) -> None:
     for name in (RAW_SALES.name(D1), RAW_PRODUCT.name()):
         (raw.root / name).unlink()
 
-    changes = look(raw.lake)
+    changes, found = look(raw.lake), Look(raw.lake, FEED.tables)
 
-    assert {t: k for t, k in changes.deleted.items() if k} == {
-        "product": (WHOLE_TABLE,),
-        "sales": (D1,),
-    }
+    deleted = {x.name: found.deleted(x) for x in TABLES}
+    assert deleted == {"outlet": [], "product": [WHOLE_TABLE], "customer": [], "sales": [D1]}
     assert not any(changes.wanted.values())
     assert set(ledgers(raw.lake, SALES)) == {D1, D2}
 
@@ -367,7 +383,12 @@ def test_what_came_again_keeps_its_rows_under_the_newer_version(raw: RawZone) ->
     raw.sales(D2, sale())
     changes = look(raw.lake)
     taken = {
-        key: Ledger(fingerprint_of(hash_file(raw.root / x.name)), 2, stamp=x.version, size=x.size)
+        key: Ledger(
+            fingerprint_of(hash_file(raw.root / x.name), TYPING_VERSION),
+            2,
+            stamp=x.version,
+            size=x.size,
+        )
         for key, x in changes.wanted[SALES.name].items()
     }
     table = SALES.arrow_schema.empty_table()
@@ -409,13 +430,13 @@ def test_what_another_took_meanwhile_is_not_undone(raw: RawZone) -> None:
     take(raw.lake)
     for day in (D1, D2):
         raw.touch(raw.root / RAW_SALES.name(day))
-    known = Known(raw.lake)
-    changes = compare(raw.lake, list_raw(raw.lake), known)
+    earlier = Look(raw.lake, FEED.tables)
+    changes = earlier.changes()
     raw.sales(D1, sale(quantity=7))
     take(raw.lake)
     taken = ledgers(raw.lake, SALES)
 
-    remember_touched(raw.lake, known, changes)
+    earlier.remember_touched(changes)
 
     assert ledgers(raw.lake, SALES) == taken
     assert work(raw.lake) == set()

@@ -1,7 +1,8 @@
-"""Tests of retail_assets.defs.coffee_chain.domain, over a temporary lake and warehouse."""
+"""Tests of retail_assets.defs.coffee_chain.feed, over a temporary lake and warehouse."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
@@ -9,10 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retail_assets.dataset import Dataset
-from retail_assets.defs.coffee_chain.assets import DROPS_NAME, landed_key
-from retail_assets.defs.coffee_chain.automation import DROPS_JOB, LARGE_JOB, MARTS_JOB
 from retail_assets.defs.coffee_chain.contract import (
-    ABSENT,
     CUSTOMER,
     DOMAIN,
     LANDED,
@@ -22,15 +20,11 @@ from retail_assets.defs.coffee_chain.contract import (
     RAW_SALES,
     SALES,
 )
-from retail_assets.defs.coffee_chain.domain import (
-    CUSTOMER_WINDOW,
-    SALES_WINDOW,
-    CoffeeChain,
-    marts_windows,
-)
-from retail_assets.defs.coffee_chain.drops import DROPPED_FILES, SMALL_FILES
-from retail_assets.defs.coffee_chain.taking import processed_key, write_drops, write_small
-from retail_assets.domain import MARTS_STAGE, Execution, PlanError
+from retail_assets.defs.coffee_chain.feed import CUSTOMER_WINDOW, FEED, SALES_WINDOW
+from retail_assets.domain import MARTS_STAGE, Asked, Execution, PlanError
+from retail_assets.feeds.files import ABSENT, WHOLE_TABLE
+from retail_assets.feeds.files.taking import Room, processed_key, take_files
+from retail_assets.feeds.landing import landed_key
 from retail_assets.resources.cloud_checks import Question
 from retail_assets.resources.lake import LakeResource, open_lake
 from retail_assets.resources.spark import (
@@ -42,7 +36,7 @@ from retail_assets.resources.warehouse import open_warehouse
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
 
-COFFEE_CHAIN = CoffeeChain()
+DROPS_JOB, LARGE_JOB, MARTS_JOB = FEED.drops_job, FEED.large_job, FEED.marts_job
 SPARK = SparkResource(master="embedded")
 Drops = dict[str, str]
 
@@ -62,19 +56,19 @@ NOWHERE: dict[Dataset, Mapping[str, str]] = {dataset: {} for dataset in LANDED}
 
 
 def test_the_first_build_is_of_everything() -> None:
-    assert marts_windows(BUILT, NOWHERE) == EVERYTHING
+    assert FEED.windows(BUILT, NOWHERE) == EVERYTHING
 
 
 def test_a_sales_table_that_was_made_anew_is_built_whole() -> None:
-    assert marts_windows(BUILT, {**BUILT, SALES: {}}) == EVERYTHING
+    assert FEED.windows(BUILT, {**BUILT, SALES: {}}) == EVERYTHING
 
 
 def test_a_customers_table_that_was_made_anew_is_built_whole() -> None:
-    assert marts_windows(BUILT, {**BUILT, CUSTOMER: {}}) == EVERYTHING
+    assert FEED.windows(BUILT, {**BUILT, CUSTOMER: {}}) == EVERYTHING
 
 
 def test_nothing_new_is_nothing_to_build() -> None:
-    assert marts_windows(BUILT, BUILT) == {SALES_WINDOW: [], CUSTOMER_WINDOW: []}
+    assert FEED.windows(BUILT, BUILT) == {SALES_WINDOW: [], CUSTOMER_WINDOW: []}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +85,7 @@ def test_nothing_new_is_nothing_to_build() -> None:
 def test_what_may_concern_any_line_builds_everything(
     landed: dict[Dataset, Mapping[str, str]],
 ) -> None:
-    assert marts_windows(landed, BUILT) == EVERYTHING
+    assert FEED.windows(landed, BUILT) == EVERYTHING
 
 
 @pytest.mark.parametrize(
@@ -125,7 +119,7 @@ def test_other_changes_are_built_by_windows(
 ) -> None:
     landed = {**BUILT, SALES: {**BUILT[SALES], **sales}, CUSTOMER: {**BUILT[CUSTOMER], **customers}}
 
-    assert marts_windows(landed, BUILT) == {
+    assert FEED.windows(landed, BUILT) == {
         SALES_WINDOW: sales_window,
         CUSTOMER_WINDOW: customer_window,
     }
@@ -142,7 +136,7 @@ states = st.builds(versions, drops, drops, st.sampled_from("ab"), st.sampled_fro
 def test_every_change_is_in_a_window_and_no_other_sales_are(
     landed: dict[Dataset, Mapping[str, str]], built: dict[Dataset, Mapping[str, str]]
 ) -> None:
-    windows = marts_windows(landed, built)
+    windows = FEED.windows(landed, built)
 
     assert set(windows) == set(EVERYTHING)
     if None in windows.values():
@@ -189,16 +183,12 @@ def plan(
     *,
     allow_emptying: bool = False,
 ) -> list[Execution]:
-    COFFEE_CHAIN.prepare(settings)
-    if partitions:
-        COFFEE_CHAIN.check_partitions(settings, *partitions)
-    return COFFEE_CHAIN.plan(
-        settings, partitions, allow_emptying=allow_emptying, instance=lambda: instance
-    )
+    FEED.prepare(settings)
+    return list(FEED.plan(settings, Asked(partitions, allow_emptying), lambda: instance))
 
 
 def registered(instance: dg.DagsterInstance) -> list[str]:
-    return list(instance.get_dynamic_partitions(DROPS_NAME))
+    return list(instance.get_dynamic_partitions(FEED.partitions))
 
 
 def test_a_run_takes_every_drop_found_by_date(
@@ -236,22 +226,16 @@ def test_a_run_takes_the_drops_of_the_dates_asked_for(
     assert plan(settings, instance, asked) == [Execution(DOMAIN, expected)]
 
 
-def test_a_run_of_drops_leaves_small_files_out_that_are_in_the_warehouse(
+def test_a_run_of_drops_leaves_small_files_out_that_are_in_the_lake(
     settings: Settings, raw: RawZone, instance: dg.DagsterInstance
 ) -> None:
-    process(settings, raw)
     asked = (D2, D2)
-    assert plan(settings, instance) == [Execution(DOMAIN, (D1, D2))]
-
-    for dataset in (OUTLET, PRODUCT):
-        assert plan(settings, instance, asked) == [Execution(DOMAIN, asked)]
-        COFFEE_CHAIN.rebuild(settings, dataset)
+    raw.sales(D2)
+    assert plan(settings, instance, asked) == [Execution(DOMAIN, asked)]
+    process(settings, raw)
 
     assert plan(settings, instance, asked) == [Execution(DROPS_JOB, asked)]
-    assert plan(settings, instance) == [Execution(DOMAIN, (D1, D2))]
-
-    with open_warehouse(settings).exclusive():  # then nobody knows, and nobody waits
-        assert plan(settings, instance, asked) == [Execution(DOMAIN, asked)]
+    assert plan(settings, instance) == [Execution(DOMAIN, (D2, D1))]  # as they were registered
 
     raw.outlets("MY001,KLCC,1 Jalan Ampang,Selangor,1000,", "MY002,Ipoh,2 Jalan Raja,Perak,30000,")
     assert plan(settings, instance, asked) == [Execution(DOMAIN, asked)]
@@ -260,7 +244,7 @@ def test_a_run_of_drops_leaves_small_files_out_that_are_in_the_warehouse(
 def test_drops_registered_out_of_order_are_several_runs_and_the_last_is_whole(
     settings: Settings, raw: RawZone, instance: dg.DagsterInstance
 ) -> None:
-    instance.add_dynamic_partitions(DROPS_NAME, [D2, "2020-06-30", D1])
+    instance.add_dynamic_partitions(FEED.partitions, [D2, "2020-06-30", D1])
     for day in (D1, D2, D3):
         raw.sales(day)
 
@@ -279,7 +263,7 @@ def emptying(*tables: str) -> dict[str, object]:
 def test_emptying_is_allowed_of_the_tables_of_each_run(
     settings: Settings, raw: RawZone, instance: dg.DagsterInstance
 ) -> None:
-    instance.add_dynamic_partitions(DROPS_NAME, [D2, "2020-06-30", D1])
+    instance.add_dynamic_partitions(FEED.partitions, [D2, "2020-06-30", D1])
     for day in (D1, D2):
         raw.sales(day)
 
@@ -290,7 +274,7 @@ def test_emptying_is_allowed_of_the_tables_of_each_run(
         Execution(DOMAIN, (D1, D1), emptying("outlet", "product", "customer", "sales")),
     ]
     definitions = dg.Definitions.merge(
-        COFFEE_CHAIN.build_defs(settings),
+        FEED.build_defs(settings),
         dg.Definitions(
             resources={
                 "lake": open_lake(settings),
@@ -311,12 +295,12 @@ def test_what_was_refused_does_not_hold_back_the_other_drops(
     settings: Settings, raw: RawZone, instance: dg.DagsterInstance
 ) -> None:
     days = [D3, "2020-06-30", D1, D2, "2021-06-30"]
-    instance.add_dynamic_partitions(DROPS_NAME, days)
+    instance.add_dynamic_partitions(FEED.partitions, days)
     whole = Execution(DOMAIN, (D3, D2))
 
     def without(refused: dict[str, list[str]], of: Execution = whole) -> list[Execution]:
         by_step = {PROCESSED[name]: keys for name, keys in refused.items()}
-        return COFFEE_CHAIN.plan_without(settings, of, by_step, instance)
+        return FEED.plan_without(settings, of, by_step, instance)
 
     assert without({"sales": [D2]}) == [Execution(DOMAIN, (D3, D1))]
     assert without({"sales": [D2]}, Execution(DROPS_JOB, (D1, D2))) == [
@@ -333,14 +317,14 @@ def test_what_was_refused_does_not_hold_back_the_other_drops(
         {"customer": [D1], "sales": [D2]}, Execution(DOMAIN, (D3, D2), emptying("outlet"))
     )
 
-    tables = {"customer": CUSTOMER, "sales": SALES}
+    tables = {table.dataset.name: table for table in FEED.dated}
     assert both == [
         *(
             Execution(
                 LARGE_JOB,
                 (day, day),
                 emptying(name),
-                [processed_key(tables[name]), landed_key(tables[name])],
+                [processed_key(FEED, tables[name]), landed_key(tables[name].dataset)],
             )
             for name, day in (("customer", D2), ("sales", D1))
         ),
@@ -352,7 +336,7 @@ def test_what_was_refused_does_not_hold_back_the_other_drops(
     # Of what was landed before a range that is refused whole, the marts are still to be built.
     process(settings, raw)
     for dataset in LANDED:
-        COFFEE_CHAIN.rebuild(settings, dataset)
+        FEED.rebuild(settings, dataset)
     assert without({"sales": [D1]}, Execution(DOMAIN, (D1, D1))) == [Execution(MARTS_JOB)]
     assert without({"sales": [D1]}, Execution(LARGE_JOB, (D1, D1))) == []
     with open_warehouse(settings).exclusive():
@@ -390,10 +374,10 @@ def process(settings: Settings, raw: RawZone) -> LakeResource:
     raw.sales(D1, sale(1), sale(2), sale(3), sale(4, quantity="x"))
     raw.sales(D2, sale(1), sale(2))
     raw.customers(D1, person(1), person(2, "c2"))
-    for small in SMALL_FILES:
-        write_small(raw.lake, "run", small, most_lost=0.1)
-    for large in DROPPED_FILES:
-        write_drops(raw.lake, SPARK, "run", large, [D1, D2], most_lost=0.1)
+    room = Room(raw.lake, "run", SimpleNamespace(spark=SPARK))
+    for table in FEED.tables:
+        keys = [D1, D2] if table.is_dated else [WHOLE_TABLE]
+        take_files(FEED, table, keys, room, most_lost=0.1)
     return open_lake(settings)
 
 
@@ -411,11 +395,11 @@ def test_a_drop_that_was_taken_and_deleted_is_part_of_a_run(
 
 
 def test_rows_are_counted_of_what_was_processed(settings: Settings, raw: RawZone) -> None:
-    assert COFFEE_CHAIN.count_rows(open_lake(settings)) == {}
+    assert FEED.count_rows(open_lake(settings)) == {}
 
     lake = process(settings, raw)
 
-    assert COFFEE_CHAIN.count_rows(lake) == {
+    assert FEED.count_rows(lake) == {
         f"{DOMAIN}.processed_{name}": rows for name, rows in ROWS.items()
     }
 
@@ -428,12 +412,12 @@ def test_each_landed_table_is_rebuilt_from_what_was_processed(
     with pytest.raises(
         PlanError, match=f"holds nothing processed. Run: retail-assets run {DOMAIN}"
     ):
-        COFFEE_CHAIN.rebuild(settings, dataset)
+        FEED.rebuild(settings, dataset)
     process(settings, raw)
     warehouse.replace_table(dataset, [], {"" if dataset.partition_by is None else D1: "old"})
     warehouse.record_versions(dataset, MARTS_STAGE, {D1: "old"})
 
-    assert COFFEE_CHAIN.rebuild(settings, dataset) == ROWS[dataset.name]
+    assert FEED.rebuild(settings, dataset) == ROWS[dataset.name]
 
     assert warehouse.row_counts() == {dataset.table: ROWS[dataset.name]}
     known = warehouse.loaded_versions(dataset)
@@ -453,14 +437,14 @@ def test_the_marts_are_planned_by_what_the_warehouse_holds(
     warehouse = open_warehouse(settings)
     process(settings, raw)
     for dataset in LANDED:
-        COFFEE_CHAIN.rebuild(settings, dataset)
+        FEED.rebuild(settings, dataset)
 
-    first = COFFEE_CHAIN.plan_marts(warehouse)
+    first = FEED.plan_marts(warehouse)
     for dataset, found in first.versions.items():
         warehouse.record_versions(dataset, MARTS_STAGE, found)
-    second = COFFEE_CHAIN.plan_marts(warehouse)
+    second = FEED.plan_marts(warehouse)
     warehouse.record_versions(SALES, "landed", {D2: "another"})
-    third = COFFEE_CHAIN.plan_marts(warehouse)
+    third = FEED.plan_marts(warehouse)
 
     assert first.windows == EVERYTHING
     assert set(first.versions) == set(LANDED)
@@ -475,7 +459,7 @@ def test_the_marts_are_planned_by_what_the_warehouse_holds(
 
 
 def asked(settings: Settings) -> Question:
-    (question,) = COFFEE_CHAIN.questions(settings)
+    (question,) = FEED.questions(settings)
     return question
 
 
@@ -497,7 +481,7 @@ def test_doctor_tells_of_a_spark_that_does_not_answer(tmp_path: Path) -> None:
 
 
 def test_spark_is_the_one_resource_of_its_own(settings: Settings) -> None:
-    resources = COFFEE_CHAIN.resources(settings)
+    resources = FEED.resources(settings)
 
     assert set(resources) == {"spark"}
     assert isinstance(resources["spark"], SparkResource)

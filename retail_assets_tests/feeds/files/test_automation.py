@@ -1,7 +1,7 @@
-"""Tests of retail_assets.defs.coffee_chain.automation.
+"""Tests of retail_assets.feeds.files.automation, of the coffee chain's drops.
 
 Over a real Dagster instance, lake, warehouse and Spark; the runs are done here in place of the
-daemon's (test_runs.py executes them).
+daemon's (defs/coffee_chain/test_runs.py executes them).
 """
 
 import itertools
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import dagster as dg
@@ -18,41 +19,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retail_assets.dataset import Dataset
-from retail_assets.defs.coffee_chain import automation
-from retail_assets.defs.coffee_chain.assets import (
-    DROPS_NAME,
-    RAW_DROPS,
-    processed_versions,
-)
-from retail_assets.defs.coffee_chain.automation import (
-    LARGE_JOB,
-    MARTS_JOB,
-    NIGHTLY_JOB,
-    SMALL_JOB,
-    drop_ranges,
-    drop_wishes,
-    drops_underway,
-    version_of,
-)
 from retail_assets.defs.coffee_chain.contract import (
     DOMAIN,
     RAW_CUSTOMER,
     RAW_SALES,
     SALES,
 )
-from retail_assets.defs.coffee_chain.domain import CoffeeChain
-from retail_assets.defs.coffee_chain.drops import (
-    DROPPED_FILES,
-    SMALL_FILES,
-    WHOLE_TABLE,
-    Listing,
-)
-from retail_assets.defs.coffee_chain.taking import write_drops, write_small
+from retail_assets.defs.coffee_chain.feed import FEED
 from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
 from retail_assets.errors import PermanentError
-from retail_assets.landing import loadable_uris
-from retail_assets.requests import REQUEST_TAG
+from retail_assets.feeds import automation as asking
+from retail_assets.feeds.files import WHOLE_TABLE, FileTable, automation
+from retail_assets.feeds.files.assets import raw_key
+from retail_assets.feeds.files.automation import (
+    Automation,
+    drop_ranges,
+    drop_requests,
+    drops_underway,
+)
+from retail_assets.feeds.files.taking import Room, take_files
+from retail_assets.feeds.landing import loadable_uris
+from retail_assets.feeds.requests import REQUEST_TAG
 from retail_assets.resources.lake import LakeObject
 from retail_assets.resources.lake.restoring import restore
 from retail_assets.resources.spark import SparkResource
@@ -68,13 +55,15 @@ from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
 
 SPARK = SparkResource(master="embedded")
+SMALL_JOB, LARGE_JOB, LOAD_JOB = FEED.small_job, FEED.large_job, FEED.load_job
+MARTS_JOB, NIGHTLY_JOB = FEED.marts_job, FEED.nightly_job
 D0, D4 = "2017-12-31", "2019-12-31"
 SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
 STARTED = dg.DagsterRunStatus.STARTED
-NOTHING = "no raw file has changed"
+NOTHING = "nothing has changed"
 
 
-# ---- ranges and wishes
+# ---- ranges and wanted
 
 dates = st.dates().map(str)
 
@@ -91,9 +80,9 @@ def test_ranges_hold_exactly_the_dates_in_the_order_of_registration(
 
     # As Dagster will know them when the new ones are registered.
     order = [*registered, *sorted(chosen - set(registered))]
-    held = [order[order.index(first) : order.index(last) + 1] for first, last, _ in ranges]
+    held = [order[order.index(x[0]) : order.index(x[-1]) + 1] for x in ranges]
     assert [key for keys in held for key in keys] == [key for key in order if key in chosen]
-    assert [len(keys) for keys in held] == [count for *_, count in ranges]
+    assert held == ranges
     assert all(len(keys) <= most for keys in held)
     for one, other in itertools.pairwise(held):  # none could be one with the next
         is_neighbour = order.index(other[0]) == order.index(one[-1]) + 1
@@ -103,65 +92,46 @@ def test_ranges_hold_exactly_the_dates_in_the_order_of_registration(
 def test_dates_out_of_order_are_ranges_as_dagster_orders_them() -> None:
     registered = [D1, D3, D2]
 
-    assert drop_ranges({D1, D2, D3}, registered, 500) == [(D1, D2, 3)]
-    assert drop_ranges({D1, D2}, registered, 500) == [(D1, D1, 1), (D2, D2, 1)]
-    assert drop_ranges({D2, D4, D0}, registered, 500) == [(D2, D4, 3)]
-    assert drop_ranges({D1, D2, D3}, registered, 2) == [(D1, D3, 2), (D2, D2, 1)]
+    assert drop_ranges({D1, D2, D3}, registered) == [[D1, D3, D2]]
+    assert drop_ranges({D1, D2}, registered, 500) == [[D1], [D2]]
+    assert drop_ranges({D2, D4, D0}, registered, 500) == [[D2, D0, D4]]
+    assert drop_ranges({D1, D2, D3}, registered, 2) == [[D1, D3], [D2]]
     assert drop_ranges(set(), registered, 500) == []
 
 
-entries = st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=5)
-
-
-@given(entries, entries)
-def test_a_version_is_of_the_entries_whatever_their_order(
-    one: dict[str, str], other: dict[str, str]
-) -> None:
-    assert version_of(one) == version_of(dict(reversed(one.items())))
-    if "\n" not in "".join([*one, *one.values(), *other, *other.values()]) and " " not in "".join(
-        [*one, *other]
-    ):
-        assert (version_of(one) == version_of(other)) is (one == other)
-
-
-def listed(**versions: str) -> Listing:
+def listed(**versions: str) -> dict[str, dict[str, LakeObject]]:
     """Sales of the drops D1, D2... by their versions."""
     named = {key: globals()[key] for key in versions}
     files = {named[key]: LakeObject(named[key], 1, text) for key, text in versions.items()}
-    return Listing({SALES.name: dict(sorted(files.items()))})
+    return {SALES.name: dict(sorted(files.items()))}
 
 
-def test_a_wish_is_a_range_with_its_tags_and_another_where_a_file_is() -> None:
-    (wish,) = drop_wishes({D1, D2}, listed(D1="a", D2="b"), [], {})
+def test_a_request_is_a_range_with_its_tags_and_another_where_a_file_is() -> None:
+    (request,) = drop_requests(FEED, {D1, D2}, listed(D1="a", D2="b"), [])
 
-    assert wish.job_name == LARGE_JOB and not wish.asset_selection and not wish.once
-    assert dict(wish.tags) == range_tags(D1, D2)
+    assert request.job_name == LARGE_JOB and not request.asset_selection and not request.once
+    assert dict(request.tags) == range_tags(D1, D2)
     identities = {
         found.identity
-        for listing, state in (
-            (listed(D1="a", D2="b"), {}),
-            (listed(D1="a", D2="c"), {}),
-            (listed(D1="a"), {}),
-            (listed(D1="a", D2="b"), {D1: "not landed"}),
-        )
-        for found in drop_wishes({D1, D2}, listing, [], state)
+        for files in (listed(D1="a", D2="b"), listed(D1="a", D2="c"), listed(D1="a"))
+        for found in drop_requests(FEED, {D1, D2}, files, [])
     }
-    assert len(identities) == 4
-    assert wish.identity in identities
+    assert len(identities) == 3
+    assert request.identity in identities
 
 
 def parts(count: int, has_failed: int) -> list[int]:
-    """How many drops each wish has, where ranges of ``has_failed`` or more failed."""
+    """How many drops each request has, where ranges of ``has_failed`` or more failed."""
     keys = [f"2018-{n // 28 + 1:02}-{n % 28 + 1:02}" for n in range(count)]
     place = {key: n for n, key in enumerate(keys)}
-    listing = Listing({SALES.name: {key: LakeObject(key, 1, "1") for key in keys}})
+    files = {SALES.name: {key: LakeObject(key, 1, "1") for key in keys}}
 
     def failed(identity: str) -> bool:
         first, _, rest = identity.removeprefix(f"{LARGE_JOB}:").partition("...")
         return place[rest.partition(":")[0]] - place[first] + 1 >= has_failed
 
-    wishes = list(drop_wishes(keys, listing, keys, {}, failed))
-    spans = [tuple(dict(wish.tags)[tag] for tag in RANGE_TAGS) for wish in wishes]
+    wanted = list(drop_requests(FEED, keys, files, keys, failed))
+    spans = [tuple(dict(request.tags)[tag] for tag in RANGE_TAGS) for request in wanted]
     taken = [key for first, last in spans for key in keys[place[first] : place[last] + 1]]
     assert taken == keys  # each once, in order, whatever failed
     return [place[last] - place[first] + 1 for first, last in spans]
@@ -204,7 +174,7 @@ class House:
 
     def tick(self) -> dg.SensorResult | dg.SkipReason:
         """The sensor's answer; what it registers is registered, as the daemon does."""
-        (sensor,) = automation.build_defs(self.settings).sensors or ()
+        (sensor,) = Automation(FEED).build_defs(self.settings).sensors or ()
         assert isinstance(sensor, dg.SensorDefinition)
         with dg.build_sensor_context(
             instance=self.instance,
@@ -231,7 +201,7 @@ class House:
         return list(answer.run_requests)
 
     def registered(self) -> list[str]:
-        return list(self.instance.get_dynamic_partitions(DROPS_NAME))
+        return list(self.instance.get_dynamic_partitions(FEED.partitions))
 
     def keys_of(self, request: dg.RunRequest) -> list[str]:
         """The drops of a request, as Dagster orders them."""
@@ -240,10 +210,11 @@ class House:
         return keys[first : last + 1]
 
     def shown(self, request: dg.RunRequest) -> str:
-        """A request in short: small, marts or its drops."""
+        """A request in short: small, load, marts or its drops."""
         if request.job_name == LARGE_JOB:
             return " ".join(self.keys_of(request))
-        return str(request.job_name).removeprefix(f"{DOMAIN}_").removesuffix("_files")
+        shown = str(request.job_name).removeprefix(f"{DOMAIN}_").removesuffix("_files")
+        return {"lake_to_warehouse": "load"}.get(shown, shown)
 
     def record(self, request: dg.RunRequest, status: dg.DagsterRunStatus) -> str:
         """A run of the request, as the daemon would have launched it."""
@@ -253,38 +224,44 @@ class House:
         )
         return self.instance.add_run(run).run_id
 
+    def take(self, table: FileTable, keys: Sequence[str]) -> None:
+        room = Room(self.raw.lake, "run", SimpleNamespace(spark=SPARK))
+        take_files(FEED, table, keys, room, most_lost=1.0, leave_restored=True)
+
     def process(self, dates: Sequence[str]) -> None:
-        for large in DROPPED_FILES:
-            write_drops(
-                self.raw.lake, SPARK, "run", large, dates, most_lost=1.0, leave_restored=True
-            )
+        for table in FEED.dated:
+            self.take(table, dates)
 
-    def land(self, dates: Sequence[str]) -> None:
-        for large in DROPPED_FILES:
-            self._load(large.dataset, dates)
-
-    def _load(self, dataset: Dataset, keys: Sequence[str]) -> None:
+    def land(self, tables: Sequence[FileTable] = FEED.tables) -> None:
+        """Load what the lake has otherwise, as the landed assets do."""
         lake = self.raw.lake
-        uris = loadable_uris(lake, self.warehouse, dataset, keys)
-        versions = processed_versions(lake, dataset, keys)
-        self.warehouse.replace_partitions(dataset, uris, versions)
+        for dataset in (table.dataset for table in tables):
+            there = self.warehouse.loaded_versions(dataset)
+            snapshot = lake.table(dataset).snapshot()
+            found = FEED.lake_versions(lake, dataset, snapshot)
+            behind = {key: v for key, v in found.items() if there.get(key) != v}
+            if behind or (dataset.partition_by and not there):
+                uris = loadable_uris(lake, self.warehouse, snapshot, behind)
+                self.warehouse.replace_partitions(dataset, uris, behind)
 
     def build_marts(self) -> None:
-        for dataset, versions in CoffeeChain().plan_marts(self.warehouse).versions.items():
+        for dataset, versions in FEED.plan_marts(self.warehouse).versions.items():
             self.warehouse.record_versions(dataset, MARTS_STAGE, versions)
 
     def run(self, request: dg.RunRequest) -> bool:
         """Do what the requested run does, and record the run as it went."""
         try:
             if request.job_name == SMALL_JOB:
-                for small in SMALL_FILES:
-                    write_small(self.raw.lake, "run", small, most_lost=1.0)
-                    self._load(small.dataset, [WHOLE_TABLE])
-            elif request.job_name == MARTS_JOB:
-                self.build_marts()
-            else:
+                for table in FEED.single:
+                    self.take(table, [WHOLE_TABLE])
+                self.land(FEED.single)
+            elif request.job_name == LARGE_JOB:
                 self.process(self.keys_of(request))
-                self.land(self.keys_of(request))
+                self.land(FEED.dated)
+            elif request.job_name == LOAD_JOB:
+                self.land()
+            else:
+                self.build_marts()
         except PermanentError:
             self.record(request, FAILURE)
             return False
@@ -366,7 +343,7 @@ def test_the_first_tick_asks_for_all_drops_in_one_run_and_registers_them_by_date
     assert house.keys_of(large) == house.registered() == [D1, D2, D3]
     events = {event.partition: event for event in answer.asset_events}
     assert list(events) == [D1, D2, D3]
-    assert {event.asset_key for event in events.values()} == {RAW_DROPS}
+    assert {event.asset_key for event in events.values()} == {raw_key(FEED, FEED.dated[0])}
     assert set(events[D2].metadata) == {"sales_file", "sales_bytes", "sales_version"}
     assert events[D1].metadata["customer_file"].value == RAW_CUSTOMER.name(D1)
 
@@ -422,7 +399,7 @@ def test_what_is_underway_is_not_asked_for_again(house: House) -> None:
     small, large = (house.record(x, dg.DagsterRunStatus.NOT_STARTED) for x in requests)
 
     assert house.sense() == (
-        f"{D1}, {D2} underway (run {large}); {SMALL_JOB} is underway (run {small})"
+        f"{SMALL_JOB} is underway (run {small}); {LARGE_JOB} is underway (run {large})"
     )
 
     deliver(house, D4)
@@ -437,16 +414,15 @@ def test_a_run_is_left_to_its_work_at_every_stage(house: House, stage: str) -> N
     if stage != "nothing":
         house.process([D1, D2])
     if stage == "landed":
-        house.land([D1, D2])
+        house.land()
 
-    expected = NOTHING if stage == "landed" else f"{D1}, {D2} underway (run {run_id})"
-    assert house.sense() == expected
-    assert drops_underway(house.instance) == {D1: run_id, D2: run_id}
+    assert house.sense() == f"{LARGE_JOB} is underway (run {run_id})"
+    assert drops_underway(house.instance, FEED) == {D1, D2}
 
 
 def test_runs_of_small_files_are_left_to_their_work(house: House) -> None:
     run_id = house.record(only(house.sense()), STARTED)
-    write_small(house.raw.lake, "run", SMALL_FILES[0], most_lost=1.0)
+    house.take(FEED.single[0], [WHOLE_TABLE])
 
     assert house.sense() == f"{SMALL_JOB} is underway (run {run_id})"
 
@@ -457,7 +433,7 @@ def test_a_drop_whose_run_was_killed_is_asked_for_again(house: House) -> None:
     run_id = house.record(only(house.sense()), STARTED)
     _, pid, _, host = process_tags(run_id)[PROCESS_TAG].split(" ", 3)
     deliver(house, D1, rows=2)
-    assert house.sense() == f"{D1} underway (run {run_id})"
+    assert house.sense() == f"{LARGE_JOB} is underway (run {run_id})"
 
     house.instance.add_run_tags(run_id, {PROCESS_TAG: f"{run_id} {pid} earlier {host}"})
     assert list(fail_lost_runs(house.instance)) == [run_id]
@@ -469,11 +445,36 @@ def test_what_a_failed_run_leaves_undone_is_asked_for(house: House) -> None:
     house.settle()
     deliver(house, D1, D2)
     request = only(house.sense())
-    house.process([D1, D2])
-    house.land([D1])
+    house.process([D1])
     house.record(request, FAILURE)
 
-    assert house.settle() == [D2, "marts"]
+    assert house.settle() == [D2, "marts"]  # which loads the other too
+    assert house.landed() == {D1: 1, D2: 1}
+
+
+def test_what_is_in_the_lake_alone_is_loaded_and_not_taken_again(house: House) -> None:
+    house.settle()
+    deliver(house, D1, D2)
+    request = only(house.sense())
+    house.process([D1, D2])
+    house.record(request, FAILURE)
+
+    assert house.settle() == ["load", "marts"]
+    assert house.landed() == {D1: 1, D2: 1}
+
+
+def test_a_run_that_a_person_asked_for_is_waited_for(house: House) -> None:
+    """By the load and the marts, not by other drops."""
+    deliver(house, D1)
+    house.settle()
+    house.process([D1])
+    by_hand = dg.DagsterRun(job_name=DOMAIN, run_id=str(uuid4()), status=STARTED)
+    house.instance.add_run(by_hand)
+    house.settings.warehouse_path.unlink()
+
+    assert house.sense() == f"{DOMAIN} is underway (run {by_hand.run_id})"
+    deliver(house, D2)
+    assert house.shown(only(house.sense())) == D2
 
 
 def test_a_drop_that_fails_is_asked_for_three_times(house: House) -> None:
@@ -561,9 +562,9 @@ def test_marts_wait_for_drops_that_are_underway(house: House) -> None:
     deliver(house, D1, rows=2)
     first = only(house.sense())
     house.process([D1])
-    house.land([D1])
+    house.land()
     run_id = house.record(first, STARTED)
-    assert house.sense() == NOTHING
+    assert house.sense() == f"{LARGE_JOB} is underway (run {run_id})"
 
     house.instance.delete_run(run_id)
     house.record(first, SUCCESS)
@@ -622,7 +623,7 @@ def test_a_lost_warehouse_is_filled_again_with_what_was_deleted_too(house: House
         (house.raw.root / kind.name(D1)).unlink()
     house.settings.warehouse_path.unlink()
 
-    assert house.settle() == ["small", f"{D1} {D2}", "marts"]
+    assert house.settle() == ["load", "marts"]
 
     assert house.landed() == {D1: 1, D2: 1}
 
@@ -645,7 +646,7 @@ def test_the_warehouse_follows_what_was_restored_and_nothing_undoes_it(house: Ho
 
     restore(house.raw.lake, SALES, 0, {})
 
-    assert house.settle() == [f"{D1} {D2}", "marts"]
+    assert house.settle() == ["load", "marts"]
     assert house.landed() == {D1: 1}
     assert house.sense() == NOTHING
     deliver(house, D1, rows=3)
@@ -666,7 +667,7 @@ def held(path: Path) -> Iterator[None]:
 def test_a_busy_warehouse_is_told_and_keeps_back_no_drop(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(automation, "_WAREHOUSE_WAIT_S", 0.1)
+    monkeypatch.setattr(asking, "WAREHOUSE_WAIT_S", 0.1)
     deliver(house, D1)
     house.settle()
     with held(house.settings.warehouse_path):
@@ -702,7 +703,7 @@ def scheduled(tmp_path: Path) -> Iterator[House]:
 
 def schedule(house: House) -> list[dg.RunRequest] | str:
     """What the nightly schedule of drops asks for, or why nothing."""
-    found = automation.build_defs(house.settings).schedules or ()
+    found = Automation(FEED).build_defs(house.settings).schedules or ()
     (nightly,) = (x for x in found if x.name == f"{DOMAIN}_drops_nightly")
     assert isinstance(nightly, dg.ScheduleDefinition)
     with dg.build_schedule_context(
@@ -724,7 +725,7 @@ def test_the_schedule_catches_up_with_the_drops_that_the_sensor_missed(scheduled
 
     request = only(schedule(house))
 
-    assert request.run_key == f"catch-up:2024-05-06:{D1}"
+    assert request.job_name == LARGE_JOB and REQUEST_TAG in request.tags
     assert house.registered() == house.keys_of(request) == [D1, D3]
     house.process([D1, D3])
     assert schedule(house) == "no drop has changed"
@@ -742,13 +743,13 @@ def test_the_schedule_leaves_to_a_run_what_it_has_in_hand(scheduled: House) -> N
     deliver(house, D1)
     run_id = house.record(only(house.sense()), STARTED)
 
-    assert schedule(house) == f"the drops are underway (run {run_id})"
+    assert schedule(house) == f"{LARGE_JOB} is underway (run {run_id})"
     deliver(house, D2)
     assert house.keys_of(only(schedule(house))) == [D2]
 
 
 def test_jobs_run_as_often_as_promised_and_nothing_by_itself(house: House) -> None:
-    defs = automation.build_defs(house.settings)
+    defs = Automation(FEED).build_defs(house.settings)
     schedules = {x.name: x for x in defs.schedules or () if isinstance(x, dg.ScheduleDefinition)}
     (sensor,) = defs.sensors or ()
 
@@ -759,5 +760,5 @@ def test_jobs_run_as_often_as_promised_and_nothing_by_itself(house: House) -> No
     assert {x.execution_timezone for x in schedules.values()} == {"UTC"}
     assert isinstance(sensor, dg.SensorDefinition)
     assert sensor.minimum_interval_seconds == 30
-    assert {job.name for job in sensor.jobs} == {SMALL_JOB, LARGE_JOB, MARTS_JOB}
+    assert {job.name for job in sensor.jobs} == {SMALL_JOB, LARGE_JOB, LOAD_JOB, MARTS_JOB}
     assert {x.default_status.name for x in (*schedules.values(), sensor)} == {"STOPPED"}

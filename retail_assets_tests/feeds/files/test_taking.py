@@ -1,10 +1,14 @@
-"""Tests of retail_assets.defs.coffee_chain.assets: real files, embedded Spark, DuckDB."""
+"""Tests of retail_assets.feeds.files.taking and assets: real files, embedded Spark, DuckDB.
+
+The files, and their typing, are the coffee chain's.
+"""
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -15,17 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retail_assets.dataset import Dataset
-from retail_assets.defs.coffee_chain import taking
-from retail_assets.defs.coffee_chain.assets import (
-    BALANCE_CHECK,
-    SCHEMA_CHECK,
-    check_processed,
-    no_drop_was_deleted,
-    processed_versions,
-    taken_metadata,
-)
+from retail_assets.defs.coffee_chain import typing
 from retail_assets.defs.coffee_chain.contract import (
-    ABSENT,
     CUSTOMER,
     OUTLET,
     PRODUCT,
@@ -34,21 +29,21 @@ from retail_assets.defs.coffee_chain.contract import (
     RAW_PRODUCT,
     RAW_SALES,
     SALES,
-    quarantine_of,
 )
-from retail_assets.defs.coffee_chain.drops import (
-    CUSTOMER_DROPS,
-    SALES_DROPS,
-    SMALL_FILES,
-    WHOLE_TABLE,
-    DropError,
-    DroppedFiles,
-    RefusedDropsError,
-    SmallFile,
-)
-from retail_assets.defs.coffee_chain.taking import Taken, write_drops, write_small
+from retail_assets.defs.coffee_chain.feed import FEED
 from retail_assets.domain import REFUSED_PARTITIONS
-from retail_assets.landing import loadable_uris
+from retail_assets.feeds.checks import BALANCE_CHECK, SCHEMA_CHECK, check_processed
+from retail_assets.feeds.files import ABSENT, WHOLE_TABLE, FileTable, quarantine_of, taking
+from retail_assets.feeds.files.assets import Assets
+from retail_assets.feeds.files.taking import (
+    DropError,
+    RefusedDropsError,
+    Room,
+    Taken,
+    processed_key,
+    take_files,
+)
+from retail_assets.feeds.landing import rebuild
 from retail_assets.losses import QUARANTINE_CHECK, SKIPPED, Quarantined, ShrunkError
 from retail_assets.resources.lake import LakeObject
 from retail_assets.resources.lake.folder import LocalLake
@@ -61,7 +56,7 @@ from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
 
 SPARK = SparkResource(master="embedded")
-OUTLETS, PRODUCTS = SMALL_FILES
+OUTLETS, PRODUCTS, CUSTOMER_DROPS, SALES_DROPS = FEED.tables
 
 
 @pytest.fixture
@@ -70,13 +65,14 @@ def raw(tmp_path: Path) -> RawZone:
 
 
 def take_all(
-    lake: LocalLake, large: DroppedFiles, *dates: str, most_lost: float = 1.0
+    lake: LocalLake, table: FileTable, *dates: str, most_lost: float = 1.0, by_sensor: bool = False
 ) -> dict[str, Taken]:
-    return write_drops(lake, SPARK, "run", large, dates, most_lost=most_lost)
+    room = Room(lake, "run", SimpleNamespace(spark=SPARK))
+    return take_files(FEED, table, dates, room, most_lost=most_lost, leave_restored=by_sensor)
 
 
 def take(
-    lake: LocalLake, large: DroppedFiles, *dates: str, most_lost: float = 1.0
+    lake: LocalLake, large: FileTable, *dates: str, most_lost: float = 1.0
 ) -> dict[str, Ledger]:
     return {
         key: taken.ledger
@@ -84,8 +80,8 @@ def take(
     }
 
 
-def take_small(lake: LocalLake, small: SmallFile, most_lost: float = 1.0) -> Ledger:
-    return write_small(lake, "run", small, most_lost=most_lost).ledger
+def take_small(lake: LocalLake, small: FileTable, most_lost: float = 1.0) -> Ledger:
+    return take_all(lake, small, WHOLE_TABLE, most_lost=most_lost)[WHOLE_TABLE].ledger
 
 
 def processed(lake: LocalLake, dataset: Dataset, *keys: str) -> list[dict[str, Any]]:
@@ -224,17 +220,17 @@ def test_a_date_without_a_file_of_the_table_is_an_empty_partition(raw: RawZone) 
 
     assert len(processed(raw.lake, SALES, D1, D2)) == 1
     assert len(processed(raw.lake, CUSTOMER, D1, D2)) == 1
-    assert processed_versions(raw.lake, CUSTOMER, [D1])[D1] == ABSENT
+    assert FEED.lake_versions(raw.lake, CUSTOMER).keys() == {D2}
 
 
 @pytest.mark.parametrize("large", [SALES_DROPS, CUSTOMER_DROPS], ids=["sales", "customers"])
-def test_a_date_that_no_file_has_is_refused(raw: RawZone, large: DroppedFiles) -> None:
+def test_a_date_that_no_file_has_is_refused(raw: RawZone, large: FileTable) -> None:
     raw.sales(D1, sale())
 
     with pytest.raises(DropError) as error:
         take(raw.lake, large, D1, D3)
 
-    assert f"no raw file has the date {D3}; expected {large.raw.name(D3)}" in str(error.value)
+    assert f"no raw file has the date {D3}; expected {large.file_name(D3)}" in str(error.value)
     assert error.value.metadata == {REFUSED_PARTITIONS: [D3]}
     assert everything(raw.lake) == {}
 
@@ -415,24 +411,19 @@ def test_what_a_person_restored_is_left_to_a_person(raw: RawZone) -> None:
     for dataset in (SALES, OUTLET):
         restore(raw.lake, dataset, 0, {})
 
-    def take_by_sensor() -> dict[str, Taken]:
-        return write_drops(
-            raw.lake, SPARK, "run", SALES_DROPS, [D1, D2], most_lost=1.0, leave_restored=True
-        )
-
-    taken = take_by_sensor()
+    taken = take_all(raw.lake, SALES_DROPS, D1, D2, by_sensor=True)
     assert {key: x.ledger for key, x in taken.items()} == before
     assert outcomes(raw.lake, SALES, taken)[:2] == (True, True)
     assert ledgers_of(raw.lake, SALES) == before
-    assert processed_versions(raw.lake, SALES, [D1, D2])[D2] == ABSENT
-    left = write_small(raw.lake, "run", OUTLETS, most_lost=1.0, leave_restored=True)
+    assert FEED.lake_versions(raw.lake, SALES)[D2] == ABSENT
+    (left,) = take_all(raw.lake, OUTLETS, WHOLE_TABLE, by_sensor=True).values()
     assert left.ledger == small == ledgers_of(raw.lake, OUTLET)[WHOLE_TABLE]
 
     raw.sales(D1, sale(3), sale(4))
     raw.outlets()
-    assert set(take_by_sensor()) == {D1}
+    assert set(take_all(raw.lake, SALES_DROPS, D1, D2, by_sensor=True)) == {D1}
     assert {row["invoice_no"] for row in processed(raw.lake, SALES, D1)} == {"I3", "I4"}
-    assert write_small(raw.lake, "run", OUTLETS, most_lost=1.0, leave_restored=True) != left
+    assert take_all(raw.lake, OUTLETS, WHOLE_TABLE, by_sensor=True)[WHOLE_TABLE] != left
     assert take(raw.lake, SALES_DROPS, D1, D2)[D2] == newer[D2]
 
 
@@ -654,12 +645,12 @@ def test_small_files_of_a_folder_become_one_and_large_ones_stay(
     files = [write(f"{n}.parquet", 2 * n) for n in range(3)]
     size = sum(file.stat().st_size for file in files)
 
-    assert taking._merge_small(OUTLET, files[:1]) == files[:1]
+    assert typing._merge_small(OUTLET, files[:1]) == files[:1]
     with monkeypatch.context() as context:
-        context.setattr(taking, "_SMALL_BYTES", size - 1)
-        assert taking._merge_small(OUTLET, files) == files
-    monkeypatch.setattr(taking, "_SMALL_BYTES", size)
-    (merged,) = taking._merge_small(OUTLET, files)
+        context.setattr(typing, "_SMALL_BYTES", size - 1)
+        assert typing._merge_small(OUTLET, files) == files
+    monkeypatch.setattr(typing, "_SMALL_BYTES", size)
+    (merged,) = typing._merge_small(OUTLET, files)
 
     table = pq.read_table(merged)
     assert table.schema.equals(schema)
@@ -747,7 +738,7 @@ def test_an_outlet_list_that_went_through_pandas_keeps_its_outlets(
     numbered = (f"{n},{row}" if index else row for n, row in enumerate(rows))
     raw.deliver(RAW_OUTLET, "", *numbered, header=index + ",".join(RAW_OUTLET.header))
 
-    taken = write_small(raw.lake, "run", OUTLETS, most_lost=0.1)
+    (taken,) = take_all(raw.lake, OUTLETS, WHOLE_TABLE, most_lost=0.1).values()
 
     assert not taken.quarantined
     rows = processed(raw.lake, OUTLET, WHOLE_TABLE)
@@ -794,21 +785,21 @@ def test_what_stands_above_a_header_is_told(raw: RawZone) -> None:
     raw.deliver(RAW_PRODUCT, "", "no,product_id,product_name,product_price", header="Prices of May")
     raw.deliver(RAW_SALES, D1, ",".join(RAW_SALES.header), sale(), header="Sales of May")
 
-    small = write_small(raw.lake, "run", PRODUCTS, most_lost=1.0)
+    small = take_all(raw.lake, PRODUCTS, WHOLE_TABLE)[WHOLE_TABLE]
     large = take_all(raw.lake, SALES_DROPS, D1)[D1]
 
-    assert taken_metadata(small)[SKIPPED] == "product.csv: 1 row above the header"
-    assert str(taken_metadata(large)[SKIPPED]).endswith(": 1 row above the header")
+    assert small.metadata[SKIPPED] == "product.csv: 1 row above the header"
+    assert str(large.metadata[SKIPPED]).endswith(": 1 row above the header")
     raw.products()
-    assert SKIPPED not in taken_metadata(write_small(raw.lake, "run", PRODUCTS, most_lost=1.0))
+    assert SKIPPED not in take_all(raw.lake, PRODUCTS, "")[WHOLE_TABLE].metadata
 
 
-@pytest.mark.parametrize("small", SMALL_FILES, ids=lambda small: small.dataset.name)
-def test_a_small_file_that_is_not_there_is_told(raw: RawZone, small: SmallFile) -> None:
+@pytest.mark.parametrize("small", FEED.single, ids=lambda small: small.dataset.name)
+def test_a_small_file_that_is_not_there_is_told(raw: RawZone, small: FileTable) -> None:
     with pytest.raises(DropError) as error:
         take_small(raw.lake, small)
 
-    assert str(error.value).startswith(f"{raw.root}/{small.raw.name()} is not there.")
+    assert str(error.value).startswith(f"{raw.root}/{small.path} is not there.")
     assert "retail-assets sample coffee_chain" in str(error.value)
 
 
@@ -825,14 +816,14 @@ def test_a_small_file_that_is_refused_touches_nothing(
     assert everything(raw.lake) == before
 
     raw.products()
-    scan = taking.scan_csv
+    scan = typing.scan_csv
 
     def scan_and_replace(*arguments: Any) -> Any:
         found = scan(*arguments)
         raw.products("1,PD001,Latte,RM 1.90")
         return found
 
-    monkeypatch.setattr(taking, "scan_csv", scan_and_replace)
+    monkeypatch.setattr(typing, "scan_csv", scan_and_replace)
     with pytest.raises(DropError, match=r"product\.csv was replaced while it was read"):
         take_small(raw.lake, PRODUCTS)
     assert everything(raw.lake) == before
@@ -841,11 +832,21 @@ def test_a_small_file_that_is_refused_touches_nothing(
 # ---- checks and what is loaded
 
 
+def checks(
+    lake: LocalLake, dataset: Dataset, taken: Mapping[str, Taken]
+) -> list[dg.AssetCheckResult]:
+    """The checks of a run that took this, as the asset makes them."""
+    (table,) = (x for x in FEED.tables if x.dataset is dataset)
+    lost = sum((x.quarantined for x in taken.values()), Quarantined())
+    asset = processed_key(FEED, table)
+    return check_processed(lake, asset, dataset, quarantine_of(dataset), taken, lost, taken)
+
+
 def outcomes(
     lake: LocalLake, dataset: Dataset, taken: Mapping[str, Taken]
 ) -> tuple[bool, bool, Any]:
     """Whether the balance holds, whether the schema does, and the metadata of all checks."""
-    found = {check.check_name: check for check in check_processed(lake, dataset, taken)}
+    found = {check.check_name: check for check in checks(lake, dataset, taken)}
     metadata = {name: {k: v.value for k, v in c.metadata.items()} for name, c in found.items()}
     return found[BALANCE_CHECK].passed, found[SCHEMA_CHECK].passed, metadata
 
@@ -855,13 +856,14 @@ def test_what_was_written_passes_the_checks_by_its_files(raw: RawZone) -> None:
     raw.sales(D2)
     raw.outlets()
     taken = take_all(raw.lake, SALES_DROPS, D1, D2)
-    small = {WHOLE_TABLE: write_small(raw.lake, "run", OUTLETS, most_lost=0.1)}
+    small = take_all(raw.lake, OUTLETS, WHOLE_TABLE, most_lost=0.1)
 
     *passed, metadata = outcomes(raw.lake, SALES, taken)
 
     assert passed == [True, True]
     assert metadata[BALANCE_CHECK] == {
-        "drops": 2,
+        "partitions": 2,
+        "partitions_by_their_files": 2,
         "read": 10,
         "written": 3,
         "duplicates": 2,
@@ -873,7 +875,7 @@ def test_what_was_written_passes_the_checks_by_its_files(raw: RawZone) -> None:
     first = "date_time: expected a valid YYYY-MM-DD HH:MM:SS, found '2018-02-30 10:00:00'"
     lost = {"quarantined": 5, "left_out_values": 0, "first_reason": first}
     ledger = taken[D1].ledger
-    assert taken_metadata(taken[D1]) == {
+    assert taken[D1].metadata == {
         "dagster/partition_row_count": 3,
         "read": 10,
         "duplicates": 2,
@@ -882,10 +884,10 @@ def test_what_was_written_passes_the_checks_by_its_files(raw: RawZone) -> None:
         "sha256": taken[D1].sha256,
     }
     assert metadata[QUARANTINE_CHECK] == lost
-    check = check_processed(raw.lake, SALES, taken)[-1]
+    check = checks(raw.lake, SALES, taken)[-1]
     assert not check.passed and check.severity is dg.AssetCheckSeverity.WARN
     assert f"5 rows quarantined; {first}" in str(check.description)
-    assert check_processed(raw.lake, OUTLET, small)[-1].passed
+    assert checks(raw.lake, OUTLET, small)[-1].passed
 
 
 @pytest.mark.parametrize("dataset", [SALES, quarantine_of(SALES)], ids=lambda x: x.zone)
@@ -899,7 +901,14 @@ def test_rows_that_are_gone_fail_the_balance(raw: RawZone, dataset: Dataset) -> 
 
     assert not balances
     assert list(metadata[BALANCE_CHECK]["unbalanced"]) == [D1]
-    assert "read 10, duplicates 2, found " in metadata[BALANCE_CHECK]["unbalanced"][D1]
+    found = metadata[BALANCE_CHECK]["unbalanced"][D1]
+    assert (
+        found
+        == {
+            "processed": "the table has nothing of it",
+            "quarantine": "read 10, duplicates 2, found 3 rows and 0 quarantined",
+        }[dataset.zone]
+    )
 
 
 def test_files_of_another_schema_fail_the_check_with_both(raw: RawZone) -> None:
@@ -918,41 +927,40 @@ def test_files_of_another_schema_fail_the_check_with_both(raw: RawZone) -> None:
 
 
 def test_versions_are_of_what_was_processed(raw: RawZone) -> None:
-    raw.sales(D1, sale())
-    raw.customers(D2, person())
-    sales = take(raw.lake, SALES_DROPS, D1, D2)
-    take(raw.lake, CUSTOMER_DROPS, D1, D2)
-
-    assert processed_versions(raw.lake, SALES, [D1, D2]) == {
-        D1: sales[D1].fingerprint,
-        D2: ABSENT,
+    """Also what a table is landed as of which there never was a file."""
+    assert {x: FEED.lake_versions(raw.lake, x) for x in (SALES, CUSTOMER, OUTLET)} == {
+        SALES: {},
+        CUSTOMER: {},
+        OUTLET: {},
     }
-    # Of a date whose one file was not taken yet, or is refused, the other table has nothing.
-    raw.sales(D3, sale())
-    assert processed_versions(raw.lake, CUSTOMER, [D3]) == {D3: ABSENT}
-    with pytest.raises(DropError, match=rf"processed_sales has nothing for {D3}\. Nothing was l"):
-        processed_versions(raw.lake, SALES, [D1, D3])
-    with pytest.raises(DropError, match="processed_outlet has nothing for the table"):
-        processed_versions(raw.lake, OUTLET, [WHOLE_TABLE])
+    raw.sales(D1, sale())
+    raw.sales(D2, sale())
+    sales = take(raw.lake, SALES_DROPS, D2, D1)
+
+    assert FEED.lake_versions(raw.lake, SALES) == {k: x.fingerprint for k, x in sales.items()}
+    assert FEED.lake_versions(raw.lake, CUSTOMER) == {D1: ABSENT}
+    assert FEED.lake_versions(raw.lake, OUTLET) == {}
+    raw.customers(D2, person())
+    (ledger,) = take(raw.lake, CUSTOMER_DROPS, D1, D2).values()
+    assert FEED.lake_versions(raw.lake, CUSTOMER) == {D2: ledger.fingerprint}
 
 
-def test_what_is_loadable_is_a_local_file_for_duckdb(raw: RawZone, tmp_path: Path) -> None:
+def test_a_table_that_never_had_a_file_is_landed_empty(raw: RawZone, tmp_path: Path) -> None:
     raw.sales(D1, sale(1), sale(2, "2019-01-01 00:00:00"))
     raw.sales(D2)
     take(raw.lake, SALES_DROPS, D1, D2)
     warehouse = DuckDBWarehouse(path=str(tmp_path / "warehouse.duckdb"))
 
-    uris = loadable_uris(raw.lake, warehouse, SALES, [D1, D2])
+    assert [rebuild(raw.lake, warehouse, FEED, x) for x in (SALES, CUSTOMER)] == [2, 0]
 
-    assert len(uris) == 2
-    loaded = warehouse.replace_partitions(
-        SALES, uris, processed_versions(raw.lake, SALES, [D1, D2])
-    )
-    assert loaded.rows == {D1: 2, D2: 0}
+    assert warehouse.row_counts() == {SALES.table: 2, CUSTOMER.table: 0}
+    for dataset in (SALES, CUSTOMER):
+        versions = FEED.lake_versions(raw.lake, dataset)
+        assert warehouse.loaded_versions(dataset) == versions
 
 
 def deleted(lake: LocalLake) -> Any:
-    return no_drop_was_deleted(lake=lake)
+    return Assets(FEED).no_drop_was_deleted()(lake=lake)
 
 
 def test_drops_that_are_there_pass_the_check(raw: RawZone) -> None:
