@@ -9,22 +9,22 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import (
+    AfterValidator,
     Field,
     SecretStr,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DBT_PROJECT_DIR = PROJECT_ROOT / "dbt_project"
@@ -48,12 +48,60 @@ _POSTGRES = re.compile(
     r"(?:(?P<user>[^\s:@/]*)(?P<password>:[^\s@/]*)?@)?"
     rf"(?P<place>{_POSTGRES_HOST}(?:,{_POSTGRES_HOST})*(?:/[^\s?#]*)?)(?:\?(?P<query>[^\s#]*))?"
 )
+_DATABASE = re.compile(rf"embedded|{_POSTGRES.pattern}")
 _HIDDEN = "***"
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 
 
+def _shaped(pattern: re.Pattern[str], otherwise: str) -> AfterValidator:
+    """Refuse a text that has not the pattern's shape, in the words of ``otherwise``."""
+
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(otherwise)
+        return value
+
+    return AfterValidator(check)
+
+
+# Some clients of Google's take a bare HOST:PORT; these do not.
+_HttpHost = Annotated[str, _shaped(re.compile(r"https?://.*", re.DOTALL), "it is no http:// URL")]
+
+
 class SettingsError(ValueError):
     """A variable has a value that is not valid; the message says which forms are."""
+
+
+Dates = Literal["auto", "iso", "mdy", "dmy"]
+# What the variables of a domain say that is one source, by their endings.
+_OF_A_SOURCE = {
+    "source": "a path or http(s) URL, or several separated by commas",
+    "start": "YYYY-MM-DD",
+    "end": "YYYY-MM-DD, empty for open",
+    "dates": "auto (by all values of a file), iso, mdy or dmy",
+}
+
+
+@dataclass(frozen=True)
+class SourcePlace:
+    """Where a domain's one source is, the days that it is asked for, how its dates are read.
+
+    ``locations`` are paths and URLs. Without a ``last_day`` the days reach to today.
+    """
+
+    locations: tuple[str, ...]
+    first_day: date
+    last_day: date | None = None
+    dates: Dates = "auto"
+
+    @property
+    def until(self) -> date:
+        """The last day as of now: a row dated after today has no day to go to yet."""
+        return self.last_day or datetime.now(UTC).date()
+
+    def has(self, day: str) -> bool:
+        """Whether an ISO date is inside the span."""
+        return str(self.first_day) <= day and (self.last_day is None or day <= str(self.last_day))
 
 
 @dataclass(frozen=True)
@@ -72,7 +120,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="RETAIL_", extra="ignore", frozen=True, env_ignore_empty=False
+        env_prefix="RETAIL_", extra="allow", frozen=True, env_ignore_empty=False
     )
 
     home: Path = Field(Path(".retail"), description="home of all local state: a path")
@@ -96,15 +144,15 @@ class Settings(BaseSettings):
         description="duckdb:PATH or bigquery://PROJECT?location=EU;"
         " default duckdb:$RETAIL_HOME/warehouse.duckdb",
     )
-    duckdb_memory_limit: str = Field(
+    duckdb_memory_limit: Annotated[str, _shaped(_SIZE, "it is no size")] = Field(
         "1300MB",
         description="most memory that a DuckDB warehouse takes before it spills, such as 1500MB",
     )
-    spark: str = Field(
+    spark: Annotated[str, _shaped(_SPARK, "it names no Spark")] = Field(
         "embedded",
         description="embedded, local[CORES] or local[*] (JVM), spark://HOST:PORT or sc://HOST:PORT",
     )
-    kafka: str = Field(
+    kafka: Annotated[str, _shaped(_KAFKA, "it names no broker")] = Field(
         "embedded", description="embedded, or HOST:PORT of brokers, several separated by commas"
     )
     kafka_options: SecretStr = Field(
@@ -112,7 +160,7 @@ class Settings(BaseSettings):
         description="a JSON object of texts: librdkafka's settings for a login, such as"
         ' {"security.protocol": "SASL_SSL", ...}; empty: none',
     )
-    postgres: str = Field(
+    postgres: Annotated[str, _shaped(_DATABASE, "it names no database")] = Field(
         "embedded",
         repr=False,
         description="embedded, or postgresql://USER:PASSWORD@HOST:PORT/DATABASE, where the"
@@ -124,30 +172,15 @@ class Settings(BaseSettings):
     bigquery_max_bytes_billed: int | None = Field(
         None, gt=0, description="most bytes that one BigQuery query may bill; empty: no limit"
     )
-    storage_emulator_host: str | None = Field(
+    storage_emulator_host: _HttpHost | None = Field(
         None,
         validation_alias="STORAGE_EMULATOR_HOST",
         description="http://HOST:PORT of a Cloud Storage emulator, for tests",
     )
-    bigquery_emulator_host: str | None = Field(
+    bigquery_emulator_host: _HttpHost | None = Field(
         None,
         validation_alias="BIGQUERY_EMULATOR_HOST",
         description="http://HOST:PORT of a BigQuery emulator, for tests",
-    )
-    online_retail_source: Annotated[tuple[str, ...], NoDecode] = Field(
-        (SAMPLE_SOURCE,),
-        description="a path or http(s) URL, or several separated by commas; default the sample",
-    )
-    online_retail_start: date = Field(
-        date(2009, 12, 1), description="first day of the partitions: YYYY-MM-DD"
-    )
-    online_retail_end: date | None = Field(
-        date(2011, 12, 31), description="last day of the partitions: YYYY-MM-DD, empty for open"
-    )
-    online_retail_dates: Literal["auto", "iso", "mdy", "dmy"] = Field(
-        "auto",
-        description="order of days and months in the sources' dates: auto (by all values of a"
-        " file), iso, mdy or dmy",
     )
     most_rows_lost: float = Field(
         0.1,
@@ -168,79 +201,20 @@ class Settings(BaseSettings):
         4 * 1024**3, gt=0, description="largest source that is downloaded, in bytes"
     )
 
-    @field_validator("online_retail_source", mode="before")
-    @classmethod
-    def _split_sources(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",")]
-        if isinstance(value, list | tuple):
-            if not value or not all(value):
-                raise ValueError("a source is empty")
-            for part in value:
-                scheme, found, _ = str(part).partition("://")
-                if found and scheme.lower() not in ("http", "https", "file"):
-                    raise ValueError(f"{scheme}:// is not a scheme that can be read")
-        return value
-
-    @field_validator("online_retail_start", "online_retail_end", mode="before")
-    @classmethod
-    def _iso_day(cls, value: object, info: ValidationInfo) -> object:
-        if value == "" and info.field_name == "online_retail_end":
-            return None
-        # pydantic alone would read 0 as 1970-01-01.
-        return date.fromisoformat(value) if isinstance(value, str) else value
-
-    @field_validator("duckdb_memory_limit")
-    @classmethod
-    def _size(cls, value: str) -> str:
-        if not _SIZE.fullmatch(value):
-            raise ValueError("it is no size")
-        return value
-
-    @field_validator("spark")
-    @classmethod
-    def _known_spark(cls, value: str) -> str:
-        if not _SPARK.fullmatch(value):
-            raise ValueError("it names no Spark")
-        return value
-
-    @field_validator("kafka")
-    @classmethod
-    def _known_kafka(cls, value: str) -> str:
-        if not _KAFKA.fullmatch(value):
-            raise ValueError("it names no broker")
-        return value
-
     @field_validator("kafka_options")
     @classmethod
     def _object_of_texts(cls, value: SecretStr) -> SecretStr:
-        if value.get_secret_value().strip():
-            try:
-                options = json.loads(value.get_secret_value())
-            except ValueError:
-                raise ValueError("it is no JSON") from None
-            if not isinstance(options, dict):
-                raise ValueError("it is no JSON object")
-            for name, text in options.items():
-                if not isinstance(text, str):
-                    raise ValueError(f"the value of {name!r} is no text")
-            return value
-        return SecretStr("")
-
-    @field_validator("postgres")
-    @classmethod
-    def _known_postgres(cls, value: str) -> str:
-        if value != "embedded" and not _POSTGRES.fullmatch(value):
-            raise ValueError("it names no database")
-        return value
-
-    @field_validator("storage_emulator_host", "bigquery_emulator_host")
-    @classmethod
-    def _http_host(cls, value: str | None) -> str | None:
-        # Some clients of Google's take a bare HOST:PORT; these do not.
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("it is no http:// URL")
-        return value
+        text = value.get_secret_value().strip()
+        try:
+            options = json.loads(text or "{}")
+        except ValueError:
+            raise ValueError("it is no JSON") from None
+        if not isinstance(options, dict):
+            raise ValueError("it is no JSON object")
+        for name, option in options.items():
+            if not isinstance(option, str):
+                raise ValueError(f"the value of {name!r} is no text")
+        return SecretStr(text)
 
     @model_validator(mode="before")
     @classmethod
@@ -257,17 +231,20 @@ class Settings(BaseSettings):
         for name in ("bigquery_max_bytes_billed", "JAVA_HOME", *_EMULATOR_HOSTS):
             if values.get(name) == "":
                 values[name] = None
+        # Of domains that are one source; which there are, is not known here.
+        said = {
+            name.removeprefix("RETAIL_").lower(): text
+            for name, text in os.environ.items()
+            if name.startswith("RETAIL_")
+        }
+        for field, value in (said | values).items():
+            ending = field.rpartition("_")[2]
+            if ending in _OF_A_SOURCE and field not in cls.model_fields:
+                try:
+                    values[field] = _read_of_a_source(ending, value)
+                except ValueError as error:
+                    raise ValueError(f"{field}: {error}") from None
         return values
-
-    @model_validator(mode="after")
-    def _start_before_end(self) -> Self:
-        if self.online_retail_end is not None and self.online_retail_end < self.online_retail_start:
-            end_was_set = "online_retail_end" in self.model_fields_set
-            raise ValueError(
-                f"{'online_retail_end' if end_was_set else 'online_retail_start'}: the first day,"
-                f" {self.online_retail_start}, is after the last, {self.online_retail_end}"
-            )
-        return self
 
     @model_validator(mode="after")
     def _bigquery_loads_from_the_bucket(self) -> Self:
@@ -303,22 +280,61 @@ class Settings(BaseSettings):
         """Where the generated sample workbook of online retail stands."""
         return self.home / "samples" / "online_retail.xlsx"
 
-    @property
-    def sample_orders_path(self) -> Path:
-        """Where the generated sample of the supply chain stands."""
-        return self.home / "samples" / "supply_chain.csv"
+    def file_to_stream(self, domain: str, named: Path) -> Path:
+        """A file for a domain's topic, as a person names it: ``sample`` is its generated one."""
+        sample = self.home / "samples" / f"{domain}.csv"
+        return sample if str(named) == SAMPLE_SOURCE else named
 
-    def orders_path(self, named: Path) -> Path:
-        """A file of order lines as a person names it: ``sample`` is the generated one."""
-        return self.sample_orders_path if str(named) == SAMPLE_SOURCE else named
+    def source_of(self, name: str, declared: SourcePlace) -> SourcePlace:
+        """The one source of a domain: as RETAIL_<NAME>_SOURCE, _START, _END, _DATES say.
 
-    @property
-    def online_retail_locations(self) -> tuple[str, ...]:
-        """The sources of online retail as paths and URLs, the sample resolved."""
-        return tuple(
-            str(self.sample_path) if part == SAMPLE_SOURCE else part
-            for part in self.online_retail_source
+        What they do not say is as ``declared``.
+
+        Raises:
+            SettingsError: the last day is before the first.
+        """
+
+        def said(ending: str, otherwise: Any) -> Any:
+            return getattr(self, f"{name}_{ending}", otherwise)
+
+        place = SourcePlace(
+            said("source", declared.locations),
+            said("start", declared.first_day),
+            said("end", declared.last_day),
+            said("dates", declared.dates),
         )
+        if place.last_day is not None and place.last_day < place.first_day:
+            ending = "end" if hasattr(self, f"{name}_end") else "start"
+            raise SettingsError(
+                f"{variable_name(f'{name}_{ending}')} is {str(said(ending, None))!r}, which is not"
+                f" valid: the first day, {place.first_day}, is after the last, {place.last_day}."
+                f" Valid: {_OF_A_SOURCE[ending]}."
+            )
+        return place
+
+
+def _locations(value: object) -> object:
+    if isinstance(value, str):
+        value = tuple(part.strip() for part in value.split(","))
+    if isinstance(value, list | tuple):
+        if not value or not all(value):
+            raise ValueError("a source is empty")
+        for part in value:
+            scheme, found, _ = str(part).partition("://")
+            if found and scheme.lower() not in ("http", "https", "file"):
+                raise ValueError(f"{scheme}:// is not a scheme that can be read")
+    return value
+
+
+def _read_of_a_source(ending: str, value: Any) -> object:
+    """What a domain's variable of that ending says, or an override in its place."""
+    if ending == "source":
+        return _locations(value)
+    if ending == "dates" and value not in get_args(Dates):
+        raise ValueError("it is no order of dates")
+    if ending == "dates" or not isinstance(value, str):
+        return value
+    return date.fromisoformat(value) if value or ending == "start" else None
 
 
 def _resolved_lake(lake: str) -> str:
@@ -387,7 +403,8 @@ def _without_passwords(text: str) -> str:
 
 def variable_name(field: str) -> str:
     """The environment variable behind a field of Settings."""
-    alias = Settings.model_fields[field].validation_alias
+    known = Settings.model_fields.get(field)
+    alias = known.validation_alias if known else None
     return alias if isinstance(alias, str) else f"RETAIL_{field.upper()}"
 
 
@@ -405,6 +422,7 @@ def load_settings(**overrides: object) -> Settings:
         field = str(first["loc"][0]) if first["loc"] else message.partition(":")[0]
         field = field.lower() if field.lower() in Settings.model_fields else field
         info = Settings.model_fields.get(field)
+        valid = info.description if info else _OF_A_SOURCE.get(field.rpartition("_")[2])
         variable = variable_name(field)
         found = overrides.get(field, os.environ.get(variable))
         if field == "postgres":
@@ -412,13 +430,20 @@ def load_settings(**overrides: object) -> Settings:
         shown = "set" if info is not None and info.annotation is SecretStr else repr(found)
         raise SettingsError(
             f"{variable} is {shown}, which is not valid: {message}."
-            + (f" Valid: {info.description}." if info else "")
+            + (f" Valid: {valid}." if valid else "")
         ) from None
 
 
-def unknown_variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """RETAIL_ variables that no setting reads -> the nearest known name, or an empty text."""
-    known = [variable_name(field) for field in Settings.model_fields]
+def source_variables(name: str) -> list[str]:
+    """The variables of a domain that is one source (``Settings.source_of``)."""
+    return [variable_name(f"{name}_{ending}") for ending in _OF_A_SOURCE]
+
+
+def unknown_variables(
+    environment: Mapping[str, str] | None = None, others: Iterable[str] = ()
+) -> dict[str, str]:
+    """RETAIL_ variables that no setting reads, nor ``others`` are -> the nearest known, or ""."""
+    known = [*map(variable_name, Settings.model_fields), *others]
     names = os.environ if environment is None else environment
     return {
         name: next(iter(difflib.get_close_matches(name, known, 1)), "")

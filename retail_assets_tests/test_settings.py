@@ -1,7 +1,7 @@
 """Tests of retail_assets.settings: every variable alone, valid and not."""
 
 import os
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from retail_assets.settings import (
     BigQueryTarget,
     Settings,
     SettingsError,
+    SourcePlace,
     load_settings,
     redacted,
+    source_variables,
     unknown_variables,
     variable_name,
 )
@@ -41,9 +43,6 @@ def test_all_state_is_below_the_working_directory_by_default(tmp_path: Path) -> 
     assert found.warehouse == f"duckdb:{home / 'warehouse.duckdb'}"
     assert found.warehouse_path == home / "warehouse.duckdb"
     assert found.sample_path == home / "samples" / "online_retail.xlsx"
-    assert found.online_retail_locations == (str(found.sample_path),)
-    assert found.online_retail_start == date(2009, 12, 1)
-    assert found.online_retail_end == date(2011, 12, 31)
     assert found.http_timeout_s == 30
     assert found.http_max_bytes == 4 * 1024**3
     assert found.spark == "embedded"
@@ -195,7 +194,8 @@ INVALID = [
     ("RETAIL_ONLINE_RETAIL_START", "0", "YYYY-MM-DD"),
     ("RETAIL_ONLINE_RETAIL_END", "2011-02-30", "YYYY-MM-DD"),
     ("RETAIL_ONLINE_RETAIL_END", "today", "YYYY-MM-DD"),
-    ("RETAIL_ONLINE_RETAIL_END", "2001-01-01", "YYYY-MM-DD"),
+    ("RETAIL_ONLINE_RETAIL_DATES", "ymd", "iso, mdy or dmy"),
+    ("RETAIL_FOOTFALL_START", "1/12/2010", "YYYY-MM-DD"),
     ("RETAIL_HTTP_TIMEOUT_S", "0", "seconds"),
     ("RETAIL_HTTP_TIMEOUT_S", "-1", "seconds"),
     ("RETAIL_HTTP_TIMEOUT_S", "3601", "seconds"),
@@ -338,15 +338,50 @@ def test_invalid_kafka_options_are_refused_without_a_word_of_them(
     assert error.value.__cause__ is None and error.value.__suppress_context__
 
 
-def test_a_start_after_the_default_end_names_the_variable_that_was_set(
-    monkeypatch: pytest.MonkeyPatch,
+DECLARED = SourcePlace(("/declared.csv",), date(2010, 1, 1), date(2011, 12, 31))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("RETAIL_FOOTFALL_START", "2021-01-01"), ("RETAIL_FOOTFALL_END", "2001-01-01")],
+)
+def test_a_span_without_a_day_names_the_variable_that_was_set(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    monkeypatch.setenv("RETAIL_ONLINE_RETAIL_START", "2021-01-01")
+    monkeypatch.setenv(variable, value)
 
     with pytest.raises(SettingsError) as error:
-        load_settings()
+        load_settings().source_of("footfall", DECLARED)
 
-    assert "RETAIL_ONLINE_RETAIL_START is '2021-01-01'" in str(error.value)
+    message = str(error.value)
+    assert message.startswith(f"{variable} is {value!r}, which is not valid: the first day, ")
+    assert "YYYY-MM-DD" in message.partition("Valid: ")[2]
+
+
+def test_a_source_is_as_its_variables_say_and_else_as_declared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load_settings().source_of("footfall", DECLARED) == DECLARED
+
+    monkeypatch.setenv("RETAIL_FOOTFALL_SOURCE", "/a.csv, https://x.test/b.csv")
+    monkeypatch.setenv("RETAIL_FOOTFALL_END", "")
+    monkeypatch.setenv("RETAIL_FOOTFALL_DATES", "dmy")
+
+    found = load_settings().source_of("footfall", DECLARED)
+    assert found == SourcePlace(("/a.csv", "https://x.test/b.csv"), date(2010, 1, 1), None, "dmy")
+    assert load_settings(footfall_source="/c.csv").footfall_source == ("/c.csv",)  # type: ignore[attr-defined]
+
+
+def test_a_span_without_an_end_reaches_to_today() -> None:
+    place = SourcePlace((), date(2010, 1, 1))
+
+    assert [place.has(day) for day in ("2009-12-31", "2010-01-01", "2999-01-01")] == [
+        False,
+        True,
+        True,
+    ]
+    assert place.until == datetime.now(UTC).date()
+    assert DECLARED.until == date(2011, 12, 31) and not DECLARED.has("2012-01-01")
 
 
 @pytest.mark.parametrize("variable", ["RETAIL_HOME", "DAGSTER_HOME", "RETAIL_LAKE"])
@@ -381,15 +416,6 @@ def test_an_invalid_override_is_named() -> None:
         load_settings(lake="s3://x")
 
 
-def test_the_sample_is_resolved_among_other_sources() -> None:
-    found = load_settings(home="/srv/retail", online_retail_source="/a.csv,sample")
-
-    assert found.online_retail_locations == (
-        "/a.csv",
-        "/srv/retail/samples/online_retail.xlsx",
-    )
-
-
 def test_settings_cannot_be_changed() -> None:
     found = load_settings()
 
@@ -416,7 +442,7 @@ def test_unknown_variables_come_with_the_nearest_known_name() -> None:
         "DAGSTER_HOME": "/x",
     }
 
-    assert unknown_variables(environment) == {
+    assert unknown_variables(environment, source_variables("online_retail")) == {
         "RETAIL_LAK": "RETAIL_LAKE",
         "RETAIL_ONLINE_RETAIL_SOURCES": "RETAIL_ONLINE_RETAIL_SOURCE",
         "RETAIL_ZZZZQQQQ": "",

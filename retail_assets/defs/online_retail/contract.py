@@ -55,17 +55,3 @@ ONLINE_RETAIL_DATA = Dataset(
         Column("is_product", "bool", "True where the stock code begins with five digits."),
     ),
 )
-
-QUARANTINE = Dataset(
-    schema=DOMAIN,
-    name="online_retail_data",
-    description="Source rows that could not be typed, with their text and the reason.",
-    zone="quarantine",
-    folder_by=Column("invoice_date", "string", "The row's day, or why it has none."),
-    columns=(
-        Column("source", "string", "Source file, and sheet where it has any."),
-        Column("row", "int64", "Row in that file or sheet; the header is row 1.", nullable=True),
-        Column("reason", "string", "What was expected and what was found."),
-        Column("text", "string", "The row's fields as they came, as a JSON array.", pii=True),
-    ),
-)

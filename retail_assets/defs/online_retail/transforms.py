@@ -1,25 +1,35 @@
 """Online retail, frame to frame: text -> typed rows -> the landed table's rows.
 
 Frames are DuckDB relations and Arrow streams on a connection that the caller owns. Not here: which
-text is which column's (reading.py), files, the lake, Dagster (source.py, assets.py).
+text is which column's (feeds/reading.py), files, the lake, Dagster (feeds/snapshot).
 """
 
-import json
-from collections.abc import Iterable, Sequence
-from datetime import date
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retail_assets.dataset import MISSING_WORDS
-from retail_assets.days import contiguous_ranges
-from retail_assets.defs.online_retail.contract import LINE_TYPES, QUARANTINE, SOURCE_COLUMNS
-from retail_assets.defs.online_retail.reading import AT, CODES, ReadTable
+from retail_assets.defs.online_retail.contract import LINE_TYPES, SOURCE_COLUMNS
+from retail_assets.feeds.reading import Dates, Fields, ReadFiles, ReadTable, read_files
 
 if TYPE_CHECKING:
     import duckdb
-    import pyarrow as pa
 
 # Bump where the typing of a source changes: what was typed before is then typed again.
-TYPING_VERSION = "2"
+TYPING_VERSION = "3"
+
+_CODES = ("invoice_no", "stock_code")
+_NUMBERS = ("quantity", "unit_price", "customer_id")
+_TRIMMED = (*_CODES, "country", *_NUMBERS)
+FIELDS = Fields(
+    SOURCE_COLUMNS,
+    "Rename the columns at the origin, or add their spelling to SOURCE_COLUMNS in contract.py.",
+    setting="RETAIL_ONLINE_RETAIL_DATES",
+    moments=("invoice_datetime",),
+    numbers=_NUMBERS,
+    decimals=("unit_price",),
+    codes=_CODES,
+)
 
 _FIELD_SEPARATOR = "chr(31)"
 _NULL_MARK = "chr(30)"
@@ -42,16 +52,6 @@ def _unless_missing(text: str, words: Sequence[str]) -> str:
     return f"case when {text} not in ({missing}) then {text} end"
 
 
-def _code(column: str) -> str:
-    # Programs that take codes of digits for numbers write 536365.0.
-    text = f"{column}_text"
-    code = _unless_missing(text, MISSING_WORDS)
-    return (
-        f"case when contains({text}, '.0')"
-        f" then regexp_replace({text}, '^([0-9]+)\\.0+$', '\\1') else {code} end"
-    )
-
-
 # A spreadsheet's 5.36E+05 was 536365 or another number of six digits: nobody knows. No codes are
 # its errors (#N/A), too narrow columns (####), formulas (="536365") and marks of texts ('536365).
 _NO_CODES = "\n".join(
@@ -61,7 +61,7 @@ _NO_CODES = "\n".join(
     # By comparisons alone, which cost nothing: it begins with no letter or digit.
     f"when {column} < '0' or {column} between ':' and '@'"
     f" then '{column}: expected a code, found ' || shown({column})"
-    for column in CODES
+    for column in _CODES
 )
 
 _NUMBER = "[+-]?([0-9]+\\.?[0-9]*|\\.[0-9]+)([eE][+-]?[0-9]+)?"
@@ -77,10 +77,10 @@ _PRICE = (
 _TYPED = f"""
 with text as (
     select
-        source_no, "row", {AT} as invoice_datetime, marked,
+        source_no, "row", moment as invoice_datetime, marked,
         {", ".join(f"{c} as {c}_raw" for c in SOURCE_COLUMNS)},
-        {_code("invoice_no")} as invoice_no,
-        {_code("stock_code")} as stock_code,
+        {_unless_missing("invoice_no_text", MISSING_WORDS)} as invoice_no,
+        {_unless_missing("stock_code_text", MISSING_WORDS)} as stock_code,
         {_unless_missing("description", _MISSING_TEXTS)} as description,
         quantity_text,
         unit_price_text,
@@ -147,74 +147,81 @@ identified as (
     from judged
 )
 
-select
-    invoice_datetime::date as invoice_date,
-    source_no, "row",
-    case when reason is null then identity end as transaction_id,
-    invoice_no, stock_code, description, quantity, invoice_datetime, unit_price, customer_id,
-    country, reason, text,
-    count(*) over same as copies
-from identified
-window same as (partition by identity)
-qualify row_number() over (partition by identity order by source_no, "row") = 1
-order by invoice_date nulls first, source_no, "row"
+select * exclude (source_no), {{labels}}[source_no + 1] as _source, null::varchar[] as _left_out
+from (
+    select
+        invoice_datetime::date as invoice_date,
+        source_no, "row" as _row,
+        case when reason is null then identity end as transaction_id,
+        invoice_no, stock_code, description, quantity, invoice_datetime, unit_price, customer_id,
+        country, reason as _reason, text as _text,
+        count(*) over same as _copies
+    from identified
+    window same as (partition by identity)
+    qualify row_number() over (partition by identity order by source_no, "row") = 1
+    order by invoice_date nulls first, source_no, "row"
+)
 """
 
 
+def type_files(
+    connection: "duckdb.DuckDBPyConnection",
+    files: Sequence[Path],
+    target: Path,
+    scratch: Path,
+    dates: Dates,
+) -> ReadFiles:
+    """Type all tables of the files into ``target``, as a RowTyping (feeds/snapshot) does."""
+
+    def write(tables: Sequence[ReadTable]) -> None:
+        # Read once or twice, then replaced: quick to write rather than small.
+        type_rows(connection, tables).write_parquet(str(target), compression="snappy")
+
+    return read_files(files, scratch, FIELDS, dates, write)
+
+
 def type_rows(
-    connection: "duckdb.DuckDBPyConnection", tables: Iterable[ReadTable]
+    connection: "duckdb.DuckDBPyConnection", tables: Sequence[ReadTable]
 ) -> "duckdb.DuckDBPyRelation":
     """Typed, de-duplicated rows of all tables, one pass over their batches, by day and row.
 
-    Columns: invoice_date, source_no (the table's place in ``tables``), row, transaction_id, the
-    typed source columns, reason and text (null but on rejected rows), copies (how often the same
-    row stood in the sources). A rejected row keeps its invoice_date where that was readable.
+    Columns: those of TypeFiles (feeds/snapshot), transaction_id, the typed source columns;
+    ``_text`` is null but on rejected rows. A rejected row keeps its invoice_date where that was
+    readable.
     """
-    selects = []
+    labels, selects = [], []
     for number, table in enumerate(tables):
         view = f"text_rows_{number}"
         connection.register(view, table.batches)
-        selects.append(table.select(number, view))
+        selects.append(_select(table, number, view))
+        labels.append("'" + table.table.label.replace("'", "''") + "'")
     # Reasons are printed: nothing in them may act on a terminal.
     connection.execute(
         "create or replace temp macro shown(x) as"
         " coalesce(regexp_replace(x[:40], '[[:cntrl:]\x80-\x9f]', '?', 'g'), 'nothing')"
     )
     rows = "(" + " union all ".join(selects) + ")"
-    return connection.sql(_TYPED.format(rows=rows))
+    return connection.sql(_TYPED.format(rows=rows, labels=f"[{', '.join(labels)}]"))
 
 
-def days_outside(
-    connection: "duckdb.DuckDBPyConnection",
-    typed: str,
-    first: date,
-    last: date,
-    labels: Sequence[str],
-) -> "duckdb.DuckDBPyRelation":
-    """QUARANTINE's rows for what no partition can take: no readable day, or one outside the span.
-
-    One row a copy; ``labels`` are the sources' names by ``source_no``.
-    """
-    return connection.sql(f"""
-        select
-            {_source_name(labels)} as source,
-            "row",
-            coalesce(
-                reason,
-                'invoice_datetime: expected a day inside {first}...{last}'
-                || ' (RETAIL_ONLINE_RETAIL_START, RETAIL_ONLINE_RETAIL_END), found '
-                || invoice_datetime
-            ) as reason,
-            coalesce(text, {_as_text()}) as text
-        from {typed}, range(copies)
-        where invoice_date is null or invoice_date not between date '{first}' and date '{last}'
-        order by source_no, "row"
-    """)
+def _select(table: ReadTable, number: int, view: str) -> str:
+    """The rows of ``view``, which has the table's batches, under the names of our fields."""
+    marked = " ".join(
+        f"when {table.is_marked(name)} then '{name}: expected a value, found ' || {table.raw(name)}"
+        for name in SOURCE_COLUMNS
+    )
+    columns = [f"{table.raw(name)} as {name}" for name in SOURCE_COLUMNS]
+    columns += [f"{table.text(name)} as {name}_text" for name in _TRIMMED]
+    return (
+        f'select {number}::integer as source_no, "row", {table.at("invoice_datetime")} as moment,'
+        f" case {marked} end as marked, {', '.join(columns)} from {view}"
+    )
 
 
-def _as_text() -> str:
-    return "to_json([{}])::varchar".format(", ".join(f"{c}::varchar" for c in SOURCE_COLUMNS))
-
+# A row's text, also where it could be typed.
+TEXT = "coalesce(_text, to_json([{}])::varchar)".format(
+    ", ".join(f"{c}::varchar" for c in SOURCE_COLUMNS)
+)
 
 _LINE_TYPE_WHEN = {
     "return": "invoice_no ilike 'C%'",
@@ -228,8 +235,9 @@ _LINE_TYPE = (
     + " else 'sale' end"
 )
 
-_DERIVED = f"""
-select
+# The columns of ONLINE_RETAIL_DATA. ``line_type`` is the first that fits, as the contract lists
+# them; a gift is a line without a price, an adjustment one without a positive quantity.
+COLUMNS = f"""
     transaction_id,
     invoice_no,
     stock_code,
@@ -246,75 +254,5 @@ select
     dayname(invoice_datetime) as day,
     year(invoice_datetime)::integer as year,
     {_LINE_TYPE} as line_type,
-    regexp_matches(stock_code, '^[0-9]{{{{5}}}}') as is_product
-from {{typed}}
-where reason is null and {{days}}
+    regexp_matches(stock_code, '^[0-9]{{5}}') as is_product
 """
-
-
-def derive_columns(
-    connection: "duckdb.DuckDBPyConnection", typed: str, days: str
-) -> "duckdb.DuckDBPyRelation":
-    """The rows of ONLINE_RETAIL_DATA for the days that the predicate ``days`` takes, in order.
-
-    ``line_type`` is the first that fits, as the contract lists them; a gift is a line without a
-    price, an adjustment one without a positive quantity.
-    """
-    return connection.sql(_DERIVED.format(typed=typed, days=days))
-
-
-def quarantined_rows(
-    connection: "duckdb.DuckDBPyConnection", typed: str, days: str, labels: Sequence[str]
-) -> "duckdb.DuckDBPyRelation":
-    """Rejected rows of the days that the predicate ``days`` takes, by day.
-
-    Columns: invoice_date and those of QUARANTINE; ``labels`` as for ``days_outside``.
-    """
-    return connection.sql(f"""
-        select invoice_date, {_source_name(labels)} as source, "row", reason, text
-        from {typed}
-        where reason is not null and {days}
-        order by invoice_date, source_no, "row"
-    """)
-
-
-def first_reasons(connection: "duckdb.DuckDBPyConnection", typed: str, days: str) -> dict[str, str]:
-    """The first reason of each day that has rejected rows, by ISO date."""
-    return dict(
-        connection.sql(f"""
-            select invoice_date::varchar, first(reason order by source_no, "row")
-            from {typed} where reason is not null and {days} group by all
-        """).fetchall()
-    )
-
-
-def _source_name(labels: Sequence[str]) -> str:
-    names = ", ".join("'" + label.replace("'", "''") + "'" for label in labels)
-    return f"[{names}][source_no + 1]"
-
-
-def quarantine_table(rows: Iterable[tuple[str, int | None, str, str]]) -> "pa.Table":
-    """Rows that never became fields (source, row, reason, text) as a QUARANTINE table."""
-    import pyarrow as pa
-
-    return pa.Table.from_pylist(
-        [
-            {"source": source, "row": row, "reason": reason, "text": json.dumps([text])}
-            for source, row, reason, text in rows
-        ],
-        schema=QUARANTINE.arrow_schema,
-    )
-
-
-def day_predicate(column: str, days: Sequence[str]) -> str:
-    """A predicate with literal bounds that takes exactly ``days``, as few ranges as may be."""
-    ranges = contiguous_ranges(days)
-    if not ranges:
-        return "false"
-    return (
-        "("
-        + " or ".join(
-            f"{column} between date '{first}' and date '{last}'" for first, last in ranges
-        )
-        + ")"
-    )

@@ -8,9 +8,9 @@ import yaml  # type: ignore[import-untyped]
 from retail_assets.defs.online_retail.contract import (
     LINE_TYPES,
     ONLINE_RETAIL_DATA,
-    QUARANTINE,
     SOURCE_COLUMNS,
 )
+from retail_assets.defs.online_retail.feed import FEED
 from retail_assets.settings import DBT_PROJECT_DIR
 
 
@@ -50,8 +50,10 @@ def test_dbts_source_marks_the_contracts_personal_columns(dbt_source: dict[str, 
     assert found == {c.name for c in ONLINE_RETAIL_DATA.columns if c.pii} == {"customer_id"}
 
 
-def test_dbts_source_accepts_the_contracts_line_types(dbt_source: dict[str, Any]) -> None:
-    (column,) = [c for c in dbt_source["columns"] if c["name"] == "line_type"]
+def test_staging_accepts_the_contracts_line_types() -> None:
+    folder = DBT_PROJECT_DIR / "models" / "online_retail" / "staging"
+    (model,) = yaml.safe_load((folder / "stg_online_retail_data.yml").read_text())["models"]
+    (column,) = [c for c in model["columns"] if c["name"] == "line_type"]
     (values,) = [
         test["accepted_values"]["arguments"]["values"]
         for test in column["data_tests"]
@@ -76,7 +78,7 @@ def test_money_is_decimal() -> None:
 
 
 def test_every_column_is_described() -> None:
-    for dataset in (ONLINE_RETAIL_DATA, QUARANTINE):
+    for dataset in (ONLINE_RETAIL_DATA, FEED.quarantine):
         assert all(column.description.endswith(".") for column in dataset.columns)
 
 
@@ -87,8 +89,8 @@ def test_no_spelling_of_a_source_column_means_two() -> None:
 
 
 def test_the_quarantine_of_a_table_lies_in_a_folder_of_its_name() -> None:
-    assert QUARANTINE.folder == ONLINE_RETAIL_DATA.folder == "online_retail/online_retail_data"
+    assert FEED.quarantine.folder == ONLINE_RETAIL_DATA.folder == "online_retail/online_retail_data"
 
 
 def test_quarantined_text_is_personal() -> None:
-    assert [c.name for c in QUARANTINE.columns if c.pii] == ["text"]
+    assert [c.name for c in FEED.quarantine.columns if c.pii] == ["text"]

@@ -25,23 +25,17 @@ import xlsxwriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA, QUARANTINE
-from retail_assets.defs.online_retail.manifest import EMPTY_DAY, day_ledgers
-from retail_assets.defs.online_retail.reading import (
+from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
+from retail_assets.defs.online_retail.feed import FEED
+from retail_assets.defs.online_retail.transforms import FIELDS, type_rows
+from retail_assets.feeds.reading import (
     AmbiguousDatesError,
     Reading,
     ReadTable,
     SchemaDriftError,
-    match_header,
 )
-from retail_assets.defs.online_retail.transforms import (
-    day_predicate,
-    days_outside,
-    derive_columns,
-    quarantine_table,
-    quarantined_rows,
-    type_rows,
-)
+from retail_assets.feeds.snapshot.manifest import EMPTY_DAY
+from retail_assets.feeds.snapshot.rows import TypedRows, day_predicate
 from retail_assets.moments import Moments, Order
 from retail_assets.resources.tabular import ROW, TextTable, open_tables
 
@@ -66,7 +60,6 @@ HEADER_II = [
     "Country",
 ]
 FIRST, LAST = date(2010, 12, 1), date(2010, 12, 10)
-LABELS = ["source.csv"]
 
 Cells = list[str | None]
 
@@ -152,17 +145,19 @@ def shared_connection() -> duckdb.DuckDBPyConnection:
 def typed(*tables: TextTable, order: Order = "mdy") -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection that has what ``type_rows`` makes of the tables, as ``typed``."""
     connection = shared_connection()
-    reads = [
-        ReadTable(table, match_header(table.header, table.label), Reading(order), Moments(order))
-        for table in tables
-    ]
+    reads = [ReadTable(table, FIELDS, Reading(order), Moments(order)) for table in tables]
     rows = type_rows(connection, reads).to_arrow_table()
     connection.register("typed", rows)
     yield connection
 
 
-def records(relation: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = relation.to_arrow_table().to_pylist()
+def rows_of(connection: duckdb.DuckDBPyConnection) -> TypedRows:
+    return TypedRows(connection, FEED, "typed")
+
+
+def records(relation: duckdb.DuckDBPyRelation | pa.Table) -> list[dict[str, Any]]:
+    table = relation if isinstance(relation, pa.Table) else relation.to_arrow_table()
+    found: list[dict[str, Any]] = table.to_pylist()
     return found
 
 
@@ -259,10 +254,10 @@ DAYS = [FIRST + timedelta(days=n) for n in range((LAST - FIRST).days + 1)]
 @given(source=sources, last=st.sampled_from([LAST, date(2010, 12, 5)]))
 def test_every_row_read_is_written_a_duplicate_or_quarantined(source: Source, last: date) -> None:
     with typed(text_table(source.cells())) as connection:
-        ledgers = day_ledgers(connection, "typed", FIRST, last)
-        outside = records(days_outside(connection, "typed", FIRST, last, LABELS))
-        written = records(derive_columns(connection, "typed", "true"))
-        rejected = records(quarantined_rows(connection, "typed", "true", LABELS))
+        ledgers = rows_of(connection).ledgers(FIRST, last)
+        outside = records(rows_of(connection).outside(FIRST, last))
+        written = records(rows_of(connection).good("true"))
+        rejected = records(rows_of(connection).quarantined("true"))
     inside = [day for day in DAYS if day <= last]
 
     for day in inside:
@@ -282,8 +277,10 @@ def test_every_row_read_is_written_a_duplicate_or_quarantined(source: Source, la
 def test_no_row_is_lost_and_money_is_exact(source: Source) -> None:
     cells = source.cells()
     with typed(text_table(cells)) as connection:
-        written = records(derive_columns(connection, "typed", "true"))
-        rejected = records(connection.sql('select "row", text from typed where reason is not null'))
+        written = records(rows_of(connection).good("true"))
+        rejected = records(
+            connection.sql("select _row, _text from typed where _reason is not null")
+        )
 
     kept = {line.identity(): line for line, fault in source.rows if fault is None}
     assert Counter(w["transaction_id"] for w in written) == Counter(list(kept))
@@ -300,7 +297,7 @@ def test_no_row_is_lost_and_money_is_exact(source: Source) -> None:
         for number, (row, (_, fault)) in enumerate(zip(cells, source.rows, strict=True), start=2)
         if fault
     }
-    assert {r["row"]: json.loads(r["text"]) for r in rejected} == broken
+    assert {r["_row"]: json.loads(r["_text"]) for r in rejected} == broken
 
 
 @settings(deadline=None, max_examples=15)
@@ -312,9 +309,9 @@ def test_fingerprints_do_not_depend_on_the_order_of_rows_or_tables(
     shuffled = data.draw(st.permutations(cells))
     cut = data.draw(st.integers(0, len(cells)))
     with typed(text_table(cells)) as connection:
-        before = day_ledgers(connection, "typed", FIRST, LAST)
+        before = rows_of(connection).ledgers(FIRST, LAST)
     with typed(text_table(shuffled[:cut], "a"), text_table(shuffled[cut:], "b", 3)) as connection:
-        after = day_ledgers(connection, "typed", FIRST, LAST)
+        after = rows_of(connection).ledgers(FIRST, LAST)
 
     assert after == before
 
@@ -347,9 +344,9 @@ def test_any_change_of_a_row_changes_its_day_and_no_other(
     else:
         changed[index] = line.cells()
     with typed(text_table(source.cells())) as connection:
-        before = day_ledgers(connection, "typed", FIRST, LAST)
+        before = rows_of(connection).ledgers(FIRST, LAST)
     with typed(text_table(changed)) as connection:
-        after = day_ledgers(connection, "typed", FIRST, LAST)
+        after = rows_of(connection).ledgers(FIRST, LAST)
 
     day = str(line.at.date())
     assert before.get(day) != after.get(day)
@@ -368,9 +365,9 @@ def test_a_row_more_or_less_changes_its_day(source: Source, data: st.DataObject)
     day = str(line.at.date())
     cells = source.cells()
     with typed(text_table([*cells, cells[index]])) as connection:
-        more = day_ledgers(connection, "typed", FIRST, LAST)
+        more = rows_of(connection).ledgers(FIRST, LAST)
     with typed(text_table(cells)) as connection:
-        less = day_ledgers(connection, "typed", FIRST, LAST)
+        less = rows_of(connection).ledgers(FIRST, LAST)
 
     if fault and not fault[2]:
         assert more == less
@@ -423,7 +420,7 @@ def test_derived_columns_are_those_of_the_written_rules(
 ) -> None:
     spread = [replace(x, at=x.at + timedelta(days=n)) for x, n in zip(chosen, moved, strict=False)]
     with typed(text_table([x.cells() for x in spread])) as connection:
-        relation = derive_columns(connection, "typed", "true")
+        relation = rows_of(connection).good("true")
         assert tuple(relation.columns) == ONLINE_RETAIL_DATA.column_names
         found = {row["transaction_id"]: row for row in records(relation)}
 
@@ -432,7 +429,7 @@ def test_derived_columns_are_those_of_the_written_rules(
 
 def test_derived_types_are_those_of_the_contract() -> None:
     with typed(text_table([LINE.cells()])) as connection:
-        relation = derive_columns(connection, "typed", "true")
+        relation = rows_of(connection).good("true")
         found = {
             name: str(kind) for name, kind in zip(relation.columns, relation.types, strict=True)
         }
@@ -445,8 +442,8 @@ def test_a_predicate_takes_only_its_days() -> None:
     bad = with_cell("Quantity", "x", other)
     with typed(text_table([LINE.cells(), other.cells(), bad])) as connection:
         where = day_predicate("invoice_date", ["2010-12-02"])
-        written = records(derive_columns(connection, "typed", where))
-        rejected = records(quarantined_rows(connection, "typed", where, LABELS))
+        written = records(rows_of(connection).good(where))
+        rejected = records(rows_of(connection).quarantined(where))
 
     assert [w["transaction_id"] for w in written] == [other.identity()]
     assert [r["row"] for r in rejected] == [4]
@@ -485,7 +482,7 @@ def test_a_predicate_takes_only_its_days() -> None:
 def test_a_value_is_typed(column: str, value: str | None, typed_column: str, expected: Any) -> None:
     row = type_one(with_cell(column, value))
 
-    assert row["reason"] is None
+    assert row["_reason"] is None
     assert row[typed_column] == expected
 
 
@@ -495,15 +492,15 @@ MISSING = ["NULL", "null", "nan", "NaN", "None", "NA", "N/A", "\\N", " NULL "]
 @pytest.mark.parametrize("word", MISSING)
 def test_a_word_for_nothing_is_no_customer_and_no_code(word: str) -> None:
     row = type_one(with_cell("CustomerID", word))
-    assert row["reason"] is None and row["customer_id"] is None
+    assert row["_reason"] is None and row["customer_id"] is None
     assert row["transaction_id"] == type_one(with_cell("CustomerID", None))["transaction_id"]
-    assert type_one(with_cell("StockCode", word))["reason"] == "stock_code is empty"
+    assert type_one(with_cell("StockCode", word))["_reason"] == "stock_code is empty"
 
 
 def test_a_missing_name_costs_no_row() -> None:
     for column, word in (("Country", None), ("Country", "nan"), ("Description", "NULL")):
         with typed(text_table([with_cell(column, word)])) as connection:
-            (row,) = records(derive_columns(connection, "typed", "true"))
+            (row,) = records(rows_of(connection).good("true"))
         assert row[column.lower()] == {"Country": "Unspecified", "Description": "Unknown"}[column]
     assert type_one(with_cell("Country", "NA"))["country"] == "NA"  # Namibia
 
@@ -515,21 +512,21 @@ def test_a_code_that_was_taken_for_a_number_is_the_code(column: str) -> None:
     assert type_one(with_cell(column, "0536365.00"))[name] == "0536365"
     assert type_one(with_cell(column, "C536365.0"))[name] == "C536365.0"
     for text in ("5.36E+05", "5,36E+05", "5e+05"):
-        assert type_one(with_cell(column, text))["reason"] == (
+        assert type_one(with_cell(column, text))["_reason"] == (
             f"{name}: expected a code, found {text}, which has lost digits"
         )
     for text in ("#N/A", "######", '="536365"', "'536365", "-1", "@"):
-        assert type_one(with_cell(column, text))["reason"] == (
+        assert type_one(with_cell(column, text))["_reason"] == (
             f"{name}: expected a code, found {text}"
         )
-    assert "customer_id" in type_one(with_cell("CustomerID", "1.78E+04"))["reason"]
+    assert "customer_id" in type_one(with_cell("CustomerID", "1.78E+04"))["_reason"]
 
 
 def test_a_table_is_typed_in_the_order_that_it_is_read_in() -> None:
     texts = ["13.12.2010 8.26", "01.12.2010 08:26 PM", "2010-12-02 12:05:00 AM"]
     table = text_table([with_cell("InvoiceDate", text) for text in texts])
     with typed(table, order="dmy") as connection:
-        rows = records(connection.sql('select * from typed order by "row"'))
+        rows = records(connection.sql("select * from typed order by _row"))
     assert [row["invoice_datetime"] for row in rows] == [
         datetime(2010, 12, 13, 8, 26),
         datetime(2010, 12, 1, 20, 26),
@@ -551,7 +548,7 @@ def test_dates_are_settled_by_the_setting_or_the_column(
     texts: list[str], order: Order | None, settled: Order | None
 ) -> None:
     table = text_table([with_cell("InvoiceDate", text) for text in texts])
-    read = ReadTable(table, match_header(table.header, table.label), Reading(), Moments())
+    read = ReadTable(table, FIELDS, Reading(), Moments())
     type_rows(shared_connection(), [read]).fetchall()
     if settled:
         assert read.settle(order) == Reading(settled)
@@ -568,11 +565,13 @@ def test_a_comma_is_decimal_only_beside_another_delimiter() -> None:
         while True:  # as the source reads it
             table = text_table([with_cell("UnitPrice", price) for price in prices])
             table.delimiter = delimiter
-            read = ReadTable(table, match_header(table.header, table.label), reading, Moments())
-            found = type_rows(shared_connection(), [read]).order('"row"').fetchall()
+            read = ReadTable(table, FIELDS, reading, Moments())
+            found = (
+                type_rows(shared_connection(), [read]).order("_row").project("_reason").fetchall()
+            )
             settled = read.settle(None)
             if settled == reading:
-                return settled, [row[12] for row in found]
+                return settled, [reason for (reason,) in found]
             reading = settled
 
     assert reasons(";", "2,55", "3") == (Reading(decimal=","), [None, None])
@@ -587,24 +586,22 @@ def test_a_comma_is_decimal_only_beside_another_delimiter() -> None:
         reading, (first, second) = reasons(delimiter, price, "2.55")
         assert reading.decimal == "." and first is not None and second is None
     table = text_table([["536365,0", "8,5", "A,B", "6,0", "2010-12-01", "2,55", "17850,0", "A,0"]])
-    read = ReadTable(
-        table, match_header(table.header, table.label), Reading(decimal=","), Moments()
-    )
-    (row,) = type_rows(shared_connection(), [read]).fetchall()
-    assert row[4:7] == ("536365", "8,5", "A,B") and row[7] == 6 and row[10:12] == (17850, "A,0")
+    read = ReadTable(table, FIELDS, Reading(decimal=","), Moments())
+    names = "invoice_no, stock_code, description, quantity, customer_id, country"
+    (row,) = type_rows(shared_connection(), [read]).project(names).fetchall()
+    assert row == ("536365", "8,5", "A,B", 6, 17850, "A,0")
     reading, (first,) = reasons(",", "2,55")
     assert reading.decimal == "." and first is not None
 
 
 @pytest.mark.parametrize("column", ["Description", "CustomerID", "Country", "InvoiceDate"])
 def test_the_mark_of_a_cell_without_a_value_rejects_its_row(column: str) -> None:
-    table = text_table([with_cell(column, "#MARK"), LINE.cells()])
+    table = text_table([with_cell(column, "#REF!"), LINE.cells()])
     table.has_marked_cells = True
-    match = match_header(table.header, table.label)
-    read = ReadTable(table, match, Reading(), Moments(), frozenset({"#MARK"}))
-    rows = type_rows(shared_connection(), [read]).order('"row"').fetchall()
-    assert [row[12] for row in rows] == [
-        f"{list(match.positions)[HEADER.index(column)]}: expected a value, found #MARK",
+    read = ReadTable(table, FIELDS, Reading(), Moments())
+    rows = type_rows(shared_connection(), [read]).order("_row").project("_reason").fetchall()
+    assert [reason for (reason,) in rows] == [
+        f"{list(read.match.positions)[HEADER.index(column)]}: expected a value, found #REF!",
         None,
     ]
 
@@ -618,40 +615,42 @@ def test_a_value_that_cannot_be_typed_rejects_its_row(
     cells = with_cell(column, value)
     row = type_one(cells)
 
-    assert row["reason"]
+    assert row["_reason"]
     assert row["transaction_id"] is None
     assert (row["invoice_date"] == date(2010, 12, 1)) is has_day
-    assert json.loads(row["text"]) == cells
+    assert json.loads(row["_text"]) == cells
 
 
 @pytest.mark.parametrize("value", ["1_000", "0x10", "1 000", "1,5", "£5", "1e400", "1e-4"])
 def test_a_price_that_is_no_plain_number_rejects_its_row(value: str) -> None:
-    assert type_one(with_cell("UnitPrice", value))["reason"] is not None
+    assert type_one(with_cell("UnitPrice", value))["_reason"] is not None
 
 
 def test_a_reason_names_the_column_and_what_was_found() -> None:
-    assert type_one(with_cell("Quantity", "half a dozen"))["reason"] == (
+    assert type_one(with_cell("Quantity", "half a dozen"))["_reason"] == (
         "quantity: expected a whole number, found half a dozen"
     )
-    assert "found nothing" in type_one(with_cell("Quantity", None))["reason"]
+    assert "found nothing" in type_one(with_cell("Quantity", None))["_reason"]
     for control in "\x1b\x07\x7f\x9b\n":
-        assert type_one(with_cell("Quantity", f"{control}[31m6"))["reason"].endswith("found ?[31m6")
+        assert type_one(with_cell("Quantity", f"{control}[31m6"))["_reason"].endswith(
+            "found ?[31m6"
+        )
 
 
 def test_a_total_beyond_its_type_rejects_its_row() -> None:
     cells = with_cell("Quantity", "999999999")
     cells[HEADER.index("UnitPrice")] = "999999999.999"
 
-    assert "exceeds" in type_one(cells)["reason"]
+    assert "exceeds" in type_one(cells)["_reason"]
 
 
 def test_rows_of_days_outside_the_span_are_told_one_a_copy() -> None:
     far = replace(LINE, at=datetime(2031, 1, 1, 9, 0))
     rows = [LINE.cells(), far.cells(), far.cells(), with_cell("InvoiceDate", "never")]
     with typed(text_table(rows)) as connection:
-        outside = records(days_outside(connection, "typed", FIRST, LAST, LABELS))
+        outside = records(rows_of(connection).outside(FIRST, LAST))
 
-    assert [(r["source"], r["row"]) for r in outside] == [(LABELS[0], n) for n in (3, 3, 5)]
+    assert [(r["source"], r["row"]) for r in outside] == [("table", n) for n in (3, 3, 5)]
     reason = outside[0]["reason"]
     assert "expected a day inside 2010-12-01...2010-12-10" in reason
     assert reason.endswith("found 2031-01-01 09:00:00")
@@ -661,8 +660,8 @@ def test_rows_of_days_outside_the_span_are_told_one_a_copy() -> None:
 
 def test_an_infinite_date_has_no_day_though_the_end_is_open() -> None:
     with typed(text_table([LINE.cells(), with_cell("InvoiceDate", "infinity")])) as connection:
-        ledgers = day_ledgers(connection, "typed", FIRST, date.max)
-        outside = records(days_outside(connection, "typed", FIRST, date.max, LABELS))
+        ledgers = rows_of(connection).ledgers(FIRST, date.max)
+        outside = records(rows_of(connection).outside(FIRST, date.max))
 
     assert list(ledgers) == ["2010-12-01"]
     assert [r["row"] for r in outside] == [3]
@@ -694,7 +693,7 @@ def test_the_identity_is_the_documented_hash() -> None:
 )
 def test_different_rows_never_share_an_identity(one: Line, other: Line) -> None:
     with typed(text_table([one.cells(), other.cells()])) as connection:
-        copies = [row["copies"] for row in records(connection.sql("from typed"))]
+        copies = [row["_copies"] for row in records(connection.sql("from typed"))]
 
     assert copies == [1, 1]
 
@@ -783,8 +782,8 @@ def identities(folder: Path, *files: tuple[str, bytes]) -> dict[str, int]:
             tables += stack.enter_context(open_tables(path, folder / "scratch")).tables
         with typed(*tables) as connection:
             found = records(connection.sql("from typed"))
-    assert [row["reason"] for row in found if row["reason"]] == []
-    return {row["transaction_id"]: row["copies"] for row in found}
+    assert [row["_reason"] for row in found if row["_reason"]] == []
+    return {row["transaction_id"]: row["_copies"] for row in found}
 
 
 QUIRKS = [
@@ -845,7 +844,7 @@ def test_rows_of_two_sheets_and_files_that_overlap_are_there_once(tmp_path: Path
 @pytest.mark.parametrize("header", [HEADER, HEADER_II])
 @pytest.mark.parametrize("case", [str, str.upper, str.lower])
 def test_both_spellings_match_in_any_case(header: list[str], case: Callable[[str], str]) -> None:
-    match = match_header([f" {case(name)} " for name in header], "t")
+    match = FIELDS.match([f" {case(name)} " for name in header], "t")
 
     assert list(match.positions.values()) == list(range(8))
     assert match.extra == ()
@@ -853,17 +852,17 @@ def test_both_spellings_match_in_any_case(header: list[str], case: Callable[[str
 
 @given(order=st.permutations(range(8)), header=st.sampled_from([HEADER, HEADER_II]))
 def test_a_header_matches_in_any_order(order: list[int], header: list[str]) -> None:
-    match = match_header([header[i] for i in order], "t")
+    match = FIELDS.match([header[i] for i in order], "t")
 
     assert [order[place] for place in match.positions.values()] == list(range(8))
 
 
 def test_blanks_are_no_part_of_a_name() -> None:
-    assert match_header(["Invoice No", *HEADER[1:]], "t").positions["invoice_no"] == 0
+    assert FIELDS.match(["Invoice No", *HEADER[1:]], "t").positions["invoice_no"] == 0
 
 
 def test_extra_columns_are_reported() -> None:
-    match = match_header(["Till", *HEADER, "", "Colour"], "t")
+    match = FIELDS.match(["Till", *HEADER, "", "Colour"], "t")
 
     assert match.extra == ("Till", "Colour")
     assert match.positions["invoice_no"] == 1
@@ -874,7 +873,7 @@ def test_a_missing_column_says_what_was_expected_and_found(missing: int) -> None
     names = [name for i, name in enumerate(HEADER) if i != missing]
 
     with pytest.raises(SchemaDriftError) as error:
-        match_header(names, "sales.csv")
+        FIELDS.match(names, "sales.csv")
 
     message = str(error.value)
     assert message.startswith("sales.csv: missing " + HEADER_II[missing]) or message.startswith(
@@ -890,7 +889,7 @@ def test_a_column_that_stands_there_twice_is_refused(twice: tuple[str, str]) -> 
     names = [name for name in HEADER if name != twice[0]]
 
     with pytest.raises(SchemaDriftError, match=f"2 times .{twice[0]}, {twice[1]}"):
-        match_header([*names, *twice], "sales.csv")
+        FIELDS.match([*names, *twice], "sales.csv")
 
 
 # ---- quarantine
@@ -898,19 +897,20 @@ def test_a_column_that_stands_there_twice_is_refused(twice: tuple[str, str]) -> 
 
 def test_sources_are_labelled_by_name() -> None:
     bad = with_cell("Quantity", "x")
-    with typed(text_table([LINE.cells()], "a.csv"), text_table([bad], "b.csv")) as connection:
-        rows = quarantined_rows(connection, "typed", "true", ["a.csv", "b's.csv"]).to_arrow_table()
+    with typed(text_table([LINE.cells()], "a.csv"), text_table([bad], "b's.csv")) as connection:
+        rows = rows_of(connection).quarantined("true").to_arrow_table()
 
-    assert rows.column_names == ["invoice_date", *QUARANTINE.column_names]
+    assert rows.column_names == ["invoice_date", *FEED.quarantine.column_names]
     (row,) = rows.to_pylist()
     assert (row["source"], row["row"]) == ("b's.csv", 2)
     assert json.loads(row["text"]) == bad
 
 
 def test_rows_that_never_became_fields_keep_their_text() -> None:
-    table = quarantine_table([("a.csv", 7, "too short", 'x,"é'), ("a.csv", None, "y", "z")])
+    rows = [("a.csv", 7, "too short", 'x,"é'), ("a.csv", None, "y", "z")]
+    table = rows_of(shared_connection()).rejected(rows)
 
-    assert table.schema == QUARANTINE.arrow_schema
+    assert table.schema == FEED.quarantine.arrow_schema
     assert [json.loads(text) for text in table["text"].to_pylist()] == [['x,"é'], ["z"]]
     assert table["row"].to_pylist() == [7, None]
 
@@ -939,7 +939,7 @@ def test_the_predicate_takes_exactly_the_days(days: set[str]) -> None:
 
 def test_a_predicate_of_no_days_takes_none() -> None:
     with typed(text_table([LINE.cells()])) as connection:
-        assert records(derive_columns(connection, "typed", day_predicate("invoice_date", []))) == []
+        assert records(rows_of(connection).good(day_predicate("invoice_date", []))) == []
 
 
 def test_every_pair_of_changes_is_told_apart() -> None:
@@ -947,7 +947,7 @@ def test_every_pair_of_changes_is_told_apart() -> None:
     fingerprints = []
     for change in CHANGES:
         with typed(text_table([change(LINE).cells()])) as connection:
-            (ledger,) = day_ledgers(connection, "typed", FIRST, LAST).values()
+            (ledger,) = rows_of(connection).ledgers(FIRST, LAST).values()
         fingerprints.append(ledger.fingerprint)
 
     assert all(a != b for a, b in itertools.combinations(fingerprints, 2))

@@ -1,8 +1,8 @@
-"""Tests of retail_assets.defs.online_retail.assets: what is written, and the checks of it."""
+"""Tests of retail_assets.feeds.snapshot.assets: what is written, and the checks of it."""
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -11,20 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from retail_assets.dataset import Dataset
-from retail_assets.defs.online_retail.assets import (
-    PROCESSED,
-    ledger_balances,
-    schema_matches_contract,
-    write_days,
-)
-from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA, QUARANTINE
-from retail_assets.defs.online_retail.manifest import EMPTY_DAY
-from retail_assets.defs.online_retail.source import OnlineRetailSource
-from retail_assets.domain import range_tags
+from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
+from retail_assets.defs.online_retail.feed import FEED
+from retail_assets.feeds.checks import BALANCE_CHECK, check_processed
+from retail_assets.feeds.snapshot.assets import write_days
+from retail_assets.feeds.snapshot.manifest import EMPTY_DAY
+from retail_assets.feeds.snapshot.source import Source
+from retail_assets.losses import Quarantined
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.lake.restoring import restore
 from retail_assets.resources.lake.tables import NewFile
+from retail_assets.settings import load_settings
 
+QUARANTINE = FEED.quarantine
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 D1, D2, D3 = DAYS = ["2010-12-01", "2010-12-02", "2010-12-03"]
 
@@ -35,15 +34,11 @@ def take(lake: LocalLake, *lines: tuple[str, str]) -> None:
     path.write_text(
         HEADER + "".join(f"1,85123A,HEART,{n},{day} 08:26:00,2.55,17850,EIRE\n" for day, n in lines)
     )
-    source = OnlineRetailSource(
-        locations=[str(path)],
-        first_day=D1,
-        last_day=D3,
-        timeout_s=5,
-        max_bytes=10**7,
+    settings = load_settings(
+        home=path.parent, online_retail_source=str(path), online_retail_start=D1
     )
-    source.refresh(lake, allow_emptying=True)
-    write_days(lake, "a-run", DAYS)
+    Source(FEED, settings).refresh(lake, allow_emptying=True)
+    write_days(FEED, lake, "a-run", DAYS)
 
 
 @pytest.fixture
@@ -55,20 +50,12 @@ def lake(tmp_path: Path) -> LocalLake:
 
 
 def check(
-    lake: LocalLake, tags: Mapping[str, str] | None = None
+    lake: LocalLake, days: Sequence[str] = DAYS
 ) -> tuple[bool, Mapping[str, dg.MetadataValue]]:
-    """Whether the ledgers balance, and what the check says; without tags of every day."""
-    with dg.DagsterInstance.ephemeral() as instance:
-        done = dg.materialize(
-            [dg.AssetSpec(PROCESSED), ledger_balances, schema_matches_contract],
-            resources={"lake": lake},
-            instance=instance,
-            tags=dict(tags or {}),
-            selection=dg.AssetSelection.checks(ledger_balances),
-            raise_on_error=False,
-        )
-        (found,) = done.get_asset_check_evaluations()
-    return found.passed, found.metadata
+    """Whether the ledgers balance, and what the check says, in a run of those days."""
+    found = check_processed(lake, FEED.processed_key, FEED.dataset, QUARANTINE, days, Quarantined())
+    (balance,) = [result for result in found if result.check_name == BALANCE_CHECK]
+    return balance.passed, balance.metadata
 
 
 def test_a_day_is_known_by_the_ledger_of_its_commit(lake: LocalLake) -> None:
@@ -94,19 +81,21 @@ def test_what_was_written_balances(lake: LocalLake) -> None:
     passed, told = check(lake)
 
     assert passed
-    assert {name: told[name].value for name in ("days", "read", "written", "quarantined")} == {
-        "days": 3,
+    assert {
+        name: told[name].value for name in ("partitions", "read", "written", "quarantined")
+    } == {
+        "partitions": 3,
         "read": 4,
         "written": 2,
         "quarantined": 1,
     }
 
 
-@pytest.mark.parametrize("tags", [range_tags(D1, D2), {"dagster/partition": D1}, {}])
+@pytest.mark.parametrize("days", [[D1, D2], [D1], DAYS])
 @pytest.mark.parametrize("dataset", [ONLINE_RETAIL_DATA, QUARANTINE], ids=lambda x: x.zone)
 @pytest.mark.parametrize("harm", ["gone", "cut", "other"])
 def test_files_of_the_run_that_are_not_what_was_written_are_found(
-    lake: LocalLake, tags: dict[str, str], dataset: Dataset, harm: str
+    lake: LocalLake, days: list[str], dataset: Dataset, harm: str
 ) -> None:
     (uri,) = lake.partition_uris(dataset, [D1])
     if harm == "gone":
@@ -117,7 +106,7 @@ def test_files_of_the_run_that_are_not_what_was_written_are_found(
         table = pq.ParquetFile(uri).read()
         pq.write_table(pa.concat_tables([table, table]), uri)
 
-    passed, told = check(lake, tags)
+    passed, told = check(lake, days)
 
     assert not passed
     unbalanced = told["unbalanced"].value
@@ -131,7 +120,7 @@ def test_rows_that_another_program_added_are_found(lake: LocalLake) -> None:
         [NewFile(f"invoice_date={D1}/other.parquet", D1, 1, Path(uri).stat().st_size)]
     )
 
-    assert not check(lake, range_tags(D3, D3))[0]
+    assert not check(lake, [D3])[0]
 
 
 def test_days_that_a_person_restored_balance_by_their_own_ledgers(lake: LocalLake) -> None:

@@ -1,4 +1,4 @@
-"""Tests of retail_assets.defs.online_retail.automation.
+"""Tests of retail_assets.feeds.snapshot.automation.
 
 Over a real Dagster instance, lake, warehouse and source file.
 """
@@ -16,29 +16,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retail_assets import requests
 from retail_assets.days import contiguous_ranges
-from retail_assets.defs.online_retail import automation
-from retail_assets.defs.online_retail.assets import (
-    LANDED,
-    PROCESSED,
-    RAW,
-    write_days,
-)
-from retail_assets.defs.online_retail.automation import (
-    DAYS_JOB,
-    LOAD_JOB,
-    MARTS_JOB,
-    SOURCE_JOB,
-    day_wishes,
-    source_wish,
-    wishes_for_days,
-)
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
-from retail_assets.defs.online_retail.manifest import read_manifest
-from retail_assets.defs.online_retail.source import OnlineRetailSource
+from retail_assets.defs.online_retail.feed import FEED
 from retail_assets.domain import MARTS_STAGE
-from retail_assets.landing import lake_versions
+from retail_assets.feeds import automation as asking
+from retail_assets.feeds import requests
+from retail_assets.feeds.landing import lake_versions, landed_key
+from retail_assets.feeds.requests import Request
+from retail_assets.feeds.snapshot import automation
+from retail_assets.feeds.snapshot.assets import write_days
+from retail_assets.feeds.snapshot.automation import Automation, day_requests, source_request
+from retail_assets.feeds.snapshot.manifest import Manifest, read_manifest
+from retail_assets.feeds.snapshot.source import Source
 from retail_assets.resources.http import Fingerprint
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.lake.ledger import Ledger
@@ -46,6 +36,10 @@ from retail_assets.resources.lake.restoring import restore
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings, load_settings
 
+AUTOMATION = Automation(FEED)
+RAW, PROCESSED, LANDED = FEED.raw_key, FEED.processed_key, landed_key(FEED.dataset)
+SOURCE_JOB, DAYS_JOB = "online_retail_source_to_lake", "online_retail_changed_days"
+LOAD_JOB, MARTS_JOB = "online_retail_lake_to_warehouse", "online_retail_marts"
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 START, END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 OTHER = dg.AssetKey(["coffee_chain", "processed_sales"])
@@ -76,7 +70,7 @@ def record(
     return instance.add_run(run).run_id
 
 
-# ---- wishes
+# ---- wanted
 
 wanted_days = st.dictionaries(
     st.integers(0, 40).map(lambda n: (date(2010, 12, 15) + timedelta(days=n)).isoformat()),
@@ -86,59 +80,65 @@ wanted_days = st.dictionaries(
 
 
 @given(wanted=wanted_days, data=st.data())
-def test_wishes_are_one_a_range_and_independent_of_order(
+def test_requests_are_one_a_range_and_independent_of_order(
     wanted: dict[str, str], data: st.DataObject
 ) -> None:
     shuffled = data.draw(st.permutations(list(wanted)))
-    wishes = day_wishes(shuffled, wanted, "job", (LANDED,))
+    found = day_requests(shuffled, wanted, "job", (LANDED,))
 
-    ranges = [(dict(wish.tags)[START], dict(wish.tags)[END]) for wish in wishes]
+    ranges = [(dict(request.tags)[START], dict(request.tags)[END]) for request in found]
     assert ranges == contiguous_ranges(wanted)
-    assert wishes == day_wishes(sorted(wanted), wanted, "job", (LANDED,))
-    assert len({wish.identity for wish in wishes}) == len(wishes)
-    assert all(wish.job_name == "job" and wish.asset_selection == (LANDED,) for wish in wishes)
+    assert found == day_requests(sorted(wanted), wanted, "job", (LANDED,))
+    assert len({request.identity for request in found}) == len(found)
+    assert all(x.job_name == "job" and x.asset_selection == (LANDED,) for x in found)
 
 
 @given(wanted=wanted_days, data=st.data())
-def test_a_wish_is_another_when_a_day_of_it_is(wanted: dict[str, str], data: st.DataObject) -> None:
+def test_a_request_is_another_when_a_day_of_it_is(
+    wanted: dict[str, str], data: st.DataObject
+) -> None:
     day = data.draw(st.sampled_from(sorted(wanted)))
     other = {**wanted, day: "v3"}
-    before = {x.identity: dict(x.tags) for x in day_wishes(wanted, wanted, "job", (LANDED,))}
-    after = {x.identity: dict(x.tags) for x in day_wishes(other, other, "job", (LANDED,))}
+    before = {x.identity: dict(x.tags) for x in day_requests(wanted, wanted, "job", (LANDED,))}
+    after = {x.identity: dict(x.tags) for x in day_requests(other, other, "job", (LANDED,))}
 
     new = [tags for identity, tags in after.items() if identity not in before]
     assert [tags[START] <= day <= tags[END] for tags in new] == [True]
 
 
-def test_no_days_are_no_wish() -> None:
-    assert day_wishes([], {}, "job", (LANDED,)) == []
+def test_no_days_are_no_request() -> None:
+    assert day_requests([], {}, "job", (LANDED,)) == []
 
 
-def test_a_vanished_day_is_a_wish() -> None:
-    (wish,) = day_wishes(["2010-12-01"], {}, "job", (LANDED,))
+def test_a_vanished_day_is_a_request() -> None:
+    (request,) = day_requests(["2010-12-01"], {}, "job", (LANDED,))
 
-    assert dict(wish.tags) == {START: "2010-12-01", END: "2010-12-01"}
+    assert dict(request.tags) == {START: "2010-12-01", END: "2010-12-01"}
 
 
 def origin(etag: str | None) -> list[Fingerprint]:
     return [Fingerprint("https://example.org/retail.xlsx", etag=etag)]
 
 
-def test_the_source_is_wished_for_by_version() -> None:
-    assert source_wish(origin("a"), None) == source_wish(origin("a"), None)
-    assert source_wish(origin("a"), None).identity != source_wish(origin("b"), None).identity
-    assert source_wish(origin("a"), None).asset_selection == (RAW,)
+def source(etag: str | None, manifest: Manifest | None = None) -> Request:
+    return source_request(SOURCE_JOB, RAW, origin(etag), manifest)
 
 
-def test_an_origin_without_versions_is_wished_for_once(house: "House") -> None:
+def test_the_source_is_asked_for_by_version() -> None:
+    assert source("a") == source("a")
+    assert source("a").identity != source("b").identity
+    assert source("a").asset_selection == (RAW,)
+
+
+def test_an_origin_without_versions_is_asked_for_once(house: "House") -> None:
     house.publish(d01=1)
     house.settle()
 
-    manifest = read_manifest(house.lake)
+    manifest = read_manifest(house.lake, DOMAIN)
     assert manifest is not None
-    assert source_wish(origin(None), manifest).once
-    assert not source_wish(origin(None), None).once
-    assert not source_wish(origin("a"), manifest).once
+    assert source(None, manifest).once
+    assert not source(None).once
+    assert not source("a", manifest).once
 
 
 # ---- the sensor and the schedules
@@ -153,7 +153,6 @@ class House:
     origin: Path
     lake: LocalLake
     warehouse: DuckDBWarehouse
-    source: OnlineRetailSource
     clock: int = 1_600_000_000
 
     def publish(self, **days: int) -> None:
@@ -169,20 +168,16 @@ class House:
 
     def sense(self) -> list[dg.RunRequest] | str:
         """The sensor's requests, or why it makes none."""
-        (sensor,) = automation.build_defs(self.settings).sensors or ()
+        (sensor,) = AUTOMATION.build_defs(self.settings).sensors or ()
         assert isinstance(sensor, dg.SensorDefinition)
         with dg.build_sensor_context(
             instance=self.instance,
-            resources={
-                "lake": self.lake,
-                "warehouse": self.warehouse,
-                "online_retail_source": self.source,
-            },
+            resources={"lake": self.lake, "warehouse": self.warehouse},
         ) as context:
             return _answer(sensor(context))
 
     def schedule(self, name: str) -> list[dg.RunRequest] | str:
-        found = automation.build_defs(self.settings).schedules or ()
+        found = AUTOMATION.build_defs(self.settings).schedules or ()
         (schedule,) = [x for x in found if isinstance(x, dg.ScheduleDefinition) and x.name == name]
         resources: dict[str, object] = {"lake": self.lake}
         if "warehouse" in name:
@@ -202,18 +197,24 @@ class House:
                 landed = self.warehouse.loaded_versions(ONLINE_RETAIL_DATA)
                 self.warehouse.record_versions(ONLINE_RETAIL_DATA, MARTS_STAGE, landed)
             elif RAW in selection:
-                self.source.refresh(self.lake, allow_emptying=True)
+                self.refresh()
             else:
-                days = days_of(request)
                 if PROCESSED in selection:
-                    write_days(self.lake, "run", days)
-                if LANDED in selection:
-                    self.warehouse.replace_partitions(
-                        ONLINE_RETAIL_DATA,
-                        self.lake.partition_uris(ONLINE_RETAIL_DATA, days),
-                        lake_versions(self.lake, ONLINE_RETAIL_DATA, days),
-                    )
+                    write_days(FEED, self.lake, "run", days_of(request))
+                if LANDED in selection or request.job_name == LOAD_JOB:
+                    self.load()
         return record(self.instance, str(request.job_name), status, request.tags)
+
+    def refresh(self) -> None:
+        Source(FEED, self.settings).refresh(self.lake, allow_emptying=True)
+
+    def load(self) -> None:
+        """What the lake has otherwise than the warehouse."""
+        there = self.warehouse.loaded_versions(ONLINE_RETAIL_DATA)
+        found = lake_versions(self.lake, ONLINE_RETAIL_DATA)
+        changed = {day: version for day, version in found.items() if there.get(day) != version}
+        uris = self.lake.partition_uris(ONLINE_RETAIL_DATA, list(changed))
+        self.warehouse.replace_partitions(ONLINE_RETAIL_DATA, uris, changed)
 
     def settle(self) -> list[list[str]]:
         """Do whatever the sensor asks for until it asks for nothing; the days of each request."""
@@ -224,7 +225,7 @@ class House:
                 return done
             for request in answer:
                 self.run(request)
-                other = "marts" if request.job_name == MARTS_JOB else "source"
+                other = str(request.job_name).removeprefix("online_retail_").split("_")[0]
                 done.append(days_of(request) if START in request.tags else [other])
         raise AssertionError(f"the sensor never rests: {done}")
 
@@ -282,13 +283,6 @@ def make_house(tmp_path: Path, instance: dg.DagsterInstance) -> House:
         origin,
         LocalLake(root=settings.lake),
         DuckDBWarehouse(path=str(settings.warehouse_path), timeout_s=30),
-        OnlineRetailSource(
-            locations=[str(origin)],
-            first_day="2010-11-01",
-            last_day="2011-02-28",
-            timeout_s=5,
-            max_bytes=10**7,
-        ),
     )
 
 
@@ -323,7 +317,7 @@ def test_the_sensor_then_asks_for_exactly_the_days_of_the_source(house: House) -
     assert days_of(request) == [f"2010-12-0{n}" for n in range(1, 6)]
     house.run(request)
     assert house.settle() == [["marts"]]
-    assert house.sense() == "the source has not changed"
+    assert house.sense() == "nothing has changed"
     assert house.landed() == {"01": 1, "02": 2, "05": 1}
 
 
@@ -344,7 +338,7 @@ def test_the_same_bytes_again_are_no_new_work(house: House) -> None:
     house.publish(d01=1, d02=1)  # the origin says that it changed
 
     assert house.settle() == [["source"]]
-    assert house.sense() == "the source has not changed"
+    assert house.sense() == "nothing has changed"
 
 
 def test_a_source_that_goes_back_to_older_content_is_taken(house: House) -> None:
@@ -359,7 +353,7 @@ def test_a_source_that_goes_back_to_older_content_is_taken(house: House) -> None
     house.settle()
 
     assert house.landed() == {"01": 1, "02": 2}
-    assert wishes_for_days(house.lake, house.warehouse, ["2010-12-01", "2010-12-02"]) == []
+    assert house.sense() == "nothing has changed"
 
 
 def test_an_origin_restored_with_its_old_date_is_fetched(house: House) -> None:
@@ -383,7 +377,8 @@ def test_a_warehouse_that_is_gone_is_filled_again(house: House) -> None:
 
     request = only(house.sense())
 
-    assert (request.job_name, request.asset_selection) == (LOAD_JOB, [LANDED])
+    assert request.job_name == LOAD_JOB
+    assert START not in request.tags  # the landed table has no partitions in Dagster
     house.run(request)
     assert house.landed() == {"01": 1, "02": 1}
 
@@ -428,9 +423,9 @@ def test_days_that_a_person_restored_stay_until_the_source_is_another(
     assert isinstance(loads, list)
     assert [x.run_key for x in loads] == [x.run_key for x in answer]
     assert only(house.schedule("online_retail_source_to_lake_daily")).asset_selection == [RAW]
-    assert house.settle() == [["2010-12-01"], ["2010-12-05"], ["marts"]]
+    assert house.settle() == [["lake"], ["marts"]]
     assert house.landed() == {"01": 1, "02": 1}
-    assert house.sense() == "the source has not changed"
+    assert house.sense() == "nothing has changed"
 
     house.publish(d01=2, d02=1, d05=5)
     assert house.settle() == [["source"], ["2010-12-05"], ["marts"]]
@@ -468,7 +463,7 @@ def test_ranges_that_cannot_be_done_do_not_keep_others_waiting(
     asked: set[str] = set()
     for _ in range(12):
         answer = house.sense()
-        if isinstance(answer, str):
+        if isinstance(answer, str) or answer[0].job_name == LOAD_JOB:
             break
         assert len(answer) <= 2
         for request in answer:
@@ -493,7 +488,7 @@ def test_the_marts_are_asked_for_once_a_state_of_what_is_landed(house: House) ->
     assert house.sense() == f"{MARTS_JOB} is underway (run {run_id})"
     house.instance.delete_run(run_id)
     house.run(request)
-    assert house.sense() == "the source has not changed"
+    assert house.sense() == "nothing has changed"
 
 
 @pytest.mark.parametrize(
@@ -565,7 +560,8 @@ def test_a_busy_warehouse_puts_the_days_off(
     scheduled_house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = scheduled_house
-    monkeypatch.setattr(automation, "_WAREHOUSE_WAIT_S", 0.1)
+    monkeypatch.setattr(asking, "WAREHOUSE_WAIT_S", 0.1)
+    monkeypatch.setattr(automation, "WAREHOUSE_WAIT_S", 0.1)
     house.publish(d01=1)
     house.settle()
     with held(house.settings.warehouse_path):
@@ -606,13 +602,12 @@ def test_the_warehouse_schedule_loads_what_was_processed(scheduled_house: House)
     name = "online_retail_lake_to_warehouse_daily"
     assert house.schedule(name) == "the warehouse is up to date"
     house.publish(d01=1, d02=1)
-    house.source.refresh(house.lake)
-    write_days(house.lake, "run", ["2010-12-01", "2010-12-02"])
+    house.refresh()
+    write_days(FEED, house.lake, "run", ["2010-12-01", "2010-12-02"])
 
     request = only(house.schedule(name))
 
-    assert request.asset_selection == [LANDED]
-    assert days_of(request) == ["2010-12-01", "2010-12-02"]
+    assert (request.job_name, request.asset_selection) == (LOAD_JOB, None)
     house.run(request)
     assert house.schedule(name) == "the warehouse is up to date"
     assert house.landed() == {"01": 1, "02": 1}
@@ -621,19 +616,19 @@ def test_the_warehouse_schedule_loads_what_was_processed(scheduled_house: House)
 def test_days_outside_a_narrowed_span_are_not_asked_for(scheduled_house: House) -> None:
     house = scheduled_house
     house.publish(d01=1, d02=1, d03=1)
-    house.source.refresh(house.lake)
-    write_days(house.lake, "run", ["2010-12-01", "2010-12-02", "2010-12-03"])
+    house.refresh()
+    write_days(FEED, house.lake, "run", ["2010-12-01", "2010-12-02", "2010-12-03"])
     house.settings = house.settings.model_copy(update={"online_retail_end": date(2010, 12, 2)})
 
-    loading = house.schedule("online_retail_lake_to_warehouse_daily")
+    house.publish(d01=2, d02=1, d03=2)
+    house.refresh()
     answer = house.sense()
 
-    assert days_of(only(loading)) == ["2010-12-01", "2010-12-02"]
-    assert days_of(only(answer)) == ["2010-12-01", "2010-12-02"]
+    assert days_of(only(answer)) == ["2010-12-01"]
 
 
 def test_the_jobs_run_as_often_as_promised(house: House) -> None:
-    found = automation.build_defs(house.settings).schedules or ()
+    found = AUTOMATION.build_defs(house.settings).schedules or ()
     schedules = {x.name: x for x in found if isinstance(x, dg.ScheduleDefinition)}
 
     assert {name: x.cron_schedule for name, x in schedules.items()} == {

@@ -1,7 +1,6 @@
-"""Tests of retail_assets.defs.online_retail.source, over real files and temporary lakes."""
+"""Tests of retail_assets.feeds.snapshot.source, over real files and temporary lakes."""
 
 import io
-import json
 import zipfile
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -14,25 +13,15 @@ import xlsxwriter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retail_assets.defs.online_retail.assets import write_days
-from retail_assets.defs.online_retail.contract import QUARANTINE
-from retail_assets.defs.online_retail.manifest import (
-    MANIFEST,
-    Manifest,
-    changed_days,
-    manifest_metadata,
-    read_manifest,
-)
-from retail_assets.defs.online_retail.reading import AmbiguousDatesError, SchemaDriftError
-from retail_assets.defs.online_retail.source import (
-    REFUSED,
-    UNPLACED,
-    OnlineRetailSource,
-    SourceError,
-)
+from retail_assets.defs.online_retail.feed import FEED
+from retail_assets.feeds.reading import AmbiguousDatesError, SchemaDriftError
+from retail_assets.feeds.snapshot.assets import write_days
+from retail_assets.feeds.snapshot.manifest import changed_days, manifest_state, read_manifest
+from retail_assets.feeds.snapshot.source import REFUSED, UNPLACED, Source, SourceError
 from retail_assets.losses import ShrunkError
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.tabular import UnreadableFileError
+from retail_assets.settings import load_settings
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 
@@ -46,25 +35,27 @@ def lake(tmp_path: Path) -> LocalLake:
     return LocalLake(root=str(tmp_path / "lake"))
 
 
-Source = Callable[..., OnlineRetailSource]
+Make = Callable[..., Source]
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Source:
+def source(tmp_path: Path) -> Make:
     """A source of one CSV with the given lines, or of the files at the given paths."""
 
-    def make(*given: str | Path, last_day: str | None = "2011-12-31") -> OnlineRetailSource:
+    def make(
+        *given: str | Path, last_day: str | None = "2011-12-31", dates: str = "auto"
+    ) -> Source:
         if not all(isinstance(x, Path) for x in given):
             path = tmp_path / "online_retail.csv"
             path.write_text(HEADER + "".join(map(str, given)))
             given = (path,)
-        return OnlineRetailSource(
-            locations=[str(x) for x in given],
-            first_day="2009-12-01",
-            last_day=last_day,
-            timeout_s=5,
-            max_bytes=10**7,
+        settings = load_settings(
+            home=tmp_path / "home",
+            online_retail_source=tuple(map(str, given)),
+            online_retail_end=last_day or None,
+            online_retail_dates=dates,
         )
+        return Source(FEED, settings)
 
     return make
 
@@ -80,7 +71,7 @@ def files(lake: LocalLake, zone: str) -> dict[str, bytes]:
 
 def quarantined(lake: LocalLake, key: str) -> list[dict[str, Any]]:
     """Rows of a partition of the quarantine."""
-    files = lake.partition_uris(QUARANTINE, [key])
+    files = lake.partition_uris(FEED.quarantine, [key])
     return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
 
 
@@ -131,19 +122,18 @@ def test_a_day_that_vanished_is_changed_until_it_is_recorded_as_empty() -> None:
 # ---- the manifest
 
 
-def test_a_manifest_comes_back_from_the_lake_as_it_was(lake: LocalLake, source: Source) -> None:
-    assert read_manifest(lake) is None
+def test_a_manifest_comes_back_from_the_lake_as_it_was(lake: LocalLake, source: Make) -> None:
+    assert read_manifest(lake, FEED.name) is None
 
     found = source(line(), line(), line("2010-12-03", quantity="x")).refresh(lake)
 
-    assert read_manifest(lake) == found.manifest
-    assert Manifest.from_json(json.loads(json.dumps(found.manifest.to_json()))) == found.manifest
-    assert found.manifest.span == ("2010-12-01", "2010-12-03")
+    assert read_manifest(lake, FEED.name) == found.manifest
+    assert list(found.manifest.days) == ["2010-12-01", "2010-12-03"]
 
 
-def test_the_metadata_balances(lake: LocalLake, source: Source) -> None:
+def test_the_metadata_balances(lake: LocalLake, source: Make) -> None:
     rows = (line(), line(), line(quantity="x"), line("2031-01-01"), line("never"))
-    shown = manifest_metadata(source(*rows).refresh(lake).manifest)
+    shown = source(*rows).refresh(lake).manifest.metadata
 
     assert shown["read"] == shown["dagster/row_count"] == 5
     assert shown["duplicates"] == 1
@@ -160,7 +150,7 @@ def test_the_metadata_balances(lake: LocalLake, source: Source) -> None:
 
 
 def test_a_first_look_fetches_types_and_finds_every_day_changed(
-    lake: LocalLake, source: Source
+    lake: LocalLake, source: Make
 ) -> None:
     found = source(line(), line(), line("2010-12-03", quantity="x")).refresh(lake)
 
@@ -176,12 +166,12 @@ def test_a_first_look_fetches_types_and_finds_every_day_changed(
 
 
 def test_an_unchanged_source_is_neither_fetched_nor_typed_again(
-    lake: LocalLake, source: Source
+    lake: LocalLake, source: Make
 ) -> None:
     behind = source(line(), line("2010-12-02"))
     first = behind.refresh(lake)
     before = files(lake, ".")
-    write_days(lake, "run", list(first.manifest.days))
+    write_days(FEED, lake, "run", list(first.manifest.days))
 
     second = behind.refresh(lake)
 
@@ -194,7 +184,7 @@ def test_an_unchanged_source_is_neither_fetched_nor_typed_again(
 
 
 def test_a_relative_path_is_not_fetched_again(
-    lake: LocalLake, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lake: LocalLake, source: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source(line())
     monkeypatch.chdir(tmp_path)
@@ -205,7 +195,7 @@ def test_a_relative_path_is_not_fetched_again(
 
 
 def test_another_change_time_alone_types_nothing_again(
-    lake: LocalLake, source: Source, tmp_path: Path
+    lake: LocalLake, source: Make, tmp_path: Path
 ) -> None:
     behind = source(line())
     first = behind.refresh(lake)
@@ -219,9 +209,9 @@ def test_another_change_time_alone_types_nothing_again(
     assert second.manifest.is_of(behind.probe())
 
 
-def test_a_changed_file_is_known_by_its_changed_days(lake: LocalLake, source: Source) -> None:
+def test_a_changed_file_is_known_by_its_changed_days(lake: LocalLake, source: Make) -> None:
     first = source(line("2010-12-01"), line("2010-12-02"), line("2010-12-03")).refresh(lake)
-    write_days(lake, "run", list(first.manifest.days))
+    write_days(FEED, lake, "run", list(first.manifest.days))
 
     second = source(line("2010-12-01"), line("2010-12-02", quantity="7"), line("2010-12-03"))
     found = second.refresh(lake)
@@ -232,15 +222,15 @@ def test_a_changed_file_is_known_by_its_changed_days(lake: LocalLake, source: So
     assert lake.path(first.manifest.files[0].raw).exists()
 
 
-def test_the_order_of_rows_changes_no_day(lake: LocalLake, source: Source) -> None:
+def test_the_order_of_rows_changes_no_day(lake: LocalLake, source: Make) -> None:
     rows = [line(invoice=str(n)) for n in range(5)]
     first = source(*rows).refresh(lake)
-    write_days(lake, "run", list(first.manifest.days))
+    write_days(FEED, lake, "run", list(first.manifest.days))
 
     assert source(*reversed(rows)).refresh(lake).changed_days == ()
 
 
-def test_another_span_types_again(lake: LocalLake, source: Source) -> None:
+def test_another_span_types_again(lake: LocalLake, source: Make) -> None:
     rows = (line("2010-12-01"), line("2010-12-02"))
     assert source(*rows).refresh(lake).manifest.unplaced == 0
 
@@ -251,7 +241,7 @@ def test_another_span_types_again(lake: LocalLake, source: Source) -> None:
     assert list(found.manifest.days) == ["2010-12-01"]
 
 
-def test_rows_without_a_day_are_quarantined_apart(lake: LocalLake, source: Source) -> None:
+def test_rows_without_a_day_are_quarantined_apart(lake: LocalLake, source: Make) -> None:
     behind = source(line(), line("never"), line("2031-05-05"), "too,short\n")
     manifest = behind.refresh(lake).manifest
 
@@ -266,7 +256,7 @@ def test_rows_without_a_day_are_quarantined_apart(lake: LocalLake, source: Sourc
     assert manifest.read == 4
 
 
-def test_several_files_are_one_source(lake: LocalLake, source: Source, tmp_path: Path) -> None:
+def test_several_files_are_one_source(lake: LocalLake, source: Make, tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "sales.csv", tmp_path / "b" / "sales.csv"]
     for path, rows in zip(paths, (line() + line("2010-12-02"), line("2010-12-02")), strict=True):
         path.parent.mkdir()
@@ -280,7 +270,7 @@ def test_several_files_are_one_source(lake: LocalLake, source: Source, tmp_path:
 
 
 def test_two_zips_with_a_member_of_one_name_are_both_read(
-    lake: LocalLake, source: Source, tmp_path: Path
+    lake: LocalLake, source: Make, tmp_path: Path
 ) -> None:
     paths = []
     for number, invoice in enumerate(("536365", "536366")):
@@ -296,7 +286,7 @@ def test_two_zips_with_a_member_of_one_name_are_both_read(
     assert (manifest.read, manifest.days["2010-12-01"].duplicates) == (2, 0)
 
 
-def test_extra_columns_are_reported(lake: LocalLake, source: Source, tmp_path: Path) -> None:
+def test_extra_columns_are_reported(lake: LocalLake, source: Make, tmp_path: Path) -> None:
     path = tmp_path / "extra.csv"
     path.write_text("Till," + HEADER + "3," + line())
 
@@ -325,7 +315,7 @@ Broken = pytest.mark.parametrize(
 
 @Broken
 def test_a_file_that_is_no_table_is_a_permanent_failure(
-    lake: LocalLake, source: Source, tmp_path: Path, text: str, error: type[Exception]
+    lake: LocalLake, source: Make, tmp_path: Path, text: str, error: type[Exception]
 ) -> None:
     path = tmp_path / "broken.csv"
     path.write_text(text)
@@ -336,7 +326,7 @@ def test_a_file_that_is_no_table_is_a_permanent_failure(
 
 @Broken
 def test_a_file_that_is_no_table_changes_nothing(
-    lake: LocalLake, source: Source, tmp_path: Path, text: str, error: type[Exception]
+    lake: LocalLake, source: Make, tmp_path: Path, text: str, error: type[Exception]
 ) -> None:
     source(line(), line("never")).refresh(lake)
     before = {zone: files(lake, zone) for zone in ("_state", "_stage", "quarantine")}
@@ -350,16 +340,16 @@ def test_a_file_that_is_no_table_changes_nothing(
 
 
 @pytest.fixture
-def filled(lake: LocalLake, source: Source) -> list[str]:
+def filled(lake: LocalLake, source: Make) -> list[str]:
     """The lines of ten days, all of them processed, and one row without a day."""
     days = [f"2010-12-{n:02}" for n in range(1, 11)]
     found = source(*map(line, days), line("never")).refresh(lake)
-    write_days(lake, "run", list(found.manifest.days))
+    write_days(FEED, lake, "run", list(found.manifest.days))
     return [line(day) for day in days]
 
 
 def test_a_source_that_would_empty_more_than_a_tenth_is_refused(
-    lake: LocalLake, source: Source, filled: list[str]
+    lake: LocalLake, source: Make, filled: list[str]
 ) -> None:
     with pytest.raises(SourceError, match="--allow-emptying") as error:
         source(*filled[:8]).refresh(lake)
@@ -367,27 +357,25 @@ def test_a_source_that_would_empty_more_than_a_tenth_is_refused(
     assert "2 of 10 filled days (2010-12-09...2010-12-10)" in str(error.value)
 
 
-def test_a_refused_source_changes_nothing(
-    lake: LocalLake, source: Source, filled: list[str]
-) -> None:
+def test_a_refused_source_changes_nothing(lake: LocalLake, source: Make, filled: list[str]) -> None:
     before = {zone: files(lake, zone) for zone in ("_state", "quarantine")}
 
     with pytest.raises(SourceError, match="Nothing was changed"):
         source(*filled[:5]).refresh(lake)
 
     assert {zone: files(lake, zone) for zone in before} == before
-    manifest = read_manifest(lake)
+    manifest = read_manifest(lake, FEED.name)
     assert manifest is not None
     assert lake.path(manifest.typed).exists()
 
 
-def test_a_tenth_may_be_emptied(lake: LocalLake, source: Source, filled: list[str]) -> None:
+def test_a_tenth_may_be_emptied(lake: LocalLake, source: Make, filled: list[str]) -> None:
     found = source(*filled[:9]).refresh(lake)
 
     assert found.changed_days == ("2010-12-10",)
 
 
-def test_the_flag_allows_any_emptying(lake: LocalLake, source: Source, filled: list[str]) -> None:
+def test_the_flag_allows_any_emptying(lake: LocalLake, source: Make, filled: list[str]) -> None:
     found = source(filled[4]).refresh(lake, allow_emptying=True)
 
     assert len(found.changed_days) == 9
@@ -395,7 +383,7 @@ def test_the_flag_allows_any_emptying(lake: LocalLake, source: Source, filled: l
 
 
 def test_days_that_are_all_quarantined_count_as_emptied(
-    lake: LocalLake, source: Source, filled: list[str]
+    lake: LocalLake, source: Make, filled: list[str]
 ) -> None:
     broken = [text.replace(",6,", ",six,") for text in filled[:3]]
 
@@ -406,10 +394,10 @@ def test_days_that_are_all_quarantined_count_as_emptied(
 
 
 def test_a_source_that_would_take_more_than_a_tenth_of_the_rows_is_refused(
-    lake: LocalLake, source: Source, filled: list[str]
+    lake: LocalLake, source: Make, filled: list[str]
 ) -> None:
     more = [line("2010-12-01", str(n)) for n in range(10)]
-    write_days(lake, "run", list(source(*filled, *more).refresh(lake).manifest.days))
+    write_days(FEED, lake, "run", list(source(*filled, *more).refresh(lake).manifest.days))
     broken = [text.replace(",6,", ",six,") for text in more[:5]]
 
     with pytest.raises(ShrunkError, match=r"has 20 rows and would have 15 \(5 rows quarantined"):
@@ -421,7 +409,7 @@ def test_a_source_that_would_take_more_than_a_tenth_of_the_rows_is_refused(
 
 
 def test_a_source_without_a_readable_day_says_what_was_found_and_where_it_is(
-    lake: LocalLake, source: Source
+    lake: LocalLake, source: Make
 ) -> None:
     with pytest.raises(SourceError) as error:
         source(line("never"), line("2031-05-05"), "too,short\n").refresh(lake)
@@ -429,12 +417,10 @@ def test_a_source_without_a_readable_day_says_what_was_found_and_where_it_is(
     assert "row 2: invoice_datetime: expected a date and time, found never" in str(error.value)
     assert f"3 rows are in {lake.root}/quarantine/online_retail/" in str(error.value)
     assert len(quarantined(lake, REFUSED)) == 3
-    assert read_manifest(lake) is None
+    assert read_manifest(lake, FEED.name) is None
 
 
-def test_a_first_source_that_is_quarantined_whole_is_refused(
-    lake: LocalLake, source: Source
-) -> None:
+def test_a_first_source_that_is_quarantined_whole_is_refused(lake: LocalLake, source: Make) -> None:
     with pytest.raises(
         ShrunkError,
         match=r"all that was delivered would be quarantined \(1 rows quarantined;"
@@ -445,21 +431,18 @@ def test_a_first_source_that_is_quarantined_whole_is_refused(
     assert refused["reason"] == "quantity: expected a whole number, found six"
 
 
-def test_undecided_dates_are_refused_and_read_by_the_setting(
-    lake: LocalLake, source: Source
-) -> None:
+def test_undecided_dates_are_refused_and_read_by_the_setting(lake: LocalLake, source: Make) -> None:
     lines = [line("01/12/2010"), line("02/12/2010")]
     with pytest.raises(AmbiguousDatesError, match="RETAIL_ONLINE_RETAIL_DATES"):
         source(*lines).refresh(lake)
-    behind = source(*lines).model_copy(update={"dates": "dmy"})
-    assert list(behind.refresh(lake).manifest.days) == ["2010-12-01", "2010-12-02"]
-    behind = source(*lines).model_copy(update={"dates": "mdy"})
-    found = behind.refresh(lake)
+    found = source(*lines, dates="dmy").refresh(lake)
+    assert list(found.manifest.days) == ["2010-12-01", "2010-12-02"]
+    found = source(*lines, dates="mdy").refresh(lake)
     assert found.typed and list(found.manifest.days) == ["2010-01-12", "2010-02-12"]
 
 
 def test_the_sheets_of_a_workbook_are_read_in_one_order(
-    lake: LocalLake, source: Source, tmp_path: Path
+    lake: LocalLake, source: Make, tmp_path: Path
 ) -> None:
     # Alone, the second would be in the published form: month first.
     path = tmp_path / "years.xlsx"
@@ -475,7 +458,7 @@ def test_the_sheets_of_a_workbook_are_read_in_one_order(
 
 
 def test_the_files_of_an_archive_are_each_read_in_their_own_order(
-    lake: LocalLake, source: Source, tmp_path: Path
+    lake: LocalLake, source: Make, tmp_path: Path
 ) -> None:
     path = tmp_path / "both.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -488,7 +471,7 @@ def test_the_files_of_an_archive_are_each_read_in_their_own_order(
 
 
 def test_days_outside_a_narrower_span_do_not_count_as_emptied(
-    lake: LocalLake, source: Source, filled: list[str]
+    lake: LocalLake, source: Make, filled: list[str]
 ) -> None:
     found = source(*filled, last_day="2010-12-02").refresh(lake)
 
@@ -497,7 +480,7 @@ def test_days_outside_a_narrower_span_do_not_count_as_emptied(
 
 @pytest.mark.parametrize("far", ["infinity", "2100-01-01 00:00:00"])
 def test_a_day_far_ahead_does_not_fill_an_open_span(
-    lake: LocalLake, source: Source, far: str
+    lake: LocalLake, source: Make, far: str
 ) -> None:
     behind = source(line(), line().replace("2010-12-01 08:26:00", far), last_day=None)
 
@@ -507,13 +490,13 @@ def test_a_day_far_ahead_does_not_fill_an_open_span(
     assert manifest.unplaced == 1
 
 
-def test_a_broken_manifest_says_how_to_mend_it(lake: LocalLake, source: Source) -> None:
+def test_a_broken_manifest_says_how_to_mend_it(lake: LocalLake, source: Make) -> None:
     behind = source(line())
     behind.refresh(lake)
-    lake.path(f"_state/{MANIFEST}.json").write_text("{")
+    lake.path(f"_state/{manifest_state(FEED.name)}.json").write_text("{")
 
     with pytest.raises(Exception, match="Delete it"):
         behind.refresh(lake)
 
-    lake.path(f"_state/{MANIFEST}.json").unlink()
+    lake.path(f"_state/{manifest_state(FEED.name)}.json").unlink()
     assert behind.refresh(lake).manifest.read == 1
