@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -16,8 +17,9 @@ import pytest
 from pydantic import PrivateAttr
 
 from retail_assets.defs.coffee_chain.contract import RAW_SALES
-from retail_assets.defs.coffee_chain.drops import DROPPED_FILES, DroppedFiles
-from retail_assets.defs.coffee_chain.taking import write_drops
+from retail_assets.defs.coffee_chain.feed import FEED
+from retail_assets.feeds.files import FileTable
+from retail_assets.feeds.files.taking import Room, take_files
 from retail_assets.resources.lake.bucket import GcsLake
 from retail_assets.resources.lake.exchange import LakeObject, RemoteFolder
 from retail_assets.resources.lake.folder import LocalLake
@@ -115,7 +117,7 @@ def deliver(root: Path) -> RawZone:
     return zone
 
 
-def content(lake: LakeResource, large: DroppedFiles) -> list[str]:
+def content(lake: LakeResource, large: FileTable) -> list[str]:
     """Rows of a table's processed partitions, as text, in order."""
     files = lake.local_copies(lake.partition_uris(large.dataset, [D1, D2]))
     tables = [pq.read_table(file, partitioning=None) for file in files]
@@ -125,8 +127,9 @@ def content(lake: LakeResource, large: DroppedFiles) -> list[str]:
 def take(lake: LakeResource, spark: SparkResource) -> dict[str, Any]:
     """Take both drops of each table; returns the ledgers' counts and the rows."""
     found: dict[str, Any] = {}
-    for large in DROPPED_FILES:
-        taken = write_drops(lake, spark, RUN, large, [D1, D2], most_lost=0.1)
+    room = Room(lake, RUN, SimpleNamespace(spark=spark))
+    for large in FEED.dated:
+        taken = take_files(FEED, large, [D1, D2], room, most_lost=0.1)
         counts = {k: [x.ledger.read, x.ledger.written, *x.ledger[2:4]] for k, x in taken.items()}
         found[large.dataset.name] = {"counts": counts, "rows": content(lake, large)}
     return found
@@ -335,10 +338,11 @@ def test_a_drop_that_is_replaced_while_the_cluster_reads_touches_nothing(
     for raw in zone.lake.list_objects("raw/"):
         upload(lake, raw.name, zone.lake.path(raw.name).read_text())
     elsewhere._when_written = lambda: upload(lake, RAW_SALES.name(D1), "another")
-    sales = next(large for large in DROPPED_FILES if large.dataset.name == "sales")
+    sales = next(large for large in FEED.dated if large.dataset.name == "sales")
+    room = Room(lake, RUN, SimpleNamespace(spark=elsewhere))
 
     with pytest.raises(ReplacedError, match="Nothing was touched"):
-        write_drops(lake, elsewhere, RUN, sales, [D1, D2], most_lost=0.1)
+        take_files(FEED, sales, [D1, D2], room, most_lost=0.1)
 
     assert all(name.startswith("raw/") for name in store.objects)
 

@@ -12,12 +12,13 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import xlsxwriter
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retail_assets.resources.tabular import (
@@ -28,8 +29,12 @@ from retail_assets.resources.tabular import (
     TextTable,
     UnreadableFileError,
     clean_name,
+    encodings,
+    find_unpaired_quote,
+    open_strict_csv,
     open_tables,
     scan_csv,
+    utf16_of,
     workbook_xml,
 )
 from retail_assets.resources.tabular import scan as scanning
@@ -1357,3 +1362,87 @@ def test_any_bytes_after_a_header_are_rows_or_rejected_or_refused(parts: list[by
             assert scanned_rows(found) == expected.rows
             assert found.rejected == tuple(expected.rejected)
             assert found.rows == expected.count
+
+
+# ---- one encoding for all bytes
+
+
+def _by_the_rule(data: bytes) -> str:
+    for encoding in ("utf-8", "cp1252"):
+        with suppress(UnicodeDecodeError):
+            data.decode(encoding)
+            return encoding
+    return "latin-1"
+
+
+CHARACTERS = st.text(st.sampled_from("ab,é€Š“ü\u0081\u009d\n") | st.characters(codec="utf-8"))
+ANY_BYTES = st.one_of(
+    st.binary(max_size=60),
+    CHARACTERS.map(lambda text: text.encode("utf-8")),
+    CHARACTERS.map(lambda text: text.encode("utf-8-sig")),
+    CHARACTERS.map(lambda text: text.encode("cp1252", "ignore")),
+    CHARACTERS.map(lambda text: text.encode("latin-1", "ignore")),
+    # Good UTF-8, cut off: at the end of the file it is none.
+    CHARACTERS.map(lambda text: text.encode("utf-8")[:-1]),
+).filter(lambda data: utf16_of(data) is None)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=ANY_BYTES, chunk=st.integers(1, 9))
+@example(data="é".encode() * 3 + b"\xe9", chunk=1)
+@example(data="\u00c1".encode() + b" \xe9", chunk=2)  # C3 81: 81 counts once it is no UTF-8
+@example(data=b"\xef\xbb", chunk=1)
+@example(data=b"", chunk=1)
+def test_an_encoding_is_decided_by_the_whole_file(data: bytes, chunk: int) -> None:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encodings, "BLOCK_BYTES", chunk)
+        file = Path(name) / "a.csv"
+        file.write_bytes(data)
+        found = encodings.detect_single_encoding(file, "a.csv")
+
+        assert found == encodings.Encoding(_by_the_rule(data), _by_the_rule(data) == "utf-8")
+        text = file.read_text(encoding=found.name, errors="strict")
+        assert "\ufffd" not in text or "\ufffd".encode() in data
+
+
+def test_a_late_character_decides(written: Written) -> None:
+    plain = b"a" * (3 * encodings.BLOCK_BYTES - 1)
+
+    def detected(data: bytes) -> str:
+        return encodings.detect_single_encoding(written(data), "a.csv").name
+
+    assert detected(plain) == "utf-8"
+    assert detected(plain + "é".encode()) == "utf-8"
+    assert detected(plain + "é".encode()[:1]) == "cp1252"
+    assert detected(plain + "é".encode("cp1252") + b"a") == "cp1252"
+    assert detected(b"\x8d" + plain + b"\xe9") == "latin-1"
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_file_is_read_strictly(written: Written, pack: Callable[[bytes], bytes]) -> None:
+    path = written(pack(b'sep=;\na;b\n1;"x\ny"\n3;\xe9\x81\n'))
+
+    with open_strict_csv(path, lambda names: names == ["a", "b"]) as table:
+        assert find_unpaired_quote(path, table) is None
+        assert content_of(table).rows == [["1", "x\ny"], ["3", "\xe9\x81"]]
+    assert (table.encoding, table.delimiter, table.rejected) == ("latin-1", ";", [])
+    with open_strict_csv(path, lambda names: True, encoding=table.encoding) as again:
+        assert content_of(again).rows == [["1", "x\ny"], ["3", "\xe9\x81"]]
+
+
+@pytest.mark.parametrize("value", ['"x" y', '"x', '"x" "y"', '"x\ny" z'])
+def test_a_quote_that_does_not_pair_is_found(written: Written, value: str) -> None:
+    path = written(f'a,b\n1,"x\n"\n2,{value}\n3,"z"\n')
+
+    with open_strict_csv(path, lambda names: True) as table:
+        found = find_unpaired_quote(path, table)
+        assert found is not None and found.row == 4 and found.text.startswith('2,"x')
+
+
+@pytest.mark.parametrize("data", [zipped(("a.csv", "a,b\n1,2\n")), bz2.compress(b"a,b\n1,2\n")])
+def test_a_strict_file_is_not_unpacked_to_the_disk(written: Written, data: bytes) -> None:
+    with (
+        pytest.raises(UnreadableFileError, match="Unpack it first"),
+        open_strict_csv(written(data), lambda names: True),
+    ):
+        pass

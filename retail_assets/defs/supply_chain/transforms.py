@@ -1,7 +1,8 @@
-"""How messages of the supply chain become rows of the star, in Spark.
+"""How messages of the supply chain become values of the star, in Spark: a row for each message.
 
-A frame in, a frame out. Not here: files, partitions, what the star has already (star.py). Only what
-the embedded engine and the JVM's Spark execute alike is used; a parity test runs it on both.
+A frame in, a frame out. Not here: files, partitions, which message is the latest, what the star has
+already (star/). Only what the embedded engine and the JVM's Spark execute alike is used; a parity
+test runs it on both.
 
 Every text was held against the contract's patterns before it landed (messages.py). What is not of
 its column's shape gives null: of a side attribute that is what the contract says, in a column that
@@ -9,7 +10,7 @@ is never null who writes the rows must look. Texts that are not written in the p
 nearly all are, cost time: who reads the messages says in which columns there are any.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from retail_assets.dataset import Column as Declared
@@ -17,15 +18,11 @@ from retail_assets.dataset import Dataset
 from retail_assets.defs.supply_chain.contract import (
     CODE,
     DATE_TIME,
-    DIM_CUSTOMER,
-    DIM_DEPARTMENT,
     DIM_LOCATION,
-    DIM_METADATA,
-    DIM_PRODUCT,
     DIM_SHIPPING,
-    FACT_ORDER,
     LANDED,
     LOST_CODE,
+    MESSAGE_COLUMNS,
     MISSING,
     NUMBER,
     RATIO,
@@ -42,34 +39,32 @@ if TYPE_CHECKING:
 # To be raised when the same messages would become other rows: the whole star then is new work.
 TYPING_VERSION = "3"
 
-# The day on which a message landed, as text; a frame of messages has it besides its columns.
-INGEST_DATE = "ingest_date"
-# The same, for partitioning by it: what is partitioned by does not stay in the rows.
-STAGED_DATE = "_date"
-
 _CENTURY = "20"
-_TIME_FORMAT = "yyyy-MM-dd HH:mm:ss.SSSSSS"
 _MOST_ZEROS = 40
 _RATIO_UNITS = 10**9
 _SPARK_TYPES = {"int32": "int", "int64": "bigint", "timestamp": "timestamp_ntz"}
-_CUSTOMER_PREFIX = "customer_"
-_METADATA = tuple(c for c in DIM_METADATA.columns if c.name not in ("metadata_id", INGEST_DATE))
-_OF_MESSAGES = {"message_order", *(source.name for source in SOURCE_COLUMNS)}
-_OF_STAR = {c.name for d in LANDED for c in d.columns} | {
-    f"{_CUSTOMER_PREFIX}{c.name}" for c in DIM_CUSTOMER.columns
+_NAMES = {source.name for source in SOURCE_COLUMNS}
+# Of each column of the star that is one text of a message: that text's name. dim_customer has
+# columns without the prefix that they have in a message.
+_SOURCES = {
+    column: source
+    for dataset in LANDED
+    for column in dataset.column_names
+    for source in (column, f"customer_{column}")
+    if source in _NAMES
 }
 # The source's columns that the star has, but for plain texts.
-TYPED_COLUMNS = tuple(c for c in SOURCE_COLUMNS if c.type != "string" and c.name in _OF_STAR)
-# An item's latest row: the fact's columns and, beside them, its message's.
-ORDER_COLUMNS = (*FACT_ORDER.columns, *_METADATA)
+TYPED_COLUMNS = tuple(
+    c for c in SOURCE_COLUMNS if c.type != "string" and c.name in _SOURCES.values()
+)
 
 
-def write_plainly(messages: "DataFrame", odd: Collection[str]) -> "DataFrame":
-    """The same messages; texts of TYPED_COLUMNS as all engines read them alike, or null.
+def type_messages(messages: "DataFrame", date: str, odd: Collection[str]) -> "DataFrame":
+    """A row for each message that landed on ``date``: all columns of the star's tables, by name.
 
-    Times are then YYYY-MM-DD HH:MM:SS, with six digits more where there is a fraction. ``odd`` are
-    the columns in which some text is not written in the plainest way: there whole numbers lose
-    their ``.0``, numbers their exponent, and what is not of the column's shape is null.
+    ``odd`` are those of TYPED_COLUMNS in which some text is not written in the plainest way: there
+    whole numbers lose their ``.0``, numbers their exponent, and what is not of the column's shape
+    is null.
     """
     from pyspark.sql import functions as F  # noqa: N812  (as Spark's own documentation has it)
 
@@ -78,110 +73,29 @@ def write_plainly(messages: "DataFrame", odd: Collection[str]) -> "DataFrame":
         for column in TYPED_COLUMNS
         if column.name in odd or column.type == "timestamp"
     }
-    return messages.withColumns(written)
-
-
-def stage_orders(messages: "DataFrame") -> "DataFrame":
-    """The latest message of each order item: ORDER_COLUMNS, and STAGED_DATE.
-
-    ``messages`` has the columns of MESSAGES, written plainly, and INGEST_DATE.
-    """
-    from pyspark.sql import functions as F  # noqa: N812
-
-    made = {
+    declared = {column.name: column for dataset in LANDED for column in dataset.columns}
+    values = {
+        **{name: _typed(declared[name]) for name in _SOURCES},
+        **{c.name: F.col(c.name) for c in MESSAGE_COLUMNS if c.name in declared},
         "location_id": _identity(DIM_LOCATION),
         "shipping_id": _identity(DIM_SHIPPING),
         "metadata_id": identity_of(
             [F.col(c).cast("string") for c in ("incarnation", "topic", "partition", "offset")]
         ),
-        INGEST_DATE: F.col(INGEST_DATE).cast("date"),
+        "ingest_date": F.lit(date).cast("date"),
     }
-    kept = {column.name: F.col(column.name) for column in _METADATA}
-    values = {
-        column.name: made[column.name] if column.name in made else _typed(column)
-        for column in FACT_ORDER.columns
-    }
-    staged = {STAGED_DATE: F.col(INGEST_DATE)}
-    return _latest(messages, values | kept | staged, "order_item_id")
+    plain = messages.withColumns(written)
+    return plain.select(*(value.alias(name) for name, value in values.items()))
 
 
-def stage_customers(messages: "DataFrame") -> "DataFrame":
-    """Each customer, as its latest message has it; the columns of DIM_CUSTOMER."""
-    return _stage_latest(messages, DIM_CUSTOMER, _CUSTOMER_PREFIX)
+def _typed(column: Declared) -> "Column":
+    """The declared column's value of a message's text; null where that is empty.
 
-
-def stage_products(messages: "DataFrame") -> "DataFrame":
-    """Each product, as its latest message has it; the columns of DIM_PRODUCT."""
-    return _stage_latest(messages, DIM_PRODUCT)
-
-
-def stage_departments(messages: "DataFrame") -> "DataFrame":
-    """Each department, as its latest message has it; the columns of DIM_DEPARTMENT."""
-    return _stage_latest(messages, DIM_DEPARTMENT)
-
-
-def stage_locations(messages: "DataFrame") -> "DataFrame":
-    """Each place that orders went to, once; the columns of DIM_LOCATION."""
-    return _stage_distinct(messages, DIM_LOCATION)
-
-
-def stage_shippings(messages: "DataFrame") -> "DataFrame":
-    """Each way and time of shipping, once; the columns of DIM_SHIPPING."""
-    return _stage_distinct(messages, DIM_SHIPPING)
-
-
-# How the dimensions are staged that are whole tables; dim_metadata comes with the orders.
-STAGED_DIMENSIONS: Mapping[Dataset, Callable[["DataFrame"], "DataFrame"]] = {
-    DIM_CUSTOMER: stage_customers,
-    DIM_PRODUCT: stage_products,
-    DIM_LOCATION: stage_locations,
-    DIM_SHIPPING: stage_shippings,
-    DIM_DEPARTMENT: stage_departments,
-}
-
-
-def _stage_latest(messages: "DataFrame", dataset: Dataset, prefix: str = "") -> "DataFrame":
-    key = dataset.columns[0].name
-    values = {column.name: _typed(column, prefix) for column in dataset.columns}
-    return _latest(messages, values, key)
-
-
-def _stage_distinct(messages: "DataFrame", dataset: Dataset) -> "DataFrame":
-    key, *columns = dataset.columns
-    typed = _selected(messages, {column.name: _typed(column) for column in columns}).distinct()
-    # The identity is of typed values, so that distinct rows and distinct identities are the same.
-    identity = identity_of([_plain(column) for column in columns])
-    return typed.withColumn(key.name, identity).select(*dataset.column_names)
-
-
-def _latest(messages: "DataFrame", values: "Mapping[str, Column]", key: str) -> "DataFrame":
-    """The row of each key's latest message: of ``values``, which have the key and the order.
-
-    A join on two narrow columns: a maximum by another column, of all columns, is minutes on the
-    embedded engine.
+    Times are written YYYY-MM-DD HH:MM:SS by then, with six digits more where there is a fraction.
     """
     from pyspark.sql import functions as F  # noqa: N812
 
-    typed = _selected(messages, values)
-    last = typed.groupBy(key).agg(F.max("message_order").alias("message_order"))
-    # A join puts its own columns first.
-    return typed.join(last, [key, "message_order"], "left_semi").select(*values)
-
-
-def _selected(frame: "DataFrame", values: "Mapping[str, Column]") -> "DataFrame":
-    return frame.select(*(value.alias(name) for name, value in values.items()))
-
-
-def _source(column: Declared, prefix: str = "") -> str:
-    """The message's column that a declared one is made of."""
-    return column.name if column.name in _OF_MESSAGES else f"{prefix}{column.name}"
-
-
-def _typed(column: Declared, prefix: str = "") -> "Column":
-    """The declared column's value of a message's text; null where that is empty."""
-    from pyspark.sql import functions as F  # noqa: N812
-
-    text = F.col(_source(column, prefix))
+    text = F.col(_SOURCES[column.name])
     if column.type == "string":
         return F.nullif(text, F.lit(""))
     # Of a text, both engines round half away from zero, once, whatever the number of its digits.
@@ -283,24 +197,14 @@ def _without_exponent(text: "Column") -> "Column":
 
 
 def _identity(dataset: Dataset) -> "Column":
-    """The identity of a row of ``dataset``, of a message's text; a time is one as it is."""
+    """The identity of a row of ``dataset``: of typed values, as text that every engine writes."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    return identity_of(
-        [
-            F.col(column.name) if column.type == "timestamp" else _plain(column, _typed(column))
-            for column in dataset.columns[1:]
-        ]
-    )
+    def text(column: Declared) -> "Column":
+        if column.type == "timestamp":
+            return F.col(column.name)
+        if column.type == RATIO:  # in billionths: engines write 1E-9 or 0.000000001
+            return (_typed(column) * F.lit(_RATIO_UNITS)).cast("bigint").cast("string")
+        return _typed(column).cast("string")
 
-
-def _plain(column: Declared, value: "Column | None" = None) -> "Column":
-    """A typed value as text, the same on every engine, which write 1E-9 or 0.000000001."""
-    from pyspark.sql import functions as F  # noqa: N812
-
-    value = F.col(column.name) if value is None else value
-    if column.type == RATIO:
-        value = (value * F.lit(_RATIO_UNITS)).cast("bigint")
-    if column.type == "timestamp":
-        return F.regexp_replace(F.date_format(value, _TIME_FORMAT), r"[.]0{6}\z", "")
-    return value.cast("string")
+    return identity_of([text(column) for column in dataset.columns[1:]])

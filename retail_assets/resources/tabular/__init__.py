@@ -6,11 +6,13 @@ fit for another engine (``scan_csv``). Not here: what the text means (each domai
 where the file came from (http/).
 """
 
-from retail_assets.resources.tabular.files import Opened, open_tables
+from retail_assets.resources.tabular.delimited import find_unpaired_quote
+from retail_assets.resources.tabular.files import Opened, open_strict_csv, open_tables
 from retail_assets.resources.tabular.formats import HEAD_BYTES, refuse_other_formats, utf16_of
 from retail_assets.resources.tabular.scan import ScannedCsv, scan_csv
 from retail_assets.resources.tabular.tables import (
     ROW,
+    NoTableError,
     RejectedRow,
     TextTable,
     UnreadableFileError,
@@ -24,12 +26,15 @@ __all__ = [
     "HEAD_BYTES",
     "NO_VALUE_MARK",
     "ROW",
+    "NoTableError",
     "Opened",
     "RejectedRow",
     "ScannedCsv",
     "TextTable",
     "UnreadableFileError",
     "clean_name",
+    "find_unpaired_quote",
+    "open_strict_csv",
     "open_tables",
     "refuse_other_formats",
     "scan_csv",

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,20 +63,27 @@ class _Layout:
 
 
 def read_delimited(
-    path: Path, label: str, opened: ExitStack, is_header: IsHeader | None
+    path: Path,
+    label: str,
+    opened: ExitStack,
+    is_header: IsHeader | None,
+    encoding: Encoding | None = None,
 ) -> FoundTable:
     """The table of a CSV file that may be in a gzip; ``opened`` closes what it reads from.
+
+    Its encoding is detected where it is not given.
 
     Raises:
         NoTableError: it is empty, or holds nothing but blanks and delimiters.
         UnreadableFileError: it is broken.
     """
-    encoding = detect_encoding(path, label)
+    encoding = encoding or detect_encoding(path, label)
     with telling_breakage(label), open_text(path, encoding.name) as text:
         layout = _find_header(text.read(_HEAD_CHARACTERS), is_header)
     if layout is None:
         raise NoTableError(f"{label} has no header; expected the table's column names.")
-    table = TextTable(label, layout.header, iter(()), delimiter=layout.delimiter, file=label)
+    table = TextTable(label, layout.header, iter(()), file=label)
+    table.delimiter, table.encoding = layout.delimiter, encoding.name
     table.batches = _batches(table, layout, path, encoding, opened)
     return FoundTable(table, layout.is_wanted, layout.rows_above)
 
@@ -295,6 +302,22 @@ def _runaway_line(path: Path, encoding: str, layout: _Layout, *, is_ended: bool)
                 )
             ):
                 return start
+
+
+def find_unpaired_quote(path: Path, table: TextTable) -> RejectedRow | None:
+    """The first row in which a value's quote is not closed, or closed before the value's end.
+
+    The latter is else forgiven, as other programs do: ``"5" plate`` would be ``5 plate``.
+    """
+    with telling_breakage(table.label), open_text(path, table.encoding) as text:
+        for number, line in (numbered := enumerate(text, start=1)):
+            if '"' in line:
+                record = chain((line,), (further for _, further in numbered))
+                try:
+                    next(csv.reader(record, delimiter=table.delimiter, strict=True))
+                except csv.Error as error:
+                    return RejectedRow(number, str(error), line)
+    return None
 
 
 def _is_well_formed(record: list[str], delimiter: str) -> bool:

@@ -23,6 +23,8 @@ BLOCK_BYTES = 4 * 1024**2
 MARK_PREFIX = b"\xf4\x8f"  # of the marks in UTF-8; other private characters may share it
 _MARK = "retail_assets.mark"
 _FIRST_MARK = 0x10FE00
+# Bytes that Windows-1252 gives no character.
+_LACKING = (b"\x81", b"\x8d", b"\x8f", b"\x90", b"\x9d")
 MARKS = f"[{chr(_FIRST_MARK)}-{chr(_FIRST_MARK + 0xFF)}]"
 
 
@@ -43,7 +45,7 @@ def unmarked(text: str) -> str:
 
 @dataclass(frozen=True)
 class Encoding:
-    """utf-8, cp1252 or one of UTF-16, and whether every byte of the file is valid UTF-8."""
+    """utf-8, cp1252, latin-1 or a UTF-16, and whether every byte of the file is valid UTF-8."""
 
     name: str
     is_valid_utf8: bool
@@ -93,6 +95,38 @@ def detect_encoding(path: Path, label: str) -> Encoding:
         raise NoTableError(f"{label} is empty; expected a header and rows. Fetch it again.")
     is_cp1252 = invalid and not is_marked and size - characters < invalid
     return Encoding("cp1252" if is_cp1252 else "utf-8", invalid == 0)
+
+
+def detect_single_encoding(path: Path, label: str) -> Encoding:
+    """The encoding in which every byte of a text file is a character, so that no row is broken.
+
+    What does not begin as UTF-16, and is not UTF-8 throughout, is Windows-1252, or Latin-1 where it
+    has bytes that Windows-1252 lacks.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    is_utf8, is_lacking = True, False
+    with telling_breakage(label), open_stream(path) as stream:
+        utf16 = utf16_of(stream.read(HEAD_BYTES))
+        if utf16 is not None:
+            return Encoding(utf16, is_valid_utf8=False)
+        stream.seek(0)
+        while chunk := stream.read(BLOCK_BYTES):
+            # An earlier chunk counts as well: these bytes are good parts of UTF-8's characters.
+            is_lacking = is_lacking or any(byte in chunk for byte in _LACKING)
+            is_utf8 = is_utf8 and decodes(decoder, chunk)
+            if is_lacking and not is_utf8:
+                break
+        is_utf8 = is_utf8 and decodes(decoder, b"", final=True)
+    return Encoding("utf-8" if is_utf8 else "latin-1" if is_lacking else "cp1252", is_utf8)
+
+
+def decodes(decoder: codecs.IncrementalDecoder, data: bytes, *, final: bool = False) -> bool:
+    """Whether the decoder takes the data that come next."""
+    try:
+        decoder.decode(data, final)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class Utf8Stream(io.RawIOBase):

@@ -8,6 +8,13 @@ from pathlib import Path
 
 from retail_assets.resources.tabular.containers import unpack
 from retail_assets.resources.tabular.delimited import read_delimited
+from retail_assets.resources.tabular.encodings import Encoding, detect_single_encoding
+from retail_assets.resources.tabular.formats import (
+    HEAD_BYTES,
+    open_stream,
+    refuse_other_formats,
+    telling_breakage,
+)
 from retail_assets.resources.tabular.tables import (
     FoundTable,
     IsHeader,
@@ -58,6 +65,29 @@ def open_tables(
             except NoTableError as error:
                 empty.append(error)
         yield _choose(found, empty, skipped)
+
+
+@contextmanager
+def open_strict_csv(
+    path: Path, is_header: IsHeader, *, encoding: str | None = None
+) -> Iterator[TextTable]:
+    """The table of a CSV file, plain or in a gzip, of which nothing may be taken amiss.
+
+    Every byte of it is a character (``detect_single_encoding``), and nothing of it is unpacked to
+    the disk. ``encoding`` is that of the table, where an earlier look at the file has told it.
+
+    Raises:
+        UnreadableFileError: see ``open_tables``; a zip or a workbook is refused as well.
+    """
+    label = str(path)
+    with ExitStack() as opened:
+        if encoding is None:
+            with telling_breakage(label), open_stream(path) as stream:
+                refuse_other_formats(stream.read(HEAD_BYTES), label)
+            found = detect_single_encoding(path, label)
+        else:
+            found = Encoding(encoding, is_valid_utf8=encoding == "utf-8")
+        yield read_delimited(path, label, opened, is_header, found).table
 
 
 def _choose(found: list[FoundTable], empty: list[NoTableError], skipped: list[str]) -> Opened:

@@ -16,7 +16,7 @@ from retail_assets.resources.tabular.tables import UnreadableFileError, shown
 HEAD_BYTES = 4096
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _GZIP_MAGIC = b"\x1f\x8b"
-_UNPACK = "Unpack it first, or pack it as .gz or .zip."
+_UNPACK = "Unpack it first, or pack it as .gz."
 _SAVE = "Save it as CSV or .xlsx."
 _OTHERS = (
     (

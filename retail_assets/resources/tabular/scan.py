@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from retail_assets.resources.tabular.encodings import BLOCK_BYTES
+from retail_assets.resources.tabular.encodings import BLOCK_BYTES, decodes
 from retail_assets.resources.tabular.files import open_tables
 from retail_assets.resources.tabular.tables import (
     RejectedRow,
@@ -115,7 +115,7 @@ def _scan_plain(path: Path, header: Sequence[str]) -> tuple[str, int | None]:
             if plain:
                 plain = not any(mark in chunk for mark in (b'"', b"\r", b"\0"))
             if plain and not (chunk.isascii() and not decoder.getstate()[0]):
-                plain = _decodes(decoder, chunk)
+                plain = decodes(decoder, chunk)
             if plain:
                 separators = carried + chunk.translate(None, _NO_SEPARATORS)
                 whole = len(separators) // len(line)
@@ -133,14 +133,6 @@ def _scan_plain(path: Path, header: Sequence[str]) -> tuple[str, int | None]:
         carried, lines = b"", lines + 1
     plain = plain and not carried and not decoder.getstate()[0]
     return digest.hexdigest(), lines - 1 if plain else None
-
-
-def _decodes(decoder: codecs.IncrementalDecoder, chunk: bytes) -> bool:
-    try:
-        decoder.decode(chunk)
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _write_copy(table: TextTable, header: Sequence[str], copy: Path) -> bool:

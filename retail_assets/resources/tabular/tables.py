@@ -45,8 +45,8 @@ class TextTable:
     in the file, of a CSV counted from the header's line over the rows that have all fields. Missing
     values are null. ``rows`` counts every data row met, rejected ones included; a row of nothing
     but blanks is none. ``file`` is the label of the file that the table is all of, or a sheet of.
-    ``delimiter`` is "," for a workbook; ``has_marked_cells`` says that a workbook's cells hold some
-    of CELL_MARKS.
+    ``delimiter`` is "," for a workbook, ``encoding`` "" for one; ``has_marked_cells`` says that a
+    workbook's cells hold some of CELL_MARKS.
     """
 
     label: str
@@ -56,6 +56,7 @@ class TextTable:
     rows: int = 0
     failure: UnreadableFileError | None = None
     delimiter: str = ","
+    encoding: str = ""
     has_marked_cells: bool = False
     file: str = field(kw_only=True)
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from confluent_kafka import Producer
 
 from retail_assets.defs.supply_chain.contract import MESSAGES, TOPIC
-from retail_assets.defs.supply_chain.domain import SupplyChain
+from retail_assets.defs.supply_chain.feed import SupplyChain
 from retail_assets.resources.broker import embedded as broker_embedded
 from retail_assets.resources.broker.resource import BrokerResource
 from retail_assets.resources.lake.folder import LocalLake

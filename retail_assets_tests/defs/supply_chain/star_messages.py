@@ -309,6 +309,20 @@ def expected_star(landed: Iterable[tuple[str, Message]]) -> dict[str, list[Row]]
     return star
 
 
+def star_of(typed: Sequence[Row]) -> dict[str, list[Row]]:
+    """Every table's rows, in order of their keys, of the rows that Spark makes of messages."""
+    ordered = sorted(typed, key=lambda row: str(row["message_order"]))
+    facts = {row["order_item_id"]: row for row in ordered}
+    star = {}
+    for dataset in LANDED:
+        chosen = facts.values() if dataset in (FACT_ORDER, DIM_METADATA) else ordered
+        rows = {row[dataset.column_names[0]]: row for row in chosen}
+        star[dataset.name] = [
+            {name: rows[key][name] for name in dataset.column_names} for key in sorted(rows)
+        ]
+    return star
+
+
 def read_star(lake: Path) -> dict[str, list[Row]]:
     """Every table's rows as the lake has them, in order of their keys."""
     star = {}

@@ -595,7 +595,7 @@ def pii(entry: Json) -> set[str]:
 def sources() -> dict[str, Json]:
     """dbt's declaration of each landed table, by schema.name."""
     return {
-        f"{source['schema']}.{table['name']}": table
+        f"{source['name']}.{table['name']}": table
         for source in declared("sources")
         for table in source["tables"]
     }

@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -25,17 +25,15 @@ from retail_assets.defs.supply_chain.contract import (
     MESSAGES,
 )
 from retail_assets.defs.supply_chain.star import (
-    EMPTY,
     StarBuilt,
-    StarError,
-    StarImbalanceError,
     build_star,
-    candidates,
     check_star,
-    new,
     star_rows,
     star_versions,
+    typed,
 )
+from retail_assets.defs.supply_chain.star.merge import StarImbalanceError
+from retail_assets.defs.supply_chain.star.new import EMPTY, StarError
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.lake.tables import LakeTable, TransactionLostError, UnknownVersionError
 from retail_assets.resources.spark import EMBEDDED, SparkResource
@@ -237,6 +235,20 @@ def test_an_earlier_message_that_lands_later_is_superseded(zone: Zone) -> None:
     assert zone.lake.partition_rows(FACT_ORDER, DAYS) == {D1: 1, D2: 0, D3: 0}
 
 
+def test_the_latest_message_of_an_item_wins_of_one_file_and_of_many(zone: Zone) -> None:
+    zone.land(D1, of(7, market="by a higher offset", partition=1), of(9, market="highest"))
+    zone.build()
+    zone.is_right()
+    assert [row["market"] for row in zone.rows["fact_order"]] == ["highest"]
+    zone.land(D1, Message(0, 0, **LATER).with_values(market="by a later incarnation"))
+    zone.land(D2, of(8, market="between"))
+
+    zone.build()
+
+    zone.is_right()
+    assert [row["market"] for row in zone.rows["fact_order"]] == ["by a later incarnation"]
+
+
 def test_a_new_broker_begins_at_offset_0_and_its_messages_are_later(zone: Zone) -> None:
     zone.land(D1, of(50, market="first broker"))
     zone.build()
@@ -341,8 +353,8 @@ def test_small_jobs_make_the_same_star(zone: Zone, monkeypatch: pytest.MonkeyPat
                     for m in found
                 ),
             )
-    monkeypatch.setattr(candidates, "_MOST_FILES_A_JOB", 2)
-    monkeypatch.setattr(candidates, "_MOST_DATES_A_JOB", 1)
+
+    monkeypatch.setattr(typed, "_MOST_BYTES_A_JOB", 1)
 
     built = zone.build()
 
@@ -401,7 +413,7 @@ def test_a_build_that_is_killed_before_any_commit_is_mended_by_the_next(
     if case == "a table is gone":
         shutil.rmtree(prepared.root / DIM_CUSTOMER.location)
     elif case == "typing":
-        monkeypatch.setattr(new, "TYPING_VERSION", "99")
+        monkeypatch.setattr(star, "TYPING_VERSION", "99")
     elif case == "unread":
         forget_versions(monkeypatch)
     undisturbed = prepared.copied("undisturbed")
@@ -432,7 +444,8 @@ def test_a_build_that_another_overtook_publishes_nothing(zone: Zone) -> None:
     first_batch(zone)
     zone.build()
     second_batch(zone)
-    plan = new.plan_build(zone.lake, (), anew=False)
+    typing = int(star.TYPING_VERSION)
+    plan = star.plan_build(zone.lake, MESSAGES, LANDED, typing, (), anew=False)
     zone.build()
     files = zone.files()
 
@@ -534,7 +547,7 @@ def test_another_typing_builds_everything_anew(zone: Zone, monkeypatch: pytest.M
     zone.land(D1, of(0, order_item_id="1"))
     zone.land(D2, of(1, order_item_id="1"))
     zone.build()
-    monkeypatch.setattr(new, "TYPING_VERSION", "99")
+    monkeypatch.setattr(star, "TYPING_VERSION", "99")
 
     assert zone.build().messages == 2
     zone.is_right()
@@ -550,7 +563,7 @@ def test_a_star_that_would_lose_rows_is_refused_unless_that_is_meant(
     (file,) = zone.land(D2, of(100, order_item_id="7" if replaced else "100"))
     zone.build()
     zone.lose(file)
-    monkeypatch.setattr(new, "TYPING_VERSION", "99")
+    monkeypatch.setattr(star, "TYPING_VERSION", "99")
     before, files = zone.rows, zone.files()
 
     with pytest.raises(StarError, match=r"1 of the 10[01] rows of .*fact_order.*--allow-empty"):
@@ -633,14 +646,26 @@ def test_a_message_that_lies_in_two_files_is_noticed(zone: Zone) -> None:
     assert not zone.files()
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda rows: rows.where("order_item_id <> 2"), "Spark made 3 rows, whose sum up to 4"),
+        (lambda rows: rows.unionAll(rows.limit(1)), "Spark made 5 rows"),
+        (
+            lambda rows: rows.withColumn("order_item_id", rows.order_item_id % 3),
+            "Spark made 4 rows, whose sum up to 3",
+        ),
+    ],
+    ids=["lost", "made up", "another"],
+)
 def test_rows_that_the_engine_loses_are_noticed(
-    zone: Zone, monkeypatch: pytest.MonkeyPatch
+    zone: Zone, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any], found: str
 ) -> None:
     zone.land(D1, *(of(n, order_item_id=str(n)) for n in range(4)))
-    stage = candidates.stage_orders
-    monkeypatch.setattr(candidates, "stage_orders", lambda m: stage(m).where("order_item_id <> 2"))
+    made = typed.type_messages
+    monkeypatch.setattr(typed, "type_messages", lambda *how: change(made(*how)))
 
-    with pytest.raises(StarImbalanceError, match="name 4 order items, Spark made rows of 3"):
+    with pytest.raises(StarImbalanceError, match=f"of 4 messages, .* sum up to 6, {found}"):
         zone.build()
     assert not zone.files()
 

@@ -19,30 +19,23 @@ from retail_assets.defs.supply_chain.contract import (
     DATE_TIME,
     DIM_CUSTOMER,
     DIM_LOCATION,
-    DIM_METADATA,
     DIM_SHIPPING,
-    FACT_ORDER,
     LANDED,
     MESSAGES,
     NUMBER,
 )
 from retail_assets.defs.supply_chain.messages import read_time
-from retail_assets.defs.supply_chain.transforms import (
-    INGEST_DATE,
-    STAGED_DATE,
-    STAGED_DIMENSIONS,
-    TYPED_COLUMNS,
-    stage_orders,
-    write_plainly,
-)
+from retail_assets.defs.supply_chain.transforms import TYPED_COLUMNS, type_messages
 from retail_assets.resources.spark import EMBEDDED, SparkResource
 from retail_assets_tests.defs.supply_chain.star_messages import (
     Message,
+    Row,
     decimal_of,
     expected_star,
     moment_of,
     of,
     random_messages,
+    star_of,
     table_of,
 )
 
@@ -52,67 +45,50 @@ NAMES = count()
 ODD = [column.name for column in TYPED_COLUMNS]
 
 
-class Staging:
-    """Stages messages by the embedded engine, as files of the topic hold them."""
+class Typing:
+    """Types messages by the embedded engine, as files of the topic hold them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def orders(self, messages: Sequence[Message], odd: Sequence[str] = ODD) -> pa.Table:
-        return stage_orders(self._read(messages, odd)).toArrow().sort_by("order_item_id")
-
-    def dimension(self, dataset: Dataset, messages: Sequence[Message]) -> pa.Table:
-        staged = STAGED_DIMENSIONS[dataset](self._read(messages)).toArrow()
-        return staged.sort_by(dataset.column_names[0])
-
-    def _read(self, messages: Sequence[Message], odd: Sequence[str] = ODD) -> Any:
-        from pyspark.sql import functions as F  # noqa: N812
-
+    def rows(self, messages: Sequence[Message], odd: Sequence[str] = ODD) -> pa.Table:
+        """A row for each message, in order of the items."""
         file = self._folder / f"{next(NAMES)}.parquet"
         pq.write_table(table_of(messages), file)
-        frame = SPARK.read_parquet([file], MESSAGES).withColumn(INGEST_DATE, F.lit(DAY))
-        return write_plainly(frame, odd)
+        frame = type_messages(SPARK.read_parquet([file], MESSAGES), DAY, odd)
+        return frame.toArrow().sort_by("order_item_id")
+
+    def dimension(self, dataset: Dataset, messages: Sequence[Message]) -> list[Row]:
+        """Its rows, in order of their keys."""
+        return star_of(self.rows(messages).to_pylist())[dataset.name]
 
 
 @pytest.fixture(scope="module")
-def staging(tmp_path_factory: pytest.TempPathFactory) -> Staging:
-    return Staging(tmp_path_factory.mktemp("messages"))
+def typing(tmp_path_factory: pytest.TempPathFactory) -> Typing:
+    return Typing(tmp_path_factory.mktemp("messages"))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_table_is_what_plain_python_makes(staging: Staging, seed: int) -> None:
+def test_every_table_is_what_plain_python_makes(typing: Typing, seed: int) -> None:
     messages = random_messages(random.Random(seed), 120)
-    expected = expected_star((DAY, message) for message in messages)
 
-    orders = staging.orders(messages)
-    assert orders.select(FACT_ORDER.column_names).to_pylist() == expected["fact_order"]
-    metadata = orders.select(DIM_METADATA.column_names).sort_by("metadata_id")
-    assert metadata.to_pylist() == expected["dim_metadata"]
-    assert set(orders[STAGED_DATE].to_pylist()) == {DAY}
-    for dataset in STAGED_DIMENSIONS:
-        assert staging.dimension(dataset, messages).to_pylist() == expected[dataset.name]
+    rows = typing.rows(messages).to_pylist()
+
+    assert len(rows) == len(messages)
+    assert star_of(rows) == expected_star((DAY, message) for message in messages)
 
 
-def test_all_but_metadata_is_staged_by_itself() -> None:
-    assert {*STAGED_DIMENSIONS, DIM_METADATA, FACT_ORDER} == set(LANDED)
+def test_columns_have_the_types_of_the_contract(typing: Typing) -> None:
+    schema = typing.rows([of()]).schema
+
+    found = {f.name: str(f.type).replace("string_view", "string") for f in schema}
+    assert found == {c.name: str(c.arrow_type) for d in LANDED for c in d.columns}
 
 
-def test_columns_have_the_types_of_the_contract(staging: Staging) -> None:
-    orders = staging.orders([of()])
-    found = {f.name: str(f.type).replace("string_view", "string") for f in orders.schema}
-
-    for dataset in (FACT_ORDER, DIM_METADATA):
-        assert {c.name: str(c.arrow_type) for c in dataset.columns}.items() <= found.items()
-    for dataset in STAGED_DIMENSIONS:
-        schema = staging.dimension(dataset, [of()]).schema
-        types = [(f.name, str(f.type).replace("string_view", "string")) for f in schema]
-        assert types == [(c.name, str(c.arrow_type)) for c in dataset.columns]
-
-
-def typed(staging: Staging, column: str, texts: Sequence[str]) -> list[Any]:
+def typed(typing: Typing, column: str, texts: Sequence[str]) -> list[Any]:
     """What the fact has of these texts in a column."""
     messages = [of(n, **{"order_item_id": str(n), column: text}) for n, text in enumerate(texts)]
-    return staging.orders(messages, [column])[column].to_pylist()
+    return typing.rows(messages, [column])[column].to_pylist()
 
 
 MONEY = {
@@ -140,8 +116,8 @@ MONEY = {
 }
 
 
-def test_money_is_rounded_half_up_once(staging: Staging) -> None:
-    assert typed(staging, "sales", list(MONEY)) == [Decimal(money) for money in MONEY.values()]
+def test_money_is_rounded_half_up_once(typing: Typing) -> None:
+    assert typed(typing, "sales", list(MONEY)) == [Decimal(money) for money in MONEY.values()]
 
 
 NUMBERS = st.from_regex(NUMBER, fullmatch=True)
@@ -149,7 +125,7 @@ NUMBERS = st.from_regex(NUMBER, fullmatch=True)
 
 @settings(deadline=None, max_examples=6)
 @given(texts=st.lists(NUMBERS, min_size=100, max_size=200))
-def test_any_number_is_what_decimal_makes_of_it(staging: Staging, texts: list[str]) -> None:
+def test_any_number_is_what_decimal_makes_of_it(typing: Typing, texts: list[str]) -> None:
     for column, digits, bound in (
         ("sales", 2, Decimal(10) ** 16),
         ("order_item_discount_rate", 9, Decimal(10) ** 3),
@@ -157,7 +133,7 @@ def test_any_number_is_what_decimal_makes_of_it(staging: Staging, texts: list[st
         values = [decimal_of(text, digits) for text in texts]
         expected = [None if abs(value) >= bound else value for value in values]
 
-        assert typed(staging, column, texts) == expected
+        assert typed(typing, column, texts) == expected
 
 
 MOMENTS = st.from_regex(DATE_TIME, fullmatch=True).filter(read_time)
@@ -170,7 +146,7 @@ DATES = st.datetimes(datetime(1900, 1, 1), datetime(2199, 12, 31, 23, 59))
     others=st.lists(MOMENTS, max_size=50),
 )
 def test_any_time_is_read_padded_or_not(
-    staging: Staging, moments: list[tuple[datetime, int]], others: list[str]
+    typing: Typing, moments: list[tuple[datetime, int]], others: list[str]
 ) -> None:
     texts = []
     for at, how in moments:
@@ -186,18 +162,18 @@ def test_any_time_is_read_padded_or_not(
         for at, _ in moments
         for each in (at.replace(second=0, microsecond=0), at, at, at.replace(microsecond=0))
     ]
-    assert typed(staging, "order_date", texts) == expected
-    assert typed(staging, "order_date", others) == [read_time(text) for text in others]
+    assert typed(typing, "order_date", texts) == expected
+    assert typed(typing, "order_date", others) == [read_time(text) for text in others]
 
 
-def test_texts_in_the_plainest_way_are_read_where_none_is_odd(staging: Staging) -> None:
+def test_texts_in_the_plainest_way_are_read_where_none_is_odd(typing: Typing) -> None:
     messages = [of(order_date="1/2/18 3:04")]
 
-    assert staging.orders(messages, []) == staging.orders(messages)
+    assert typing.rows(messages, []) == typing.rows(messages)
 
 
-def test_a_year_of_two_digits_is_of_this_century(staging: Staging) -> None:
-    assert typed(staging, "order_date", ["1/31/18 22:56", "12/1/99 0:00", "2/29/00 1:02"]) == [
+def test_a_year_of_two_digits_is_of_this_century(typing: Typing) -> None:
+    assert typed(typing, "order_date", ["1/31/18 22:56", "12/1/99 0:00", "2/29/00 1:02"]) == [
         datetime(2018, 1, 31, 22, 56),
         datetime(2099, 12, 1),
         datetime(2000, 2, 29, 1, 2),
@@ -219,37 +195,25 @@ def test_a_year_of_two_digits_is_of_this_century(staging: Staging) -> None:
     ],
 )
 def test_what_cannot_be_read_is_null_and_no_row_is_lost(
-    staging: Staging, column: str, good: str, bad: list[str]
+    typing: Typing, column: str, good: str, bad: list[str]
 ) -> None:
-    found = typed(staging, column, [good, *bad])
+    found = typed(typing, column, [good, *bad])
 
     assert [value is None for value in found] == [False, *(True for _ in bad)]
 
 
-def test_an_empty_text_is_null_and_others_stay_as_they_are(staging: Staging) -> None:
-    (row,) = staging.dimension(
+def test_an_empty_text_is_null_and_others_stay_as_they_are(typing: Typing) -> None:
+    (row,) = typing.dimension(
         DIM_CUSTOMER, [of(customer_zipcode="", customer_fname=" Bo ", customer_street="00")]
-    ).to_pylist()
+    )
 
     assert (row["zipcode"], row["fname"], row["street"]) == (None, " Bo ", "00")
 
 
-def test_the_latest_message_of_an_item_wins(staging: Staging) -> None:
-    later = Message(0, 0, started_at=datetime(2026, 1, 2), incarnation="second")
-    messages = [
-        later.with_values(market="by a later incarnation"),
-        of(7, market="by a higher offset", partition=1),
-        of(9, market="highest", partition=0),
-    ]
-
-    assert staging.orders(messages)["market"].to_pylist() == ["by a later incarnation"]
-    assert staging.orders(messages[1:])["market"].to_pylist() == ["highest"]
-
-
-def test_equal_places_have_one_identity_and_others_another(staging: Staging) -> None:
+def test_equal_places_have_one_identity_and_others_another(typing: Typing) -> None:
     texts = ["18.2514534", "18.251453400", "18.2514534004", "1.82514534e1"]
     same = [of(n, latitude=text) for n, text in enumerate(texts)]
-    assert staging.dimension(DIM_LOCATION, same).num_rows == 1
+    assert len(typing.dimension(DIM_LOCATION, same)) == 1
 
     # Values that run together, nulls, and a sign must not be mixed up.
     others = [
@@ -262,13 +226,13 @@ def test_equal_places_have_one_identity_and_others_another(staging: Staging) -> 
         of(7, latitude="0.000000001"),
         of(8, latitude="1e-9"),
     ]
-    found = staging.dimension(DIM_LOCATION, others)
-    assert found.num_rows == len(set(found["location_id"].to_pylist())) == 6
+    found = typing.dimension(DIM_LOCATION, others)
+    assert len(found) == 6
 
 
-def test_a_time_of_shipping_is_part_of_its_identity(staging: Staging) -> None:
+def test_a_time_of_shipping_is_part_of_its_identity(typing: Typing) -> None:
     times = ["2/3/2018 22:56", "02/03/18 22:56", "2018-02-03T22:56:00", "2/3/2018 10:56 PM"]
     times += ["2/3/2018 22:57", "2018-02-03 22:57:00.000001"]
-    found = staging.dimension(DIM_SHIPPING, [of(n, shipping_date=t) for n, t in enumerate(times)])
+    found = typing.dimension(DIM_SHIPPING, [of(n, shipping_date=t) for n, t in enumerate(times)])
 
-    assert sorted(found["shipping_date"].to_pylist()) == sorted({moment_of(t) for t in times})
+    assert sorted(row["shipping_date"] for row in found) == sorted({moment_of(t) for t in times})

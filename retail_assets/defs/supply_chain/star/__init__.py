@@ -1,46 +1,34 @@
 """The star of the supply chain: which messages are in it, and how new ones are merged into it.
 
-Here: a build from its beginning to its end. The rest by file: new (which messages it takes),
-candidates (what Spark makes of them), merge (with what is there), publish (a commit a table), check
-(the star as it is), sql (what these ask DuckDB alike). Not here: how a message becomes a row
-(transforms.py), assets and checks (assets.py).
+Here: a build from its beginning to its end. The rest by file: new (which messages it takes, and a
+commit a table that says so), typed (what Spark makes of them), merge (with what is there), check
+(the star as it is). Not here: how a text becomes a value (transforms.py), assets (assets.py).
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from retail_assets.defs.supply_chain.contract import DOMAIN
-from retail_assets.defs.supply_chain.star.candidates import stage_candidates
+from retail_assets.defs.supply_chain.contract import (
+    DIM_METADATA,
+    DOMAIN,
+    FACT_ORDER,
+    LANDED,
+    MESSAGES,
+)
 from retail_assets.defs.supply_chain.star.check import (
     StarChecked,
     check_star,
     star_rows,
     star_versions,
 )
-from retail_assets.defs.supply_chain.star.merge import (
-    WHOLE_TABLE,
-    Merged,
-    Merger,
-    StarImbalanceError,
-)
-from retail_assets.defs.supply_chain.star.new import StarError, plan_build
-from retail_assets.defs.supply_chain.star.publish import EMPTY, publish
-from retail_assets.defs.supply_chain.star.sql import open_database
+from retail_assets.defs.supply_chain.star.merge import Merged, Merger, open_database
+from retail_assets.defs.supply_chain.star.new import plan_build, publish
+from retail_assets.defs.supply_chain.star.typed import stage_messages
+from retail_assets.defs.supply_chain.transforms import TYPING_VERSION
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.spark import SparkResource
 
-__all__ = [
-    "EMPTY",
-    "WHOLE_TABLE",
-    "StarBuilt",
-    "StarChecked",
-    "StarError",
-    "StarImbalanceError",
-    "build_star",
-    "check_star",
-    "star_rows",
-    "star_versions",
-]
+__all__ = ["StarBuilt", "StarChecked", "build_star", "check_star", "star_rows", "star_versions"]
 
 _LOCK = f"{DOMAIN}/build_star"
 
@@ -49,11 +37,11 @@ _LOCK = f"{DOMAIN}/build_star"
 class StarBuilt:
     """What a build did.
 
-    ``rows`` are those of each table now, and ``changed`` the partitions (WHOLE_TABLE for a table
-    without) whose content is another than before. ``messages`` were read of ``dates``: ``written``
-    are in the fact, the others superseded by one of them or by one that was there. ``removed`` rows
-    of the fact were superseded by this build's. ``gone`` files are in the star and, since the last
-    build, no longer in the lake; their rows stay.
+    ``rows`` are those of each table now, and ``changed`` the partitions ("" for a table without)
+    whose content is another than before. ``messages`` were read of ``dates``: ``written`` are in
+    the fact, the others superseded by one of them or by one that was there. ``removed`` rows of the
+    fact were superseded by this build's. ``gone`` files are in the star and, since the last build,
+    no longer in the lake; their rows stay.
     """
 
     dates: tuple[str, ...]
@@ -92,7 +80,7 @@ def build_star(
     changed: Mapping[str, tuple[str, ...]] = {}
     merged = Merged()
     with lake.lock(_LOCK):
-        plan = plan_build(lake, dates, anew=anew)
+        plan = plan_build(lake, MESSAGES, LANDED, int(TYPING_VERSION), dates, anew=anew)
         if not plan.is_done:
             with (
                 lake.scratch() as scratch,
@@ -100,17 +88,24 @@ def build_star(
                 spark.exchange(lake, run_id) as exchange,
                 open_database(scratch) as database,
             ):
-                candidates = stage_candidates(lake, spark, exchange, database, plan.files)
-                merger = Merger(lake, database, scratch, plan, candidates)
-                merged = merger.merge(allow_emptying=allow_emptying)
-                changed = publish(stage, plan, merged)
+                typed, total = stage_messages(lake, spark, exchange, database, plan.files)
+                merger = Merger(lake, database, scratch, plan, typed)
+                if plan.files or plan.anew:
+                    merger.require_all("order_item_id", total)
+                    for dataset in LANDED:
+                        if dataset.partition_by is None:
+                            merger.merge(dataset)
+                    merged = merger.merge(FACT_ORDER, DIM_METADATA)
+                    if plan.anew and not allow_emptying:
+                        merger.require_messages(FACT_ORDER)
+                changed = publish(stage, plan, merger.partitions)
         return StarBuilt(
             dates=tuple(plan.files),
             files=sum(map(len, plan.files.values())),
-            messages=plan.messages,
-            written=merged.items - merged.superseded_by_later,
-            superseded_within=plan.messages - merged.items,
-            superseded_by_later=merged.superseded_by_later,
+            messages=plan.count,
+            written=merged.keys - merged.later,
+            superseded_within=plan.count - merged.keys,
+            superseded_by_later=merged.later,
             removed=merged.removed,
             gone=plan.gone,
             rows=star_rows(lake),

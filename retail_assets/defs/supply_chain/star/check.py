@@ -3,33 +3,19 @@
 Here: what is read of the star's tables. Not here: building them.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from retail_assets.dataset import Dataset
 from retail_assets.defs.supply_chain.contract import (
-    DIM_CUSTOMER,
-    DIM_DEPARTMENT,
-    DIM_LOCATION,
     DIM_METADATA,
-    DIM_PRODUCT,
-    DIM_SHIPPING,
     DOMAIN,
     FACT_ORDER,
     LANDED,
+    MESSAGES,
 )
+from retail_assets.defs.supply_chain.star.merge import one, open_database, rows_there
 from retail_assets.defs.supply_chain.star.new import StarError, read_origins
-from retail_assets.defs.supply_chain.star.sql import local_files, one, open_database, rows_of
 from retail_assets.resources.lake import LakeResource
-
-_FOREIGN_KEYS = (
-    DIM_CUSTOMER,
-    DIM_PRODUCT,
-    DIM_LOCATION,
-    DIM_DEPARTMENT,
-    DIM_SHIPPING,
-    DIM_METADATA,
-)
 
 
 @dataclass(frozen=True)
@@ -41,22 +27,22 @@ class StarChecked:
     dim_metadata that no row of the fact has.
     """
 
-    rows: Mapping[str, int]
-    drifted: Mapping[str, str]
-    duplicates: Mapping[str, int]
-    orphans: Mapping[str, int]
-    unused: int
+    rows: dict[str, int] = field(default_factory=dict)
+    drifted: dict[str, str] = field(default_factory=dict)
+    duplicates: dict[str, int] = field(default_factory=dict)
+    orphans: dict[str, int] = field(default_factory=dict)
+    unused: int = 0
 
 
 def star_versions(lake: LakeResource, dataset: Dataset) -> dict[str, str]:
-    """Fingerprint of each partition of a table of the star; WHOLE_TABLE where there are none.
+    """Fingerprint of each partition of a table of the star, "" of a table without.
 
     EMPTY is one that has lost all its rows.
 
     Raises:
         StarError: it was never built, or its tables are not all of the same messages.
     """
-    origins = list(read_origins(lake).values())
+    origins = list(read_origins(lake, MESSAGES, LANDED).values())
     if not origins[0] or any(of != origins[0] for of in origins):
         found = "is half published: a build was killed" if any(origins) else "was never built"
         raise StarError(
@@ -76,46 +62,31 @@ def star_rows(lake: LakeResource) -> dict[str, int]:
 
 def check_star(lake: LakeResource) -> StarChecked:
     """Hold the star's files against the contract: columns, keys, and the fact's foreign keys."""
-    rows: dict[str, int] = {}
-    drifted: dict[str, str] = {}
-    duplicates: dict[str, int] = {}
-    orphans: dict[str, int] = {}
-    unused = 0
+    checked = StarChecked()
+    fact = FACT_ORDER.name
     with lake.scratch() as scratch, open_database(scratch) as database:
         for dataset in LANDED:
-            files = local_files(lake, lake.table(dataset).snapshot())
-            source = f"select * from {rows_of(files)}"
-            if not files:
-                columns = (f'null::{c.duckdb_type} as "{c.name}"' for c in dataset.columns)
-                source = f"select {', '.join(columns)} limit 0"
-            database.execute(f"create view {dataset.name} as {source}")
-            found = database.execute(f"describe {dataset.name}").fetchall()
-            if drift := dataset.compare({name: kind for name, kind, *_ in found}):
-                rows[dataset.name] = 0
-                drifted[dataset.name] = drift.describe()
-                continue
-            key = dataset.columns[0].name
-            rows[dataset.name], distinct = one(
-                database, f"select count(*), count(distinct {key}) from {dataset.name}"
-            )
-            duplicates[dataset.name] = rows[dataset.name] - distinct
-        if not drifted:
-            for dataset in _FOREIGN_KEYS:
-                key = dataset.columns[0].name
-                (orphans[key],) = one(
-                    database,
-                    f"select count(*) from {FACT_ORDER.name}"
-                    f" anti join {dataset.name} using ({key})",
-                )
-            (unused,) = one(
-                database,
-                f"select count(*) from {DIM_METADATA.name}"
-                f" anti join {FACT_ORDER.name} using (metadata_id)",
-            )
-    return StarChecked(
-        rows,
-        drifted,
-        {name: n for name, n in duplicates.items() if n},
-        {name: n for name, n in orphans.items() if n},
-        unused,
-    )
+            name, key = dataset.name, dataset.columns[0].name
+            found = rows_there(lake, dataset, lake.table(dataset).snapshot())
+            database.execute(f"create view {name} as from {found}")
+            columns = database.execute(f"describe {name}").fetchall()
+            rows = copies = 0
+            if drift := dataset.compare({column: kind for column, kind, *_ in columns}):
+                checked.drifted[name] = drift.describe()
+            else:
+                query = f"select count(*), count(*) - count(distinct {key}) from {name}"
+                rows, copies = one(database, query)
+            checked.rows[name] = rows
+            if copies:
+                checked.duplicates[name] = copies
+        if checked.drifted:
+            return checked
+        for dataset in LANDED[:-1]:  # the fact is the last one
+            name, key = dataset.name, dataset.columns[0].name
+            query = f"select count(*) from {fact} anti join {name} using ({key})"
+            (orphans,) = one(database, query)
+            if orphans:
+                checked.orphans[key] = orphans
+        query = f"select count(*) from {DIM_METADATA.name} anti join {fact} using (metadata_id)"
+        (unused,) = one(database, query)
+    return replace(checked, unused=unused)

@@ -1,322 +1,236 @@
-"""The merge of what Spark made of messages with what is in the star, by DuckDB.
+"""The merge of what Spark made of messages with what is there, by DuckDB: the latest of each key.
 
-Everything is made of maxima: of an order item, and of a customer, the row of the latest message
-stays. So messages that are taken again change nothing. Here: rows, and whether all are there. Not
-here: which of them are new (new.py), how they get into the tables (publish.py).
+Everything is made of maxima: the row of the latest message that has a key stays. So messages that
+are taken again change nothing. Here: rows, and whether all are there. Not here: which messages are
+new, how rows get into the tables (new.py). Nothing here knows which stream's tables these are: a
+table's key is its first column, and its rows say by ``message_order`` how late they are, where that
+matters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from retail_assets.dataset import Dataset
-from retail_assets.defs.supply_chain.contract import (
-    DIM_METADATA,
-    DOMAIN,
-    FACT_ORDER,
-    MESSAGES,
-)
-from retail_assets.defs.supply_chain.star.candidates import Candidates
+from retail_assets.dataset import Column, Dataset
 from retail_assets.defs.supply_chain.star.new import Plan, StarError
-from retail_assets.defs.supply_chain.star.sql import (
-    columns_of,
-    local_files,
-    one,
-    quoted,
-    rows_of,
-)
-from retail_assets.defs.supply_chain.transforms import (
-    INGEST_DATE,
-    ORDER_COLUMNS,
-    STAGED_DIMENSIONS,
-    TYPING_VERSION,
-)
 from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.lake.tables import Snapshot
 
 if TYPE_CHECKING:
     import duckdb
 
-WHOLE_TABLE = ""
-_DIMENSIONS = tuple(STAGED_DIMENSIONS)
-_BY_DATE = (DIM_METADATA, FACT_ORDER)
 _FORCE = "run it with --allow-emptying (in the UI: with the star's config allow_emptying: true)"
 _REPORT = (
     "Nothing was published. A message may lie in two files of the topic; if not, this is a defect"
     " of the engine or of ours: please report it."
 )
 _PACKING = "compression zstd, row_group_size 122880"
+# Beyond this the merge spills to disk, which is a twentieth slower.
+_MEMORY = "300MB"
 
 
 class StarImbalanceError(StarError):
     """Rows were lost or made up on the way; nothing was published."""
 
 
-@dataclass
-class Merged:
-    """Partitions as they are to be: by table, the key, the file (None: no rows) and its rows.
+class Merged(NamedTuple):
+    """How many ``keys`` the messages name, how many of these have a ``later`` message there
+    already, and how many rows of an earlier one were ``removed``.
+    """  # noqa: D205
 
-    Of the ``items`` that the messages name, ``superseded_by_later`` have a later message there, and
-    ``removed`` had an earlier one.
-    """
-
-    partitions: dict[str, dict[str, tuple[Path | None, int]]] = field(default_factory=dict)
-    items: int = 0
-    superseded_by_later: int = 0
+    keys: int = 0
+    later: int = 0
     removed: int = 0
 
 
-class Merger:
-    """Merges candidates with what is in the lake, by DuckDB: memory is bounded, the rest spills.
+@contextmanager
+def open_database(folder: Path) -> "Iterator[duckdb.DuckDBPyConnection]":
+    """A database in memory, which spills into the folder beyond its share."""
+    import duckdb
 
-    Only partitions that get or lose rows are written again, each as one file, ordered by its key:
-    then equal rows are equal bytes, and a later look for some ids passes over most row groups.
+    with duckdb.connect() as connection:
+        connection.execute(f"set memory_limit = '{_MEMORY}'")
+        connection.execute(f"set temp_directory = '{_quoted(folder / 'spilled')}'")
+        # By what the statistics of its sources say, a file would have a column as required or not:
+        # the same rows in other bytes, so of another fingerprint.
+        connection.execute("set disabled_optimizers = 'statistics_propagation'")
+        yield connection
+
+
+def one(database: "duckdb.DuckDBPyConnection", query: str) -> tuple[Any, ...]:
+    """The one row that a query has."""
+    row = database.execute(query).fetchone()
+    assert row is not None
+    return row
+
+
+def rows_of(files: Sequence[Path | str], columns: Iterable[Column]) -> str:
+    """Rows of Parquet files by name, whatever their folders say; without files, no row."""
+    if not files:
+        nulls = ", ".join(f'null::{c.duckdb_type} as "{c.name}"' for c in columns)
+        return f"(select {nulls} limit 0)"
+    names = ", ".join(f"'{_quoted(file)}'" for file in files)
+    return f"read_parquet([{names}], hive_partitioning = false, union_by_name = true)"
+
+
+def rows_there(
+    lake: LakeResource, dataset: Dataset, there: Snapshot, keys: Iterable[str] | None = None
+) -> str:
+    """Rows of the partitions ``keys`` of a table, or of all."""
+    files = lake.local_copies([lake.uri(file.name) for file in there.filled(keys)])
+    return rows_of(files, dataset.columns)
+
+
+def _quoted(path: Path | str) -> str:
+    return str(path).replace("'", "''")
+
+
+@dataclass
+class Merger:
+    """Merges rows of messages, ``typed`` by Spark into files by partition, with what is there.
+
+    Only partitions that get or lose rows are written again, each as one file, in order: then equal
+    rows are equal bytes. ``partitions`` are those, as ``publish`` takes them.
     """
 
-    def __init__(
-        self,
-        lake: LakeResource,
-        database: "duckdb.DuckDBPyConnection",
-        folder: Path,
-        plan: Plan,
-        candidates: Candidates,
-    ) -> None:
-        self._lake, self._database, self._folder = lake, database, folder
-        self._plan, self._candidates = plan, candidates
-        self._merged = Merged(items=candidates.items)
+    lake: LakeResource
+    database: "duckdb.DuckDBPyConnection"
+    folder: Path
+    plan: Plan
+    typed: Mapping[str, Sequence[Path]]
+    partitions: dict[str, dict[str, tuple[Path | None, int]]] = field(default_factory=dict)
 
-    def merge(self, *, allow_emptying: bool) -> Merged:
-        """Write every partition that is to change into the folder.
+    def __post_init__(self) -> None:
+        columns = {c.name: c for dataset in self.plan.tables for c in dataset.columns}
+        files = [file for found in self.typed.values() for file in found]
+        self.database.execute(f"create view typed as from {rows_of(files, columns.values())}")
 
-        ``allow_emptying`` lets rows go whose messages are gone, where all is built anew.
+    def require_all(self, key: str, total: int) -> None:
+        """Each message must have become a row, and no value that is never null may be null.
 
         Raises:
-            StarImbalanceError: rows were lost or made up, or a value could not be read.
-            StarError: rows would go whose messages are gone.
+            StarImbalanceError: a message's text could not be read; or there are other rows than
+                messages, or the sum of their numbers in ``key`` is not ``total``.
         """
-        self._require_typed()
-        for dataset in _DIMENSIONS:
-            self._merge_dimension(dataset)
-        self._find_winners()
-        if self._plan.anew and not allow_emptying:
-            self._require_messages()
-        self._merge_dates()
-        return self._merged
-
-    def _there(self, dataset: Dataset, keys: Sequence[str] | None = None) -> list[str]:
-        """Files of partitions as they are; none, where everything is built anew."""
-        if self._plan.anew:
-            return []
-        return local_files(self._lake, self._plan.there[dataset.name], keys)
-
-    def _require_typed(self) -> None:
-        """No value of a column that is never null may be: then a text could not be read."""
-        files = {FACT_ORDER.name: [f for found in self._candidates.orders.values() for f in found]}
-        columns = {FACT_ORDER.name: ORDER_COLUMNS}
-        for dataset in _DIMENSIONS:
-            files[dataset.name] = self._candidates.dimensions.get(dataset.name, [])
-            columns[dataset.name] = dataset.columns
-        for name, found in files.items():
-            if not found:
-                continue
-            required = [c.name for c in columns[name] if not c.nullable]
-            nulls = one(
-                self._database,
-                "select "
-                + ", ".join(f'count(*) - count("{column}")' for column in required)
-                + f" from {rows_of(found)}",
-            )
+        for dataset in self.plan.tables:
+            required = [c.name for c in dataset.columns if not c.nullable]
+            tests = ", ".join(f'count(*) - count("{column}")' for column in required)
+            nulls = one(self.database, f"select {tests} from typed")
             if bad := [f"{c} in {n}" for c, n in zip(required, nulls, strict=True) if n]:
                 raise StarImbalanceError(
-                    f"{DOMAIN}.{name}: Spark could not read, as the contract types them, texts of"
+                    f"{dataset.table}: Spark could not read, as the contract types them, texts of"
                     f" {', '.join(bad)} rows, though the messages were held against it when they"
                     " landed. Nothing was published. This is a defect of the engine or of ours:"
                     " please report it."
                 )
-
-    def _merge_dimension(self, dataset: Dataset) -> None:
-        new = self._candidates.dimensions.get(dataset.name, [])
-        if not (new or self._plan.anew):
-            return
-        key = dataset.columns[0].name
-        is_latest = "message_order" in dataset.column_names
-        later = "message_order desc, " if is_latest else ""
-        found: tuple[Sequence[Path | str], ...] = (new, self._there(dataset))
-        sources = [
-            f"select {columns_of(dataset)}, {rank} as source from {rows_of(files)}"
-            for rank, files in enumerate(found)
-            if files
-        ]
-        query = (
-            f"select * exclude (source) from ({' union all '.join(sources)})"
-            f" qualify row_number() over (partition by {key} order by {later}source) = 1"
-            f" order by {key}"
-        )
-        self._write(dataset, WHOLE_TABLE, query if sources else "")
-
-    def _find_winners(self) -> None:
-        """Of which message each item's row is to be, and which rows that are there lose."""
-        database = self._database
-        database.execute(
-            "create table candidates (order_item_id bigint, message_order varchar,"
-            f" {INGEST_DATE} date)"
-        )
-        key_columns = f"order_item_id, message_order, {INGEST_DATE}"
-        if new := [file for found in self._candidates.orders.values() for file in found]:
-            database.execute(f"insert into candidates select {key_columns} from {rows_of(new)}")
-        self._require_items()
-        # Of what is there, only rows of the same items matter.
-        database.execute("create table rivals as from candidates limit 0")
-        if there := self._there(FACT_ORDER):
-            database.execute(
-                f"insert into rivals select {key_columns} from {rows_of(there)}"
-                " semi join candidates using (order_item_id)"
-            )
-        database.execute(
-            "create table winners as select order_item_id, max(message_order) as message_order"
-            " from (from candidates union all from rivals) group by 1"
-        )
-        database.execute(
-            "create table losers as select * from rivals"
-            " anti join winners using (order_item_id, message_order)"
-        )
-
-    def _merge_dates(self) -> None:
-        touched = self._database.execute(
-            f"select distinct {INGEST_DATE}::varchar from ("
-            "select * from candidates semi join winners using (order_item_id, message_order)"
-            " union all from losers)"
-        ).fetchall()
-        # Every date that was read gets a fingerprint, though all its messages be superseded.
-        dates = {*self._plan.files, *(date for (date,) in touched)}
-        if self._plan.anew:
-            # Whatever is there and is not written again has no more messages.
-            dates.update(*(self._plan.there[d.name].by_key for d in _BY_DATE))
-        for date in sorted(dates):
-            self._merge_date(date)
-        self._count()
-
-    def _merge_date(self, date: str) -> None:
-        new = self._candidates.orders.get(date, [])
-        facts = self._write(
-            FACT_ORDER,
-            date,
-            self._both(
-                FACT_ORDER,
-                new,
-                self._there(FACT_ORDER, [date]),
-                # A row that is taken again is of the new ones; else it stays if it is the latest.
-                taken="semi join winners using (order_item_id, message_order)",
-                kept="anti join candidates using (order_item_id, message_order)"
-                " anti join losers using (order_item_id, message_order)",
-                order="order_item_id",
-            ),
-        )
-        of_facts = "limit 0"
-        if facts:
-            of_facts = f"semi join {rows_of([facts])} as fact using (metadata_id)"
-        again = f"anti join {rows_of(new)} as again using (metadata_id)" if new else ""
-        metadata = self._write(
-            DIM_METADATA,
-            date,
-            self._both(
-                DIM_METADATA,
-                new,
-                self._there(DIM_METADATA, [date]),
-                taken=of_facts,
-                kept=f"{again} {of_facts}",
-                order='"partition", "offset", metadata_id',
-            ),
-        )
-        rows = self._merged.partitions
-        counts = [rows[d.name][date][1] for d in _BY_DATE]
-        if counts[0] != counts[1] or bool(facts) != bool(metadata):
+        rows, found = one(self.database, f"select count(*), coalesce(sum({key}), 0) from typed")
+        if (rows, found) != (self.plan.count, total):
             raise StarImbalanceError(
-                f"{INGEST_DATE} {date}: {DIM_METADATA.table} would have {counts[0]} rows, and"
-                f" {FACT_ORDER.table} {counts[1]}; expected as many. {_REPORT}"
+                f"{self.plan.messages.table}: of {self.plan.count} messages, whose {key} sum up"
+                f" to {total}, Spark made {rows} rows, whose sum up to {found}. {_REPORT}"
             )
 
-    def _both(
-        self,
-        dataset: Dataset,
-        new: Sequence[Path],
-        there: Sequence[str],
-        *,
-        taken: str,
-        kept: str,
-        order: str,
-    ) -> str:
-        columns = columns_of(dataset)
-        sources = [
-            f"select {columns} from (select part.* from {rows_of(files)} as part {chosen})"
-            for files, chosen in ((new, taken), (there, kept))
-            if files
-        ]
-        return f"from ({' union all '.join(sources)}) order by {order}" if sources else ""
+    def merge(self, lead: Dataset, *beside: Dataset) -> Merged:
+        """Write the partitions of a table that change; of those ``beside``, with the same ones.
 
-    def _write(self, dataset: Dataset, key: str, query: str) -> Path | None:
-        """Write a partition's rows, if it has any, into a file."""
-        file = self._folder / f"{dataset.name}-{key or 'whole'}.parquet"
-        rows = 0
-        if query:
-            (rows,) = one(
-                self._database, f"copy ({query}) to '{quoted(file)}' (format parquet, {_PACKING})"
-            )
-        written = file if rows else None
-        self._merged.partitions.setdefault(dataset.name, {})[key] = (written, rows)
-        return written
+        These have a row for each row of the table, of the same message, and may be of a build that
+        was killed before it published the table.
 
-    def _require_items(self) -> None:
-        """Spark must have made rows of exactly the items that the messages name."""
-        named, made, both = one(
-            self._database,
-            "select (select count(*) from items),"
-            " (select count(distinct order_item_id) from candidates),"
-            " (select count(*) from items semi join candidates using (order_item_id))",
+        Raises:
+            StarImbalanceError: rows were lost or made up.
+        """
+        tables, key, by = (lead, *beside), lead.columns[0].name, lead.partition_by
+        # Where rows do not say of which message they are, all of a key are alike.
+        order = "message_order" if "message_order" in lead.column_names else "''"
+        for query in (
+            "table latest as"
+            f" select {key}, max(message_order) as message_order from typed group by 1",
+            # Of what is there, only rows of the same keys matter.
+            f"table rivals as select {key}, {order} as message_order,"
+            f" {by or 'null'}::varchar as part from {self._there(lead)}"
+            f" semi join latest using ({key})",
+            f"table won as from latest anti join rivals on rivals.{key} = latest.{key}"
+            " and rivals.message_order > latest.message_order",
+        ):
+            self.database.execute(f"create or replace {query}")
+        latest, won, replaced, removed, losing = one(
+            self.database,
+            "select (select count(*) from latest), (select count(*) from won), count(*),"
+            " count(*) filter (rivals.message_order < won.message_order), list(distinct part)"
+            f" from rivals join won using ({key})",
         )
-        if not named == made == both:
-            raise StarImbalanceError(
-                f"{FACT_ORDER.table}: the messages name {named} order items, Spark made rows of"
-                f" {made}, {both} of them the same. {_REPORT}"
-            )
+        parts = {""}
+        if by:
+            # Every date that was read gets a fingerprint, though all its messages be superseded.
+            parts = {*self.plan.files, *(losing or ())}
+            if self.plan.anew:  # what is there and is not written again has no more messages
+                parts.update(*(self.plan.there[dataset.name].by_key for dataset in tables))
+        for dataset in tables:
+            self.partitions[dataset.name] = {}
+            for part in sorted(parts):
+                self.partitions[dataset.name][part] = self._write(dataset, part, lead)
+        before = sum(self._snapshot(lead).rows_of(parts).values())
+        expected = before - replaced + won
+        for dataset in tables:
+            found = sum(rows for _, rows in self.partitions[dataset.name].values())
+            if found != expected:
+                raise StarImbalanceError(
+                    f"{lead.table}: {before} rows were in the {len(parts)} partitions that change,"
+                    f" {replaced} of them to be replaced, and {won} to be added; expected"
+                    f" {expected} rows, found {found} in {dataset.table}. {_REPORT}"
+                )
+        return Merged(latest, latest - won, removed)
 
-    def _require_messages(self) -> None:
-        """Rows that are there must be of messages that are there, if these make all of it anew."""
-        there = self._plan.there[FACT_ORDER.name]
-        if not there.rows:
-            return
+    def require_messages(self, lead: Dataset) -> None:
+        """Rows that are there must be of messages that are there, if these make all of it anew.
+
+        Raises:
+            StarError: rows of the table that was merged last would go, or be of earlier messages.
+        """
+        there, key = self.plan.there[lead.name], lead.columns[0].name
         (lost,) = one(
-            self._database,
-            f"select count(*) from {rows_of(local_files(self._lake, there))} as fact"
-            " left join winners using (order_item_id)"
-            " where coalesce(winners.message_order < fact.message_order, true)",
+            self.database,
+            f"select count(*) from {rows_there(self.lake, lead, there)} as fact"
+            f" left join won using ({key})"
+            " where coalesce(won.message_order < fact.message_order, true)",
         )
         if lost:
             raise StarError(
-                f"the star of {DOMAIN} is to be built anew (typing {TYPING_VERSION}), but {lost:,}"
-                f" of the {there.rows:,} rows of {FACT_ORDER.table} are of messages that are gone"
-                f" from {self._lake.uri(MESSAGES.location)}. Nothing was published. Put their files"
-                f" back; or, to go on without these rows, {_FORCE}."
+                f"the star of {lead.schema} is to be built anew (typing {self.plan.typing}), but"
+                f" {lost:,} of the {there.rows:,} rows of {lead.table} are of messages that are"
+                f" gone from {self.lake.uri(self.plan.messages.location)}. Nothing was"
+                f" published. Put their files back; or, to go on without these rows, {_FORCE}."
             )
 
-    def _count(self) -> None:
-        """Every message that was read is in the fact or superseded, and no other row has gone."""
-        merged = self._merged
-        (rivals, winners, merged.superseded_by_later, merged.removed) = one(
-            self._database,
-            "select (select count(*) from rivals), (select count(*) from winners),"
-            " (select count(*) from winners"
-            " anti join candidates using (order_item_id, message_order)),"
-            " (select count(*) from losers)",
+    def _snapshot(self, dataset: Dataset) -> Snapshot:
+        """A table as it is; without rows, where everything is built anew."""
+        return Snapshot(-1) if self.plan.anew else self.plan.there[dataset.name]
+
+    def _there(self, dataset: Dataset, keys: Sequence[str] | None = None) -> str:
+        return rows_there(self.lake, dataset, self._snapshot(dataset), keys)
+
+    def _write(self, dataset: Dataset, part: str, lead: Dataset) -> tuple[Path | None, int]:
+        """Write a partition's rows, if it has any, into a file; after those of ``lead``."""
+        file = self.folder / f"{dataset.name}-{part or 'whole'}.parquet"
+        columns = ", ".join(f'"{n}"::{t} as "{n}"' for n, t in dataset.duckdb_columns.items())
+        own_key, key = dataset.columns[0].name, lead.columns[0].name
+        new, kept = "typed", f"anti join won using ({key})"
+        if part:
+            files = self.typed.get(part)
+            new = rows_of(files, ()) if files else "(from typed limit 0)"
+        if dataset is not lead:
+            leading, _ = self.partitions[lead.name][part]
+            leads = rows_of([leading] if leading else [], lead.columns)
+            kept = f"anti join {new} using ({own_key}) semi join {leads} using ({own_key})"
+        # The order in which messages lay there packs best; else a later look for some ids is quick.
+        first = '"partition", "offset", ' if "offset" in dataset.column_names else ""
+        (rows,) = one(
+            self.database,
+            f"copy (from (select {columns} from {new} semi join won using ({key}, message_order)"
+            f" union all select {columns} from (select there.* from {self._there(dataset, [part])}"
+            f" as there {kept})) order by {first}{own_key})"
+            f" to '{_quoted(file)}' (format parquet, {_PACKING})",
         )
-        written = merged.partitions.get(FACT_ORDER.name, {})
-        there = self._plan.there[FACT_ORDER.name].rows_of([] if self._plan.anew else written)
-        before, found = sum(there.values()), sum(rows for _, rows in written.values())
-        # A rival that won may be of a date that stays as it is: it counts on neither side.
-        expected = before - rivals + winners
-        if found != expected or winners != merged.items:
-            raise StarImbalanceError(
-                f"{FACT_ORDER.table}: of {len(written)} ingest dates {before} rows were there, and"
-                f" {rivals} of the {merged.items} order items that were read; expected"
-                f" {expected} rows, found {found}. {_REPORT}"
-            )
+        return (file if rows else None, rows)

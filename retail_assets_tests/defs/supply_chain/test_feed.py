@@ -1,4 +1,4 @@
-"""Tests of retail_assets.defs.supply_chain.domain: plans, and what doctor and status are told."""
+"""Tests of retail_assets.defs.supply_chain.feed: plans, and what doctor and status are told."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,9 +10,8 @@ from confluent_kafka import Producer
 
 from retail_assets.commands.run import rebuild_table
 from retail_assets.commands.status import shown_settings
-from retail_assets.defs.supply_chain.automation import messages_config
-from retail_assets.defs.supply_chain.batches import drain
 from retail_assets.defs.supply_chain.contract import (
+    DEAD_LETTERS,
     DOMAIN,
     FACT_ORDER,
     LANDED,
@@ -20,10 +19,10 @@ from retail_assets.defs.supply_chain.contract import (
     STREAMING,
     TOPIC,
 )
-from retail_assets.defs.supply_chain.domain import SupplyChain
-from retail_assets.defs.supply_chain.operational_sink import LETTERS_TABLE, ROWS_TABLE
-from retail_assets.domain import Domain, Execution, PlanError
+from retail_assets.defs.supply_chain.feed import SupplyChain
+from retail_assets.domain import Asked, Domain, Execution, PlanError
 from retail_assets.errors import PermanentError, TransientError
+from retail_assets.feeds.stream import step_config
 from retail_assets.resources.broker import embedded as broker_embedded
 from retail_assets.resources.broker.resource import BrokerResource
 from retail_assets.resources.cloud_checks import Question
@@ -33,6 +32,7 @@ from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets.resources.warehouse import open_warehouse
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.defs.supply_chain.shop import order_line
+from retail_assets_tests.feeds.stream.draining import drain
 
 SUPPLY_CHAIN = SupplyChain()
 PASSWORD = "hunter2"
@@ -58,10 +58,10 @@ def today() -> str:
 def test_a_run_takes_what_is_in_the_topic_and_fixes_its_date(settings: Settings) -> None:
     before = today()
 
-    plan = SUPPLY_CHAIN.plan(settings, None, allow_emptying=False, instance=no_instance)
+    plan = [*SUPPLY_CHAIN.plan(settings, Asked(), no_instance)]
 
     assert plan in (
-        [Execution(DOMAIN, run_config=messages_config(ingest_date=day))]
+        [Execution(DOMAIN, run_config=step_config(SUPPLY_CHAIN.micro_batch, ingest_date=day))]
         for day in (before, today())
     )
     assert not settings.home.exists()
@@ -72,8 +72,8 @@ def test_a_stream_is_a_run_that_produces_a_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    file = Path("orders.csv")
-    (execution,) = SUPPLY_CHAIN.plan_stream(settings, file, allow_emptying=False)
+    asked = Asked(stream=Path("orders.csv"))
+    (execution,) = SUPPLY_CHAIN.plan(settings, asked, no_instance)
 
     assert (execution.job_name, execution.partitions, execution.tags) == (DOMAIN, None, {})
     config = execution.run_config["ops"]["supply_chain_micro_batch"]["config"]
@@ -84,8 +84,10 @@ def test_a_stream_is_a_run_that_produces_a_file(
 
 def test_the_star_may_be_emptied_where_that_is_asked_for(settings: Settings) -> None:
     plans = [
-        *SUPPLY_CHAIN.plan(settings, None, allow_emptying=True, instance=no_instance),
-        *SUPPLY_CHAIN.plan_stream(settings, Path("orders.csv"), allow_emptying=True),
+        *SUPPLY_CHAIN.plan(settings, Asked(allow_emptying=True), no_instance),
+        *SUPPLY_CHAIN.plan(
+            settings, Asked(allow_emptying=True, stream=Path("orders.csv")), no_instance
+        ),
     ]
 
     for execution in plans:
@@ -96,7 +98,7 @@ def test_the_star_may_be_emptied_where_that_is_asked_for(settings: Settings) -> 
 
 def test_partitions_are_refused_with_what_to_do(settings: Settings) -> None:
     with pytest.raises(PlanError) as error:
-        SUPPLY_CHAIN.check_partitions(settings, "2026-01-01", "2026-01-02")
+        SUPPLY_CHAIN.check(settings, Asked(("2026-01-01", "2026-01-02")))
 
     assert "--partitions is 2026-01-01...2026-01-02" in str(error.value)
     assert "supply_chain has none" in str(error.value) and "Leave it out" in str(error.value)
@@ -119,7 +121,7 @@ def test_before_the_first_message_there_is_nothing(settings: Settings) -> None:
     assert plan.versions == {dataset: {} for dataset in LANDED}
     with pytest.raises(PermanentError, match="holds nothing processed"):
         SUPPLY_CHAIN.rebuild(settings, FACT_ORDER)
-    with pytest.raises(PlanError, match="holds no message"):
+    with pytest.raises(PlanError, match="holds nothing processed"):
         rebuild_table(settings, MESSAGES.table)
     assert not (settings.home / "postgres").exists()
 
@@ -138,8 +140,8 @@ def test_a_rebuild_of_the_messages_fills_the_database_again(settings: Settings) 
     assert rebuild_table(settings, MESSAGES.table) == 3
 
     with database.connect() as connection:
-        for table, rows in ((ROWS_TABLE, 3), (LETTERS_TABLE, 1)):
-            found = connection.execute(f"select count(*) from {table}".encode()).fetchone()
+        for table, rows in ((MESSAGES, 3), (DEAD_LETTERS, 1)):
+            found = connection.execute(f"select count(*) from {table.table}".encode()).fetchone()
             assert found == (rows,)
 
 

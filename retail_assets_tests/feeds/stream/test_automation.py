@@ -1,4 +1,4 @@
-"""Tests of retail_assets.defs.supply_chain.automation: what the sensor asks for, and that it runs.
+"""Tests of retail_assets.feeds.stream.automation: what the sensor asks for, and that it runs.
 
 Over a real Dagster instance, embedded broker and PostgreSQL; the runs are done here in place of the
 daemon's.
@@ -16,28 +16,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retail_assets.defs.supply_chain import automation
-from retail_assets.defs.supply_chain.assets import (
-    MESSAGES_KEY,
-    OPERATIONAL_KEY,
-    TOPIC_KEY,
-    MicroBatchConfig,
-    landed_key,
-    transformed_key,
-)
-from retail_assets.defs.supply_chain.automation import (
-    BATCH_JOB,
-    LOAD_JOB,
-    MARTS_JOB,
-    MESSAGES_JOB,
-    STAR_JOB,
-    ask,
-    messages_wish,
-)
-from retail_assets.defs.supply_chain.contract import DIM_CUSTOMER, DOMAIN, LANDED, TOPIC
-from retail_assets.defs.supply_chain.operational_sink import OperationalSink
+from retail_assets.defs.supply_chain.contract import DIM_CUSTOMER, DOMAIN, LANDED, MESSAGES, TOPIC
+from retail_assets.defs.supply_chain.feed import FEED
 from retail_assets.domain import MARTS_STAGE
-from retail_assets.requests import REQUEST_TAG
+from retail_assets.feeds import automation
+from retail_assets.feeds.landing import landed_key
+from retail_assets.feeds.requests import REQUEST_TAG
+from retail_assets.feeds.stream.assets import transformed_key
+from retail_assets.feeds.stream.automation import ask, messages_request
+from retail_assets.feeds.stream.batches import MicroBatchConfig
+from retail_assets.feeds.stream.sinks import DatabaseSink
 from retail_assets.resources.broker import embedded as broker_embedded
 from retail_assets.resources.broker.resource import LostMessagesError
 from retail_assets.resources.operational_db import OperationalDbResource
@@ -46,6 +34,15 @@ from retail_assets_tests.defs.supply_chain.shop import (
     opened_database,
     opened_shop,
     order_line,
+)
+from retail_assets_tests.feeds.stream.names import (
+    BATCH_JOB,
+    LOAD_JOB,
+    MARTS_JOB,
+    MESSAGES_JOB,
+    MESSAGES_KEY,
+    OPERATIONAL_KEY,
+    STAR_JOB,
 )
 
 YESTERDAY = "2026-01-02"
@@ -67,10 +64,15 @@ def shop(tmp_path: Path, database: OperationalDbResource) -> Iterator[Shop]:
 
 def tick(shop: Shop, today: str = YESTERDAY) -> tuple[list[dg.RunRequest], str]:
     """What the sensor asks for, or why it asks for nothing."""
-    found = ask(shop.instance, shop.lake, shop.broker, shop.warehouse, today)
+    found = ask(shop.instance, FEED, shop.lake, shop.broker, shop.warehouse, today)
     if isinstance(found, dg.SkipReason):
         return [], found.skip_message or ""
     return list(found.run_requests or ()), ""
+
+
+def jobs(found: tuple[list[dg.RunRequest], str]) -> list[str]:
+    """The jobs that the sensor asks for."""
+    return [str(request.job_name) for request in found[0]]
 
 
 def record(
@@ -117,12 +119,12 @@ def test_exactly_what_has_not_landed_is_asked_for_and_lands(shop: Shop) -> None:
     assert f"{datetime.now(UTC):%Y-%m-%d}" != YESTERDAY
     assert shop.landed() == shop.in_database() == dict.fromkeys(asked, YESTERDAY)
 
-    (second,), _ = tick(shop, "2026-01-03")
+    (second, batch), _ = tick(shop, "2026-01-03")
     config = second.run_config["ops"]["supply_chain_micro_batch"]["config"]
     assert config["ranges"] == {"0": [5, 9], "1": [0, 2]}
     assert second.run_key != request.run_key
     assert shop.execute(MESSAGES_JOB, second.run_config, second.tags).success
-    assert tick(shop) == ([], "every message has landed")
+    assert jobs(tick(shop)) == [batch.job_name] == [BATCH_JOB]
     landed = shop.landed()
     assert landed == shop.in_database()
     assert {place for place, day in landed.items() if day == YESTERDAY} == asked
@@ -159,10 +161,10 @@ def test_a_broker_that_begins_anew_has_everything_to_land(shop: Shop) -> None:
     (request,), _ = tick(shop)
     assert shop.execute(MESSAGES_JOB, request.run_config, request.tags).success
     broker_embedded.let_go(Path(shop.broker.home))
-    assert "no embedded broker" in tick(shop)[1]
+    assert jobs(tick(shop)) == [BATCH_JOB]
     shop.send(map(order_line, range(2)), 0)
 
-    (second,), _ = tick(shop)
+    (second, _), _ = tick(shop)
 
     config = second.run_config["ops"]["supply_chain_micro_batch"]["config"]
     assert config["ranges"] == {"0": [0, 2]}
@@ -179,7 +181,7 @@ def test_a_batch_that_was_killed_is_finished_though_no_message_comes(
     shop.send(map(order_line, range(5)), 0)
     (request,), _ = tick(shop)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OperationalSink, "insert", lambda *_: 1 / 0)
+        patch.setattr(DatabaseSink, "insert", lambda *_: 1 / 0)
         assert not shop.execute(MESSAGES_JOB, request.run_config).success
     assert len(shop.landed()) == 5 and shop.in_database() == {}
     record(shop, job, FAILURE, request.tags if job == MESSAGES_JOB else {})
@@ -187,12 +189,12 @@ def test_a_batch_that_was_killed_is_finished_though_no_message_comes(
         broker_embedded.let_go(Path(shop.broker.home))
         assert shop.broker.address
 
-    (rest,), _ = tick(shop, "2026-01-03")
+    (rest, _), _ = tick(shop, "2026-01-03")
     assert rest.job_name == MESSAGES_JOB and rest.run_key != request.run_key
     assert shop.execute(MESSAGES_JOB, rest.run_config, rest.tags).success
 
     assert shop.in_database() == {(0, n): YESTERDAY for n in range(5)}
-    assert tick(shop) == ([], "every message has landed")
+    assert jobs(tick(shop)) == [BATCH_JOB]
 
 
 def test_a_batch_that_cannot_be_finished_is_not_asked_for_without_end(shop: Shop) -> None:
@@ -258,15 +260,80 @@ RANGES = st.dictionaries(
 def test_a_batch_is_identified_by_its_incarnation_and_ranges(
     one: dict[int, tuple[int, int]], other: dict[int, tuple[int, int]], a: str, b: str
 ) -> None:
-    wish, second = messages_wish(a, one, YESTERDAY), messages_wish(b, other, "2026-01-03")
+    request, second = (
+        messages_request(FEED, a, one, YESTERDAY),
+        messages_request(FEED, b, other, "2026-01-03"),
+    )
 
-    assert (wish.identity == second.identity) is ((a, one) == (b, other))
-    config = MicroBatchConfig(**wish.run_config["ops"]["supply_chain_micro_batch"]["config"])
+    assert (request.identity == second.identity) is ((a, one) == (b, other))
+    config = MicroBatchConfig(**request.run_config["ops"]["supply_chain_micro_batch"]["config"])
     assert {int(p): tuple(span) for p, span in config.ranges.items()} == one
     assert (config.incarnation, config.ingest_date, config.file) == (a, YESTERDAY, None)
 
 
-# ---- the marts
+# ---- the star and the marts
+
+
+def build_marts(shop: Shop) -> None:
+    """Note the marts as built of what is landed."""
+    for dataset in LANDED:
+        versions = shop.warehouse.loaded_versions(dataset)
+        shop.warehouse.record_versions(dataset, MARTS_STAGE, versions)
+
+
+def test_what_lands_reaches_the_marts_by_the_sensor_alone(shop: Shop) -> None:
+    def land(item: int) -> None:
+        shop.send([order_line(item)], 0)
+        (request, *_), _ = tick(shop)
+        assert request.job_name == MESSAGES_JOB
+        assert shop.execute(MESSAGES_JOB, request.run_config, request.tags).success
+
+    land(1)
+    (batch,), _ = tick(shop)
+    assert batch.job_name == BATCH_JOB and jobs(tick(shop)) == [BATCH_JOB]
+    assert shop.execute(BATCH_JOB, batch.run_config, batch.tags).success
+    # What comes meanwhile does not keep the marts waiting, nor the marts what comes.
+    land(2)
+    assert jobs(tick(shop)) == [MARTS_JOB]
+    marts = record(shop, MARTS_JOB, STARTED, {})
+    shop.send([order_line(3)], 0)
+    assert jobs(tick(shop)) == [MESSAGES_JOB]
+    shop.instance.delete_run(marts)
+    build_marts(shop)
+    (messages, second), _ = tick(shop)
+    assert second.job_name == BATCH_JOB and second.run_key != batch.run_key
+    assert shop.execute(MESSAGES_JOB, messages.run_config, messages.tags).success
+    assert shop.execute(BATCH_JOB).success
+
+    assert jobs(tick(shop)) == [MARTS_JOB]
+    build_marts(shop)
+    assert tick(shop) == ([], "every message has landed")
+
+
+def test_a_star_that_is_half_published_is_built_and_not_loaded(shop: Shop) -> None:
+    shop.send([order_line(1)], 0)
+    assert shop.execute(MESSAGES_JOB).success
+    assert shop.execute(BATCH_JOB).success
+    table = shop.lake.table(DIM_CUSTOMER)
+    before = table.transactions([MESSAGES.location])[MESSAGES.location]
+    table.commit([], transactions={MESSAGES.location: (before, before + 1)})
+
+    assert jobs(tick(shop)) == [MARTS_JOB]
+    build_marts(shop)
+    assert jobs(tick(shop)) == [BATCH_JOB]
+    assert not shop.execute(LOAD_JOB).success
+
+
+def test_a_star_that_cannot_be_built_is_not_asked_for_without_end(shop: Shop) -> None:
+    shop.send([order_line(1)], 0)
+    assert shop.execute(MESSAGES_JOB).success
+    for _ in range(3):
+        (batch,), _ = tick(shop)
+        record(shop, BATCH_JOB, FAILURE, batch.tags)
+
+    requests, reason = tick(shop)
+    assert requests == []
+    assert "failed 3 times: mend its cause and run it by hand" in reason
 
 
 def load(shop: Shop, version: str, stage: str = "landed") -> None:
@@ -314,7 +381,7 @@ def test_marts_wait_for_the_load_that_is_underway(shop: Shop, job: str) -> None:
     requests, reason = tick(shop)
 
     assert requests == []
-    assert reason.endswith(f"; tables are being loaded ({job}, run {run_id})")
+    assert f"{job} is underway (run {run_id})" in reason
 
 
 def test_marts_wait_until_every_table_is_landed(shop: Shop) -> None:
@@ -331,7 +398,7 @@ def test_marts_wait_until_every_table_is_landed(shop: Shop) -> None:
 def test_a_warehouse_that_is_in_use_is_a_reason(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(automation, "_WAREHOUSE_WAIT_S", 0.5)
+    monkeypatch.setattr(automation, "WAREHOUSE_WAIT_S", 0.5)
     load(shop, "v1")
     code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(1, flush=True); input()"
     with subprocess.Popen(
@@ -355,7 +422,9 @@ def test_a_warehouse_that_is_in_use_is_a_reason(
 def test_the_sensor_gives_dagster_what_it_asks_for(shop: Shop) -> None:
     shop.send(map(order_line, range(5)), 3)
     sensor = shop.definitions.resolve_sensor_def(f"{DOMAIN}_messages_sensor")
-    assert {target.job_name for target in sensor.targets} == {MESSAGES_JOB, MARTS_JOB}
+    assert {target.job_name for target in sensor.targets} == {
+        *(MESSAGES_JOB, BATCH_JOB, LOAD_JOB, MARTS_JOB)
+    }
 
     with dg.build_sensor_context(
         instance=shop.instance,
@@ -371,10 +440,6 @@ def test_the_sensor_gives_dagster_what_it_asks_for(shop: Shop) -> None:
     assert config["ingest_date"] == today
     assert config["ranges"] == {"3": [0, 5]}
     dg.validate_run_config(shop.definitions.resolve_job_def(MESSAGES_JOB), request.run_config)
-    # The topic as the sensor saw it.
-    (event,) = data.asset_events
-    assert isinstance(event, dg.AssetObservation) and event.asset_key == TOPIC_KEY
-    assert event.metadata["messages"].value == 5
 
 
 def test_jobs_share_the_work_in_order(shop: Shop) -> None:

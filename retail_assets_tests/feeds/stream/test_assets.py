@@ -1,4 +1,4 @@
-"""Tests of retail_assets.defs.supply_chain.assets: a broker, PostgreSQL, Spark and DuckDB."""
+"""Tests of retail_assets.feeds.stream.assets: a broker, PostgreSQL, Spark and DuckDB."""
 
 import json
 from collections.abc import Iterator
@@ -15,28 +15,6 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from retail_assets.dataset import Dataset
-from retail_assets.defs.supply_chain.assets import (
-    LAG_CHECK,
-    MESSAGES_KEY,
-    OPERATIONAL_KEY,
-    READABLE_CHECK,
-    STAR_CHECK,
-    TOPIC_KEY,
-    build_assets,
-    check_lag,
-    landed_key,
-    star_result,
-    transformed_key,
-)
-from retail_assets.defs.supply_chain.automation import (
-    BATCH_JOB,
-    LOAD_JOB,
-    MESSAGES_JOB,
-    STAR_JOB,
-    messages_config,
-    star_config,
-)
-from retail_assets.defs.supply_chain.batches import Landed
 from retail_assets.defs.supply_chain.contract import (
     DIM_CUSTOMER,
     DIM_DEPARTMENT,
@@ -47,8 +25,20 @@ from retail_assets.defs.supply_chain.contract import (
     MESSAGES,
     TOPIC,
 )
+from retail_assets.defs.supply_chain.feed import FEED, star_faults
 from retail_assets.defs.supply_chain.sample import write_sample
 from retail_assets.defs.supply_chain.star import StarChecked
+from retail_assets.feeds.landing import landed_key
+from retail_assets.feeds.stream import BuiltTable
+from retail_assets.feeds.stream.assets import (
+    LAG_CHECK,
+    READABLE_CHECK,
+    STAR_CHECK,
+    check_lag,
+    check_star,
+    transformed_key,
+)
+from retail_assets.feeds.stream.batches import Landed
 from retail_assets.losses import QUARANTINE_CHECK
 from retail_assets.resources.operational_db import OperationalDbResource
 from retail_assets.settings import Settings, load_settings
@@ -57,6 +47,17 @@ from retail_assets_tests.defs.supply_chain.shop import (
     opened_database,
     opened_shop,
     order_line,
+)
+from retail_assets_tests.feeds.stream.names import (
+    BATCH_JOB,
+    LOAD_JOB,
+    MESSAGES_JOB,
+    MESSAGES_KEY,
+    OPERATIONAL_KEY,
+    STAR_JOB,
+    TOPIC_KEY,
+    messages_config,
+    star_config,
 )
 
 DAY = "2026-01-02"
@@ -266,7 +267,7 @@ def observations(result: dg.ExecuteInProcessResult) -> list[dg.AssetObservation]
 
 def observe(shop: Shop) -> dg.AssetObservation:
     """What an observation of the topic, as from the UI, says."""
-    topic, *_ = build_assets(shop.settings)
+    topic, *_ = shop.definitions.assets or ()
     assert isinstance(topic, dg.SourceAsset) and topic.key == TOPIC_KEY
     job = dg.define_asset_job("observe", selection=dg.AssetSelection.assets(TOPIC_KEY))
     definitions = dg.Definitions(assets=[topic], jobs=[job], resources={"broker": shop.broker})
@@ -337,7 +338,7 @@ def test_the_lag_check_warns_past_its_thresholds_and_names_each(
 ) -> None:
     landed = Landed(lag=lag, oldest_s=oldest_s)
 
-    found = check_lag(settings_of(most_lag, most_age_s), landed)
+    found = check_lag(settings_of(most_lag, most_age_s), FEED, landed)
 
     text = found.description or ""
     too_much, too_old = sum(lag.values()) > most_lag, oldest_s > most_age_s
@@ -513,12 +514,15 @@ def test_each_fault_of_the_star_fails_the_check_of_its_table_alone(
 ) -> None:
     checked = replace(CHECKED, **changed)
 
+    def result(each: Dataset) -> dg.AssetCheckResult:
+        return check_star(BuiltTable(each, 5, faults=star_faults(checked, each)))
+
     for each in LANDED:
-        found = star_result(checked, each)
+        found = result(each)
         assert found.asset_key == transformed_key(each)
         assert found.passed is (each is not dataset)
         assert found.metadata["rows"].value == 5
-    assert words in (star_result(checked, dataset).description or "")
+    assert words in (result(dataset).description or "")
 
 
 # ---- what the graph says

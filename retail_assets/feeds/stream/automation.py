@@ -1,0 +1,188 @@
+"""When a topic's messages land and reach the marts: jobs, the sensor, the hourly batch.
+
+Here: what to ask for and when. Not here: what a run does (assets.py), how messages land
+(batches.py), how far they have (positions.py), loads and marts (feeds/automation.py).
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from retail_assets.feeds import automation
+from retail_assets.feeds.automation import Arrivals, landed_keys, told_underway
+from retail_assets.feeds.requests import REQUEST_TAG, Request, runs_underway
+from retail_assets.feeds.stream import StreamFeed, step_config
+from retail_assets.feeds.stream.assets import (
+    messages_key,
+    operational_key,
+    topic_key,
+    transformed_key,
+)
+from retail_assets.feeds.stream.positions import LakePositions, Ranges, plan_ranges
+from retail_assets.resources.broker.resource import BrokerResource, UnknownTopicError
+from retail_assets.resources.lake import LakeResource
+from retail_assets.resources.warehouse import WarehouseResource
+from retail_assets.settings import Settings
+
+# A run lands these in batches of its own; more would keep the next run waiting.
+_MOST_MESSAGES_A_RUN = 500_000
+
+
+def messages_request(
+    feed: StreamFeed, incarnation: str, ranges: Ranges, ingest_date: str
+) -> Request:
+    """A micro-batch of exactly ``ranges``, which identify it together with the incarnation."""
+    shown = ",".join(f"{p}:{start}-{end}" for p, (start, end) in sorted(ranges.items()))
+    config = step_config(
+        feed.micro_batch,
+        incarnation=incarnation,
+        ingest_date=ingest_date,
+        ranges={str(p): [*span] for p, span in sorted(ranges.items())},
+    )
+    identity = f"{feed.messages_job}:{incarnation}:{shown}"
+    return Request(identity, feed.messages_job, (), run_config=config)
+
+
+def unfinished_request(
+    instance: dg.DagsterInstance, feed: StreamFeed, today: str
+) -> Request | None:
+    """A micro-batch in place of the last one, if that failed, though no message may need one.
+
+    What it brought into the lake, perhaps of a topic that is gone, may not be in PostgreSQL yet.
+    It is the same request again, so that it is not asked for without end.
+    """
+    records = [
+        record
+        for job in (feed.messages_job, feed.name)
+        for record in instance.get_run_records(dg.RunsFilter(job_name=job), limit=1)
+    ]
+    last = max(records, key=lambda record: record.create_timestamp, default=None)
+    if last is None or not last.dagster_run.is_failure_or_canceled:
+        return None
+    run = last.dagster_run
+    identity = run.tags.get(REQUEST_TAG, f"{feed.messages_job}:{run.run_id}:unfinished")
+    config = step_config(feed.micro_batch, ingest_date=today)
+    return Request(identity, feed.messages_job, (), run_config=config)
+
+
+def pending_messages(
+    feed: StreamFeed, lake: LakeResource, broker: BrokerResource, today: str
+) -> Request | None:
+    """A micro-batch of what is in the topic and has not landed, at most so many messages.
+
+    Raises:
+        UnknownTopicError: there is no topic.
+        LostMessagesError: what should come next is no longer there.
+    """
+    watermarks = broker.watermarks(feed.topic)
+    landed = LakePositions(feed, lake, broker.incarnation(feed.topic), watermarks)
+    ranges = plan_ranges(feed.topic, landed.positions, watermarks, _MOST_MESSAGES_A_RUN)
+    return messages_request(feed, landed.incarnation, ranges, today) if ranges else None
+
+
+def batch_requests(feed: StreamFeed, lake: LakeResource) -> Iterator[Request]:
+    """The tables and their load, where they are not of the messages that are there."""
+    version, location = lake.table(feed.messages).snapshot().version, feed.messages.location
+    wanted = {location: version + 1, f"{location}/typing": int(feed.typing_version)}
+    taken = (lake.table(x).transactions(wanted) for x in feed.datasets)
+    if version >= 0 and any(found != wanted for found in taken):
+        yield Request(f"{feed.batch_job}:{version}-{feed.typing_version}", feed.batch_job, ())
+
+
+def ask(
+    instance: dg.DagsterInstance,
+    feed: StreamFeed,
+    lake: LakeResource,
+    broker: BrokerResource,
+    warehouse: WarehouseResource,
+    today: str,
+) -> dg.SensorResult | dg.SkipReason:
+    """One look at topic, lake and warehouse, and requests for what is new.
+
+    One micro-batch at a time: two would wait for each other. It goes on beside all else.
+    """
+    wanted: list[Request] = []
+    note = "every message has landed"
+    if underway := runs_underway(instance, feed.messages_job):
+        note = f"{feed.messages_job} is underway (run {underway[0].run_id})"
+    elif not broker.running:
+        note = (
+            "no embedded broker is running: retail-assets dev starts one, as does"
+            f" retail-assets run {feed.name} --stream FILE"
+        )
+    else:
+        try:
+            request = pending_messages(feed, lake, broker, today)
+            request = request or unfinished_request(instance, feed, today)
+            wanted = [request] if request else []
+        except UnknownTopicError:
+            note = f"the topic {feed.topic} is not there yet"
+    jobs = feed.star_job, feed.batch_job, feed.load_job, feed.name, feed.marts_job
+    tables = [*map(transformed_key, feed.datasets), *landed_keys(feed)]
+    arrivals = Arrivals(
+        wanted=lambda: wanted,
+        beside=True,
+        underway=told_underway(instance, jobs, tables),
+        notes=[] if wanted else [note],
+        # What is made already goes on to the marts first: else these would wait for as long as
+        # messages come.
+        last=lambda: batch_requests(feed, lake),
+    )
+    return automation.ask(
+        instance,
+        feed,
+        lake,
+        warehouse,
+        arrivals,
+        load_job=feed.load_job,
+        marts_job=feed.marts_job,
+    )
+
+
+def build_defs(settings: Settings, feed: StreamFeed) -> dg.Definitions:
+    """Jobs, the schedule and the sensor of the feed."""
+    select = dg.AssetSelection
+    messages = select.assets(messages_key(feed), operational_key(feed))
+    star = select.assets(*map(transformed_key, feed.datasets))
+    landed = select.assets(*landed_keys(feed))
+    everything = select.groups(feed.name) - select.assets(topic_key(feed))
+    marts = everything - messages - star - landed
+    jobs = {
+        name: dg.define_asset_job(name, selection=selection, description=description)
+        for name, selection, description in (
+            (feed.messages_job, messages, "A micro-batch: messages into the lake and PostgreSQL."),
+            (feed.star_job, star, "The star, of the messages in the lake, by Spark."),
+            (feed.load_job, landed, "The star, from the lake to the warehouse."),
+            (feed.batch_job, star | landed, "The star, and then its load to the warehouse."),
+            (feed.marts_job, marts, "Build and test the dbt models of the domain."),
+            (feed.name, everything, "Everything of the domain, from the topic to the marts."),
+        )
+    }
+
+    @dg.sensor(
+        name=f"{feed.name}_messages_sensor",
+        jobs=[jobs[x] for x in (feed.messages_job, feed.batch_job, feed.load_job, feed.marts_job)],
+        minimum_interval_seconds=30,
+        description="Asks for a micro-batch of exactly the offsets that are in the topic and have"
+        " not landed; for the star and its load, where messages landed since; for a load and the"
+        " marts, where these are behind. It has no cursor: what has landed is what the lake's table"
+        " says.",
+    )
+    def messages_sensor(
+        context: dg.SensorEvaluationContext,
+        lake: LakeResource,
+        broker: BrokerResource,
+        warehouse: WarehouseResource,
+    ) -> dg.SensorResult | dg.SkipReason:
+        today = f"{datetime.now(UTC):%Y-%m-%d}"
+        return ask(context.instance, feed, lake, broker, warehouse, today)
+
+    hourly = dg.ScheduleDefinition(
+        name=f"{feed.batch_job}_hourly",
+        job=jobs[feed.batch_job],
+        cron_schedule="0 * * * *",
+        execution_timezone="UTC",
+        description="The star and its load, of the messages of the last hour.",
+    )
+    return dg.Definitions(jobs=list(jobs.values()), schedules=[hourly], sensors=[messages_sensor])
