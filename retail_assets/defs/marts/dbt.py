@@ -39,7 +39,14 @@ _AS_IT_WAS: Mapping[str, str | float] = {
 
 
 class RetailTranslator(DagsterDbtTranslator):
-    """dbt's nodes under our names: a model's group is its domain's folder."""
+    """dbt's nodes under our names: a model's key is its schema and name, its group its domain."""
+
+    def get_asset_key(self, dbt_resource_props: Mapping[str, Any]) -> dg.AssetKey:
+        """dagster-dbt's, for which a model's schema is as if it were configured on the model."""
+        props = dbt_resource_props
+        if props["resource_type"] == "model":
+            props = {**props, "config": {**props["config"], "schema": props["schema"]}}
+        return super().get_asset_key(props)
 
     def get_asset_spec(
         self, manifest: Mapping[str, Any], unique_id: str, project: DbtProject | None

@@ -13,7 +13,8 @@ import pytest
 
 from retail_assets.dataset import Dataset
 from retail_assets.defs.coffee_chain.contract import CUSTOMER, LANDED, OUTLET, SALES
-from retail_assets.defs.coffee_chain.domain import CoffeeChain
+from retail_assets.defs.coffee_chain.feed import FEED as COFFEE_CHAIN
+from retail_assets.defs.coffee_chain.feed import CoffeeChain
 from retail_assets.defs.marts.dbt import (
     OF_THE_MODELS,
     build_defs,
@@ -22,9 +23,10 @@ from retail_assets.defs.marts.dbt import (
 )
 from retail_assets.defs.marts.dbt import models_of as reduced
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
-from retail_assets.defs.online_retail.domain import OnlineRetail
-from retail_assets.defs.supply_chain.domain import SupplyChain
+from retail_assets.defs.online_retail.feed import FEED
+from retail_assets.defs.supply_chain.feed import SupplyChain
 from retail_assets.domain import MARTS_STAGE, Domain, MartsPlan
+from retail_assets.feeds.snapshot import SnapshotFeed
 from retail_assets.resources.dbt.cli import LeanDbtCliResource
 from retail_assets.resources.dbt.project import dbt_resource, prepare_project
 from retail_assets.resources.warehouse import DuckDBWarehouse, WarehouseResource
@@ -34,7 +36,7 @@ FACT = dg.AssetKey(["online_retail_core", "fact_returns"])
 VERSIONS = {"2010-12-01": "a", "2010-12-02": "b"}
 
 
-class Planned(OnlineRetail):
+class Planned(SnapshotFeed):
     """Online retail with a plan of the test's own."""
 
     def plan_marts(self, warehouse: WarehouseResource) -> MartsPlan:
@@ -75,7 +77,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 
 
 def models_of(settings: Settings) -> dg.AssetsDefinition:
-    (found,) = build_defs(settings, [Planned()]).assets or ()
+    (found,) = build_defs(settings, [Planned(FEED.name, FEED.dataset, FEED.first_day)]).assets or ()
     assert isinstance(found, dg.AssetsDefinition)
     return found
 
@@ -90,7 +92,7 @@ def test_a_domain_has_one_definition_of_all_its_models(settings: Settings) -> No
 
 
 @pytest.mark.parametrize(
-    ("domain", "virtual"), [(OnlineRetail(), True), (CoffeeChain(), True), (SupplyChain(), False)]
+    ("domain", "virtual"), [(FEED, True), (COFFEE_CHAIN, True), (SupplyChain(), False)]
 )
 def test_a_view_is_never_stale_where_loads_say_what_is(
     settings: Settings, domain: Domain, virtual: bool
@@ -181,7 +183,7 @@ class Shop:
     """A warehouse and builds of the coffee chain's marts that make nothing, or fail."""
 
     def __init__(self, settings: Settings, warehouse: DuckDBWarehouse, build: Build) -> None:
-        self.domain = Changed()
+        self.domain = Changed(COFFEE_CHAIN.name, COFFEE_CHAIN.tables)
         self.settings, self.warehouse, self.build = settings, warehouse, build
         self.reported: set[str] = set()
 

@@ -23,12 +23,12 @@ from sqlglot.schema import MappingSchema
 
 from retail_assets.defs.coffee_chain.contract import LANDED
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
-from retail_assets.defs.online_retail.domain import WINDOW
 from retail_assets.defs.supply_chain.contract import LANDED as SUPPLY_CHAIN
 from retail_assets.resources.dbt.project import dbt_build, run_dbt
 from retail_assets.settings import Settings, load_settings
 
 PROJECT = "retail-assets"
+WINDOW = "online_retail_window"
 FACT = "fact_online_retail_data_partitioned_clustered"
 COFFEE_WINDOW = "coffee_chain_window"
 COFFEE_CUSTOMER_WINDOW = "coffee_chain_customer_window"
