@@ -50,6 +50,7 @@ class Column:
 
     ``type`` is one of string, int32, int64, bool, date, timestamp (naive, microseconds) or
     ``decimal(precision,scale)``. ``pii`` marks personal data, which stops at the dimensions.
+    ``source`` is the header in the raw file, where it is not the name; two columns may have one.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Column:
     nullable: bool = False
     key: bool = False
     pii: bool = False
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.type not in _DUCKDB_TYPES and not _DECIMAL.fullmatch(self.type):
