@@ -1,129 +1,83 @@
 """The command retail-assets.
 
-Here: reading arguments, calling the package, printing. Not here: work of any kind.
+Here: reading arguments, calling the package, printing. Not here: work of any kind, and what only
+one domain has (its commands.py).
 """
 
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from retail_assets.defs.registry import UnknownDomainError, domains, load_domain
+from retail_assets.defs.registry import domains, load_commands, load_domain
 from retail_assets.errors import PermanentError, TransientError
 from retail_assets.process import QuickEnd, spare_garbage_collection
-from retail_assets.settings import Settings, SettingsError, load_settings
+from retail_assets.settings import SettingsError, load_settings
+
+_SAMPLE = "sample"
+_DOMAINS = ", ".join(domain.name for domain in domains())
+_A_TABLE = next((dataset.table for domain in domains() for dataset in domain.datasets), "")
+
+
+class _Commands(TyperGroup):
+    """The commands of this module, and those that domains bring, imported where they are needed."""
+
+    def brought(self) -> Mapping[str, Callable[..., None]]:
+        """The functions that domains bring, by the command's name."""
+        return {
+            name: function
+            for commands in load_commands().values()
+            for name, function in commands.items()
+            if name != _SAMPLE
+        }
+
+    # Typer has a click of its own in some versions: its types have no name that lasts.
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *self.brought()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is None and (function := self.brought().get(cmd_name)):
+            alone = typer.Typer(add_completion=False)
+            alone.command(cmd_name)(function)
+            return typer.main.get_command(alone)
+        return command
+
+
+class _Samples(_Commands):
+    """The sample of each domain is a command of its own, for their options differ."""
+
+    def brought(self) -> Mapping[str, Callable[..., None]]:
+        found = load_commands().items()
+        return {domain: commands[_SAMPLE] for domain, commands in found if _SAMPLE in commands}
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.brought():
+            names = ", ".join(self.brought())
+            raise PermanentError(f"{cmd_name!r} is no domain; one of: {names}")
+        return super().get_command(ctx, cmd_name)
+
 
 app = typer.Typer(
     name="retail-assets",
+    cls=_Commands,
     help="Retail data from raw files to tested marts.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-_DOMAINS = ", ".join(domain.name for domain in domains())
-DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help=f"one of: {_DOMAINS}")]
-Seed = Annotated[int, typer.Option(help="the same seed gives the same bytes")]
-
-
-class _Samples(TyperGroup):
-    """The sample of each domain is a command of its own, for their options differ."""
-
-    # Typer has a click of its own in some versions: its types have no name that lasts.
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        command = super().get_command(ctx, cmd_name)
-        if command is None:
-            names = ", ".join(self.commands)
-            raise SystemExit(f"error: {cmd_name!r} is no domain; one of: {names}")
-        return command
-
-
-samples = typer.Typer(
-    cls=_Samples, help="Write a generated source.", subcommand_metavar="DOMAIN [ARGS]..."
+app.add_typer(
+    typer.Typer(
+        cls=_Samples, help="Write a generated source.", subcommand_metavar="DOMAIN [ARGS]..."
+    ),
+    name=_SAMPLE,
 )
-app.add_typer(samples, name="sample")
-
-
-def _settings() -> Settings:
-    try:
-        return load_settings()
-    except SettingsError as error:
-        raise SystemExit(f"error: {error}") from None
-
-
-@samples.command("online_retail")
-def sample_online_retail(
-    days: Annotated[int, typer.Option(min=1, help="days of trade")] = 120,
-    lines: Annotated[int, typer.Option(min=1, help="invoice lines a day, about")] = 150,
-    seed: Seed = 7,
-    to: Annotated[Path | None, typer.Option(help="file; default: where the demo reads it")] = None,
-) -> None:
-    """Write a workbook of invoices."""
-    from retail_assets.defs.online_retail.sample import write_sample
-
-    path = to or _settings().sample_path
-    rows = write_sample(path, days=days, lines_a_day=lines, seed=seed)
-    typer.echo(f"{path}: {rows:,} rows, {path.stat().st_size:,} bytes")
-
-
-@samples.command("coffee_chain")
-def sample_coffee_chain(
-    sales: Annotated[int, typer.Option(min=1, help="sales lines")] = 50_000,
-    customers: Annotated[int, typer.Option(min=1, help="customers")] = 5_000,
-    drops: Annotated[int, typer.Option(min=1, help="dated deliveries")] = 3,
-    seed: Seed = 7,
-    to: Annotated[Path | None, typer.Option(help="folder; default: the lake")] = None,
-) -> None:
-    """Write outlets, products, and drops of customers and sales, under the names of the lake."""
-    from retail_assets.commands.tables import progress_bar
-    from retail_assets.defs.coffee_chain.sample import write_sample
-
-    folder = to or _lake_folder(_settings())
-    try:
-        with progress_bar("sales lines", sales) as advance:
-            counts = write_sample(
-                folder, sales=sales, customers=customers, drops=drops, seed=seed, progress=advance
-            )
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    made = counts.total
-    typer.echo(
-        f"{folder}: {made.sales:,} sales lines ({made.duplicates:,} twice, {made.quarantined:,}"
-        f" that cannot be read), {made.customer_rows:,} customer rows, {drops:,} drops"
-    )
-
-
-@samples.command("supply_chain")
-def sample_supply_chain(
-    orders: Annotated[int, typer.Option(min=1, help="orders, of 1 to 5 items")] = 2_000,
-    seed: Seed = 7,
-    to: Annotated[Path | None, typer.Option(help="file; default: where the demo reads it")] = None,
-) -> None:
-    """Write a file of order lines, to be streamed."""
-    from retail_assets.commands.tables import progress_bar
-    from retail_assets.defs.supply_chain.sample import write_sample
-
-    path = to or _settings().sample_orders_path
-    try:
-        with progress_bar("orders", orders) as advance:
-            made = write_sample(path, orders=orders, seed=seed, progress=advance)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    typer.echo(
-        f"{path}: {made.lines:,} lines of {made.items:,} order items ({made.replayed:,} replayed,"
-        f" {made.corrected:,} corrected), {made.customers:,} customers"
-    )
-
-
-def _lake_folder(settings: Settings) -> Path:
-    if settings.lake.startswith("gs://"):
-        raise SystemExit(
-            f"error: RETAIL_LAKE is {settings.lake}, and a sample is written to a folder. Give"
-            " --to FOLDER, and copy what is in it to the lake."
-        )
-    return Path(settings.lake)
+DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help=f"one of: {_DOMAINS}")]
+TableName = Annotated[str, typer.Argument(metavar="TABLE", help=f"such as {_A_TABLE}")]
 
 
 @app.command()
@@ -137,28 +91,22 @@ def run(
     ] = False,
     stream: Annotated[
         Path | None,
-        typer.Option(help="a file of order lines to produce to the topic meanwhile, or: sample"),
+        typer.Option(help="a file to produce to the domain's topic meanwhile, or: sample"),
     ] = None,
 ) -> None:
     """Materialize every asset of a domain in one recorded run in this process."""
-    from retail_assets.commands.run import RunFailed, failures, run_domain
+    from retail_assets.commands.run import failures, run_domain
+    from retail_assets.domain import Asked, parse_partitions
 
-    settings = _settings()
-    try:
-        chosen = load_domain(domain)
-    except UnknownDomainError as error:
-        raise SystemExit(f"error: {error}") from None
+    settings = load_settings()
+    chosen = load_domain(domain)
     started = time.perf_counter()
-    try:
-        outcomes = run_domain(
-            settings,
-            chosen,
-            partitions,
-            allow_emptying=allow_emptying,
-            stream=settings.orders_path(stream) if stream else None,
-        )
-    except RunFailed as failure:
-        raise SystemExit(f"error: {failure}") from None
+    asked = Asked(
+        parse_partitions(partitions) if partitions else None,
+        allow_emptying,
+        settings.file_to_stream(domain, stream) if stream else None,
+    )
+    outcomes = run_domain(settings, chosen, asked)
     from retail_assets.commands.tables import one_line, print_outcomes
 
     print_outcomes(outcomes, time.perf_counter() - started)
@@ -167,25 +115,11 @@ def run(
 
 
 @app.command()
-def stream(
-    file: Annotated[Path, typer.Argument(help="a CSV file of order lines, or: sample")],
-) -> None:
-    """Produce a file's lines to the supply chain's topic; Ctrl-C stops, the same goes on."""
-    from retail_assets.commands.stream import stream_with_progress
-
-    settings = _settings()
-    streamed = stream_with_progress(settings, settings.orders_path(file))
-    typer.echo(streamed.summary)
-    if not streamed.finished:
-        raise SystemExit(130)
-
-
-@app.command()
 def status() -> None:
     """Print the settings, and each asset's rows, partitions and last materialization."""
     from retail_assets.commands.tables import print_status
 
-    print_status(_settings())
+    print_status(load_settings())
 
 
 @app.command()
@@ -194,7 +128,7 @@ def doctor() -> None:
     from retail_assets.commands.doctor import examine
     from retail_assets.commands.tables import print_findings
 
-    if not print_findings(examine(_settings())):
+    if not print_findings(examine(load_settings())):
         raise SystemExit(1)
 
 
@@ -202,21 +136,15 @@ def doctor() -> None:
 def quarantine(
     table: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[TABLE]",
-            help="such as malaysian_coffee_chain.sales, or a domain; default: all",
-        ),
+        typer.Argument(metavar="[TABLE]", help=f"such as {_A_TABLE}, or a domain; default: all"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document")] = False,
     personal: Annotated[bool, typer.Option("--personal", help="show personal data too")] = False,
 ) -> None:
     """List what could not be read, by reason, with a few rows of each."""
-    from retail_assets.commands.quarantine import UnknownTableError, read_quarantine, to_json
+    from retail_assets.commands.quarantine import read_quarantine, to_json
 
-    try:
-        found = read_quarantine(_settings(), table, personal=personal)
-    except UnknownTableError as error:
-        raise SystemExit(f"error: {error}") from None
+    found = read_quarantine(load_settings(), table, personal=personal)
     if as_json:
         typer.echo(to_json(found))
         return
@@ -226,22 +154,11 @@ def quarantine(
 
 
 @app.command()
-def rebuild(
-    table: Annotated[str, typer.Argument(help="for example online_retail.online_retail_data")],
-) -> None:
-    """Re-create a table of the warehouse, or PostgreSQL's messages, from the lake."""
-    from retail_assets.commands.run import RunFailed, rebuild_table
+def rebuild(table: TableName) -> None:
+    """Re-create a table of the warehouse, or what else a domain fills, from the lake."""
+    from retail_assets.commands.run import rebuild_table
 
-    try:
-        rows = rebuild_table(_settings(), table)
-    except RunFailed as failure:
-        raise SystemExit(f"error: {failure}") from None
-    typer.echo(f"{table}: {rows:,} rows")
-
-
-TableName = Annotated[
-    str, typer.Argument(metavar="TABLE", help="such as malaysian_coffee_chain.sales")
-]
+    typer.echo(f"{table}: {rebuild_table(load_settings(), table):,} rows")
 
 
 @app.command()
@@ -253,7 +170,7 @@ def history(
     """List a lake table's versions, the latest first: run, rows, source, and if it can be had."""
     from retail_assets.commands.memory import read_history, to_json
 
-    found = read_history(_settings(), table, limit)
+    found = read_history(load_settings(), table, limit)
     if as_json:
         typer.echo(to_json(table, found))
         return
@@ -271,7 +188,7 @@ def restore(
     from retail_assets.commands.memory import restore_table
     from retail_assets.commands.tables import print_restored
 
-    print_restored(table, version, restore_table(_settings(), table, version))
+    print_restored(table, version, restore_table(load_settings(), table, version))
 
 
 @app.command()
@@ -285,7 +202,7 @@ def vacuum(
     from retail_assets.commands.memory import vacuum_tables
 
     done = "would be deleted" if dry_run else "deleted"
-    for freed in vacuum_tables(_settings(), table, dry_run=dry_run):
+    for freed in vacuum_tables(load_settings(), table, dry_run=dry_run):
         typer.echo(f"{freed.table}: {freed.files:,} files, {freed.size:,} bytes {done}")
 
 
@@ -297,7 +214,32 @@ def dbt(context: typer.Context) -> None:
     """Run dbt on the project and the warehouse of the settings, e.g. `dbt docs generate`."""
     from retail_assets.resources.dbt.project import run_dbt
 
-    raise SystemExit(run_dbt(_settings(), context.args))
+    raise SystemExit(run_dbt(load_settings(), context.args))
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="of the domain, such as store_visits")],
+    file: Annotated[Path, typer.Option("--from", help="a CSV or xlsx file, one of dated ones")],
+    feed: Annotated[str | None, typer.Option(help="files or snapshot; default: files")] = None,
+    date: Annotated[
+        str | None, typer.Option(help="column whose days the mart is by; default: the first")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="columns that together name a row, as A,B; default: none")
+    ] = None,
+    amount: Annotated[
+        str | None, typer.Option(help="column of amounts; default: by its name, or the first")
+    ] = None,
+    dates: Annotated[
+        str | None, typer.Option(help="iso, mdy or dmy, where the file's values do not say it")
+    ] = None,
+) -> None:
+    """Write a domain for files like one of yours: contract, feed, models, tests."""
+    from retail_assets.commands.new.making import make_domain
+
+    said = {"feed": feed, "date": date, "key": key, "amount": amount, "dates": dates}
+    typer.echo(make_domain(name, file, said))
 
 
 @app.command()
@@ -307,7 +249,7 @@ def dev(
     """Start Dagster's UI and daemon on localhost, until Ctrl-C."""
     from retail_assets.commands.dev import serve
 
-    serve(_settings(), port)
+    serve(load_settings(), port)
 
 
 def main() -> None:
@@ -318,7 +260,7 @@ def main() -> None:
             app()
         except KeyboardInterrupt:
             sys.exit(130)
-        except (PermanentError, TransientError) as error:
+        except (PermanentError, TransientError, SettingsError) as error:
             sys.exit(f"error: {error}")
 
 

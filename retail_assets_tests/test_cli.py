@@ -2,12 +2,15 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from retail_assets.cli import app
+from retail_assets.errors import PermanentError
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +26,36 @@ def retail_assets(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments)
 
 
+def test_help_lists_the_commands_of_the_domains_too() -> None:
+    listed = retail_assets("--help").output, retail_assets("sample", "--help").output
+
+    assert all(f" {name} " in listed[0] for name in ("run", "status", "sample", "stream"))
+    assert all(f" {name} " in listed[1] for name in ("online_retail", "supply_chain"))
+    assert "Produce a file's lines" in retail_assets("stream", "--help").output
+    assert "No such command 'smaple'" in retail_assets("smaple").output
+
+
+def test_a_run_imports_no_domains_commands() -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from retail_assets.cli import app\n"
+        "done = CliRunner().invoke(app, ['run', '--help'])\n"
+        "assert done.exit_code == 0, done.output\n"
+        "print([name for name in sys.modules if name.endswith('.commands')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "['retail_assets.commands']\n" or done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("command", ["run", "sample"])
 def test_an_unknown_domain_is_refused_with_the_known_ones(home: Path, command: str) -> None:
     done = retail_assets(command, "online")
 
     assert done.exit_code == 1
-    assert "error: 'online' is no domain; one of: online_retail" in done.output
+    assert isinstance(done.exception, PermanentError)
+    assert str(done.exception).startswith("'online' is no domain; one of: coffee_chain")
     assert not home.exists()
 
 

@@ -73,7 +73,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _variables() -> Iterator[Finding]:
-    for name, nearest in unknown_variables().items():
+    others = [name for domain in domains() for name in domain.variables()]
+    for name, nearest in unknown_variables(others=others).items():
         fix = f"rename it to {nearest}" if nearest else "unset it"
         yield Finding("variables", False, f"{name} is no variable of Retail Assets", fix)
 

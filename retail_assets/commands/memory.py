@@ -20,6 +20,13 @@ from retail_assets.resources.lake.vacuum import vacuum
 from retail_assets.settings import Settings
 
 _MOST_NAMES = 2
+# A version's counts, by what its commit calls them.
+_COUNTS = {
+    "read": "rows_read",
+    "written": "rows_written",
+    "duplicates": "duplicates",
+    "quarantined": "quarantined",
+}
 
 
 class UnknownTableError(PermanentError):
@@ -55,25 +62,15 @@ class Version:
     @classmethod
     def of(cls, commit: Commit) -> "Version":
         """The version that a commit made."""
-        told = commit.told
-
-        def count(name: str) -> int | None:
-            return int(told[name]) if name in told else None
-
-        source = _describe(told.get("source", ""))
-        if "restored_version" in told:
-            source = f"version {told['restored_version']}"
+        told, restored = commit.told, commit.told.get("restored_version")
         return cls(
-            commit.version,
-            commit.time,
-            told.get("run_id", ""),
-            told.get("asset") or commit.operation.lower(),
-            count("rows_read"),
-            count("rows_written"),
-            count("duplicates"),
-            count("quarantined"),
-            source,
-            commit.readable,
+            version=commit.version,
+            time=commit.time,
+            run=told.get("run_id", ""),
+            asset=told.get("asset") or commit.operation.lower(),
+            source=f"version {restored}" if restored else _describe(told.get("source", "")),
+            readable=commit.readable,
+            **{name: int(told[key]) if key in told else None for name, key in _COUNTS.items()},
         )
 
 

@@ -1,25 +1,25 @@
 """The recorded, in-process Dagster runs of a whole domain, and the rebuilding of its tables.
 
 Here: starting what takes long, executing what the domain plans, and what that tells afterwards.
-Not here: which partitions are run (defs/<domain>/domain.py), what the assets do (the domain's
-assets.py), printing (tables.py).
+Not here: which partitions are run (the domain's plan), what the assets do, printing (tables.py).
 """
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, reduce
+from itertools import chain, islice
 from operator import add
-from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from retail_assets.commands.status import count_rows, table_names
 from retail_assets.defs.registry import domains
-from retail_assets.domain import REFUSED_PARTITIONS, Domain, Execution, parse_partitions
+from retail_assets.domain import REFUSED_PARTITIONS, Asked, Domain, Execution
+from retail_assets.errors import PermanentError
 from retail_assets.instance import open_instance
 from retail_assets.settings import Settings
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from retail_assets.losses import Quarantined
 
 
-class RunFailed(Exception):  # noqa: N818  (says what happened, as Dagster's own events do)
+class RunFailed(PermanentError):  # noqa: N818  (says what happened, as Dagster's own events do)
     """The run did not succeed; the message is the line that says why."""
 
 
@@ -65,65 +65,44 @@ class RunOutcome:
     failures: list[str] = field(default_factory=list)
 
 
-def run_domain(
-    settings: Settings,
-    domain: Domain,
-    partitions: str | None,
-    *,
-    allow_emptying: bool = False,
-    stream: Path | None = None,
-) -> list[RunOutcome]:
+def run_domain(settings: Settings, domain: Domain, asked: Asked) -> list[RunOutcome]:
     """Materialize every asset of ``domain``: the partitions asked for, or all that there are.
-
-    ``stream`` is a file to produce to the domain's topic meanwhile.
 
     Returns:
         One outcome for each execution that the domain plans, in order; ``failures`` judges them.
 
     Raises:
         RunFailed: a step or a blocking check failed; the run is recorded.
-        PlanError: the partitions asked for cannot be, or there are none.
+        PlanError: what was asked for cannot be, or there is nothing to run.
     """
-    asked = parse_partitions(partitions) if partitions else None
-    if asked:
-        domain.check_partitions(settings, *asked)
+    domain.check(settings, asked)
     # One planned event an asset in place of one a partition: a run of a year is then not mostly
     # bookkeeping. A range that fails here is seen as a failed run, not as failed partitions.
     os.environ.setdefault("DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "1")
     domain.prepare(settings)
     with ExitStack() as running:
-        # Dagster's and dbt's start takes seconds: it happens while the source is read.
+        # Dagster's and dbt's start takes seconds: it happens while the plan looks at what is there.
         ahead = Thread(target=start_ahead, args=(settings, domain, running), daemon=True)
-        ahead.start()
 
         @cache
         def instance() -> "dg.DagsterInstance":
             ahead.join()  # it opens the instance too, and its files must not be made twice at once
             return running.enter_context(open_instance(settings))
 
+        planned = iter(domain.plan(settings, asked, instance))
+        ahead.start()
         try:
-            executions = (
-                domain.plan_stream(settings, stream, allow_emptying=allow_emptying)
-                if stream
-                else domain.plan(settings, asked, allow_emptying=allow_emptying, instance=instance)
-            )
-        except Exception:
+            executions = chain([next(planned)], planned)
+        finally:
             ahead.join()  # or what it starts would not be stopped at the end of this block
-            raise
-        ahead.join()
         from retail_assets.definitions import build_defs
-        from retail_assets.errors import PermanentError
 
-        try:
-            definitions = build_defs(settings, domains=[domain])
-        except PermanentError as error:
-            raise RunFailed(str(error)) from error
+        definitions = build_defs(settings, domains=[domain])
         return _execute(settings, domain, definitions, instance, executions)
 
 
 def start_ahead(settings: Settings, domain: Domain, running: ExitStack) -> None:
     """Have dbt start until ``running`` is closed, and import what the run will need."""
-    from retail_assets.errors import PermanentError
     from retail_assets.resources.dbt.project import dbt_ahead
 
     # First: its imports take a core that has nothing else to do while ours go on.
@@ -141,17 +120,19 @@ def _execute(
     domain: Domain,
     definitions: "dg.Definitions",
     instance: "Callable[[], dg.DagsterInstance]",
-    executions: Sequence[Execution],
+    executions: Iterator[Execution],
 ) -> list[RunOutcome]:
     # dbt's lines and Dagster's go to a file: the terminal gets the table, or the reason, and for
     # whom the run waits meanwhile.
     log = settings.home / "logs" / f"{domain.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    import dagster as dg
+
     from retail_assets.runs import process_tags
 
     done: list[tuple[Execution, dg.ExecuteInProcessResult]] = []
     refusals: list[str] = []
-    waiting = list(executions)
+    waiting: list[Execution] = []
     opened = instance()
     with (
         _waits_told(),
@@ -159,28 +140,32 @@ def _execute(
         redirect_stdout(sink),
         redirect_stderr(sink),
     ):
-        while waiting:
+        while waiting or (waiting := list(islice(executions, 1))):
             execution = waiting.pop(0)
             run_id = str(uuid4())
+            selection = execution.asset_selection
+            if isinstance(selection, dg.AssetSelection):
+                selection = sorted(selection.resolve(definitions.resolve_asset_graph()))
             result = definitions.resolve_job_def(execution.job_name).execute_in_process(
                 instance=opened,
                 run_id=run_id,
                 tags=execution.tags | process_tags(run_id),
                 raise_on_error=False,
-                asset_selection=execution.asset_selection,
+                asset_selection=selection,
                 run_config=dict(execution.run_config),
             )
             if result.success:
                 done.append((execution, result))
                 continue
             refused = _refused(result)
-            others = domain.plan_without(settings, execution, refused, opened) if refused else []
+            if refused:
+                others = domain.plan_without(settings, execution, refused, opened)
+                waiting = [*others, *waiting]
             # Nothing, or no use in going on.
-            if not refused or not (others or waiting or done):
+            if not refused or not (waiting or done or (waiting := list(islice(executions, 1)))):
                 raise RunFailed(f"{' '.join([*refusals, _why(result)])} (log: {log})")
             reasons = _reasons(result)
             refusals += [reasons[step] for step in refused]
-            waiting = others + waiting
     tables = {key.to_user_string(): name for key, name in table_names(definitions).items()}
     rows = count_rows(settings, [domain])
     outcomes = [_outcome(result, execution.partitions, tables, rows) for execution, result in done]
@@ -259,8 +244,8 @@ def _told(check: "dg.AssetCheckEvaluation") -> str:
     return f"{named}: {check.description}" if check.description else named
 
 
-def _number(metadata: dict[str, Any], *names: str) -> int | None:
-    for name in names:
+def _rows(metadata: "Mapping[str, dg.MetadataValue[Any]]") -> int | None:
+    for name in ("dagster/partition_row_count", "dagster/row_count", "rows_landed"):
         if name in metadata and metadata[name].value is not None:
             return int(metadata[name].value)
     return None
@@ -274,10 +259,10 @@ def _outcome(
 ) -> RunOutcome:
     from retail_assets.losses import QUARANTINE_CHECK, SKIPPED, Quarantined
 
-    seconds: dict[str, float] = {}
-    for event in result.filter_events(lambda e: e.is_step_success):
-        assert event.step_key is not None
-        seconds[event.step_key] = event.step_success_data.duration_ms / 1000
+    seconds = {
+        str(event.step_key): event.step_success_data.duration_ms / 1000
+        for event in result.filter_events(lambda e: e.is_step_success)
+    }
     # By partition: a step that was tried again materializes again.
     by_key: dict[str, dict[str | None, Any]] = {}
     step_of: dict[str, str] = {}
@@ -288,16 +273,7 @@ def _outcome(
         step_of[key] = event.step_key
     assets = []
     for key, found in by_key.items():
-        rows = [
-            _number(
-                dict(m.metadata),
-                "dagster/partition_row_count",
-                "dagster/row_count",
-                "rows_landed",
-            )
-            for m in found.values()
-        ]
-        counted = [r for r in rows if r is not None]
+        counted = [rows for m in found.values() if (rows := _rows(m.metadata)) is not None]
         metadata = dict(list(found.values())[-1].metadata)
         execution = metadata.get("Execution Duration")
         where = metadata.get("path") or metadata.get("dagster/table_name")

@@ -1,14 +1,12 @@
-"""What the commands print: Rich tables and bars.
+"""What the commands print: Rich tables.
 
 Here: layout. Not here: finding out what to print (the command's own module).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
 
@@ -149,35 +147,6 @@ def print_restored(table: str, version: int, done: "Restored") -> None:
         "The warehouse follows with the next load, the marts with their next build. Now:"
         f" retail-assets rebuild {table}; then the job {done.marts_job} in the UI",
     )
-
-
-class _Speed(ProgressColumn):
-    """How many are done a second, lately."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} a second")
-
-
-@contextmanager
-def progress_bar(label: str, total: int, *, speed: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, which is to be told how much was done since it was told last.
-
-    With ``speed`` it says how many are done a second.
-
-    Nothing is shown where that is no terminal.
-    """
-    console = Console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns(),
-        MofNCompleteColumn(),
-        *([_Speed()] if speed else []),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda done: progress.advance(task, done)
 
 
 def print_status(settings: Settings) -> None:

@@ -7,7 +7,7 @@ writing (lake/, warehouse/), printing (commands/).
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from retail_assets.errors import PermanentError
 from retail_assets.settings import BigQueryTarget, Settings
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from google.auth.credentials import Credentials
     from google.cloud import bigquery, storage
 
-_T = TypeVar("_T")
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 _TIMEOUT_S = 10.0
 
@@ -78,25 +77,6 @@ def may_load(bucket: str, dataset: str) -> bool:
     return bucket.startswith(_INSIDE.get(dataset, ())) and bucket not in _OUTSIDE_EU
 
 
-def _remembered(ask: Callable[[], _T]) -> Callable[[], _T]:
-    """``ask`` that is asked once, whatever came of it: the answer or the error."""
-    outcome: list[_T] = []
-    failure: list[Exception] = []
-
-    def answer() -> _T:
-        if failure:
-            raise failure[0]
-        if not outcome:
-            try:
-                outcome.append(ask())
-            except Exception as error:
-                failure.append(error)
-                raise
-        return outcome[0]
-
-    return answer
-
-
 class CloudChecks:
     """The questions to Google that the settings give rise to; none where they name no Google.
 
@@ -106,8 +86,7 @@ class CloudChecks:
     def __init__(self, settings: Settings, datasets: Mapping[str, str | None]) -> None:
         self._settings = settings
         self._datasets = datasets
-        self._credentials = _remembered(self._find_credentials)
-        self._bucket = _remembered(self._get_bucket)
+        self._bucket: storage.Bucket | None = None
 
     def questions(self) -> Iterator[Question]:
         """Every question, credentials first."""
@@ -140,29 +119,33 @@ class CloudChecks:
             hosts.append(self._settings.bigquery_emulator_host)
         return all(hosts)
 
-    def _find_credentials(self) -> "tuple[Credentials, str | None]":
+    @cached_property
+    def _credentials(self) -> "tuple[Credentials, str | None] | CheckFailedError":
+        """The account and its project, or why there is none: found once, whatever comes of it."""
         import google.auth
         from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
         from google.auth.transport.requests import Request
 
         try:
             credentials, project = google.auth.default(scopes=[_SCOPE])
-        except DefaultCredentialsError as error:
-            raise CheckFailedError(
+        except DefaultCredentialsError:
+            return CheckFailedError(
                 "no application default credentials were found in the environment, in gcloud's"
                 " folder or from a metadata server",
                 _LOGIN,
-            ) from error
+            )
         try:
             credentials.refresh(Request())
         except GoogleAuthError as error:
-            raise CheckFailedError(
+            return CheckFailedError(
                 f"application default credentials were found, but give no token: {error}", _LOGIN
-            ) from error
+            )
         return credentials, project
 
     def _account(self) -> str:
-        credentials, project = self._credentials()
+        if isinstance(self._credentials, CheckFailedError):
+            raise self._credentials
+        credentials, project = self._credentials
         kind = type(credentials).__module__
         return (
             f"{_member(credentials) or 'an account that does not tell its name'},"
@@ -177,18 +160,27 @@ class CloudChecks:
                 "credentials": AnonymousCredentials(),
                 "client_options": {"api_endpoint": emulator},
             }
-        try:
-            return {"credentials": self._credentials()[0]}
-        except CheckFailedError as error:
-            raise CheckFailedError("not asked: there are no credentials", error.fix) from error
+        if isinstance(self._credentials, CheckFailedError):
+            raise CheckFailedError("not asked: there are no credentials", self._credentials.fix)
+        return {"credentials": self._credentials[0]}
 
     @cached_property
     def _grantee(self) -> str:
         """The account in the form of an IAM policy, as far as it is known."""
-        try:
-            return ("" if self._emulated else _member(self._credentials()[0])) or "MEMBER"
-        except CheckFailedError:
+        if self._emulated or isinstance(self._credentials, CheckFailedError):
             return "MEMBER"
+        return _member(self._credentials[0]) or "MEMBER"
+
+    def _refusal(self, error: Exception, api: str, what: str, fix: str) -> CheckFailedError:
+        """A refusal as a finding, with its fix: another where the API is not switched on."""
+        details: list[Any] = [*getattr(error, "errors", ()), *getattr(error, "details", ())]
+        if any(word in str(details) for word in ("accessNotConfigured", "SERVICE_DISABLED")):
+            target = self._settings.bigquery
+            project = target.project if target else "PROJECT"
+            fix = f"gcloud services enable {api}.googleapis.com --project={project}"
+        # Google's own words, without the request's line.
+        said = str(getattr(error, "message", error)).rpartition("prettyPrint=false: ")[2]
+        return CheckFailedError(f"{what}: {said.rstrip('.')}", fix)
 
     # The lake
 
@@ -212,18 +204,15 @@ class CloudChecks:
         from google.api_core.exceptions import Forbidden, NotFound
 
         bucket, target = self._bucket_name, self._settings.bigquery
+        if isinstance(error, Forbidden):
+            what = f"gs://{bucket} refuses {permission}"
+            return self._refusal(error, "storage", what, self._grant_bucket(permission))
         if isinstance(error, NotFound):
             location = target.location if target else "EU"
             return CheckFailedError(
                 f"there is no bucket gs://{bucket}",
                 f"gcloud storage buckets create gs://{bucket} --location={location}"
                 " --uniform-bucket-level-access --public-access-prevention; or correct RETAIL_LAKE",
-            )
-        if isinstance(error, Forbidden):
-            return CheckFailedError(
-                f"gs://{bucket} refuses {permission}: {_said(error)}",
-                _enable(error, "storage", target.project if target else "PROJECT")
-                or self._grant_bucket(permission),
             )
         return error
 
@@ -235,15 +224,12 @@ class CloudChecks:
             for role in roles
         )
 
-    def _get_bucket(self) -> "storage.Bucket":
+    def _ask_bucket(self) -> str:
         client = self._storage
         try:
-            return client.get_bucket(self._bucket_name, **_calls())
+            bucket = self._bucket = client.get_bucket(self._bucket_name, **_calls())
         except Exception as error:
             raise self._bucket_fault(error, "storage.buckets.get") from error
-
-    def _ask_bucket(self) -> str:
-        bucket = self._bucket()
         notes = [f"gs://{bucket.name}, {bucket.location} ({bucket.location_type or 'location'})"]
         access = bucket.iam_configuration
         if not access.uniform_bucket_level_access_enabled:
@@ -315,13 +301,13 @@ class CloudChecks:
         try:
             self._dry_run("select 1")
         except Forbidden as error:
-            raise CheckFailedError(
-                f"project {project} refuses bigquery.jobs.create: {_said(error)}",
-                _enable(error, "bigquery", project) or self._grant_project(_JOB_ROLE),
-            ) from error
+            what = f"project {project} refuses bigquery.jobs.create"
+            raise self._refusal(error, "bigquery", what, self._grant_project(_JOB_ROLE)) from error
         except (BadRequest, NotFound) as error:
-            raise CheckFailedError(
-                f"project {project} takes no query in {self._target.location}: {_said(error)}",
+            raise self._refusal(
+                error,
+                "bigquery",
+                f"project {project} takes no query in {self._target.location}",
                 "correct the project or location in RETAIL_WAREHOUSE, or gcloud services enable"
                 f" bigquery.googleapis.com --project={project}",
             ) from error
@@ -338,10 +324,8 @@ class CloudChecks:
         except NotFound:
             return self._ask_creation(dataset)
         except Forbidden as error:
-            raise CheckFailedError(
-                f"{name} refuses bigquery.datasets.get: {_said(error)}",
-                _enable(error, "bigquery", self._target.project) or self._grant_dataset(dataset),
-            ) from error
+            what = f"{name} refuses bigquery.datasets.get"
+            raise self._refusal(error, "bigquery", what, self._grant_dataset(dataset)) from error
         if str(found.location).upper() != self._target.location.upper():
             raise CheckFailedError(
                 f"{name} is in {found.location}, but RETAIL_WAREHOUSE asks for"
@@ -392,9 +376,10 @@ class CloudChecks:
                 f" options (location = '{target.location}')"
             )
         except Forbidden as error:
-            raise CheckFailedError(
-                f"{target.project}.{dataset} is not there, and bigquery.datasets.create is"
-                f" refused: {_said(error)}",
+            raise self._refusal(
+                error,
+                "bigquery",
+                f"{target.project}.{dataset} is not there, and bigquery.datasets.create is refused",
                 f"{self._grant_project(_CREATE_ROLE)}; or create it: bq mk --dataset"
                 f" --location={target.location} {target.project}:{dataset}, and"
                 f" {self._grant_dataset(dataset)}",
@@ -402,12 +387,11 @@ class CloudChecks:
         return f"{target.project}.{dataset} is not there yet, may be created in {target.location}"
 
     def _ask_location(self) -> str:
-        try:
-            bucket = self._bucket()
-        except Exception as error:
+        bucket = self._bucket
+        if bucket is None:
             raise CheckFailedError(
                 "the bucket's location is not known", "mend what lake bucket says"
-            ) from error
+            )
         where, wanted = str(bucket.location), self._target.location
         if not may_load(where, wanted):
             instead = where.lower() if "-" in where else where  # as BigQuery writes a region
@@ -448,16 +432,3 @@ def _calls() -> dict[str, Any]:
     from google.api_core.retry import Retry
 
     return {"timeout": _TIMEOUT_S, "retry": Retry(timeout=_TIMEOUT_S)}
-
-
-def _said(error: Exception) -> str:
-    """Google's own words, without the request's line."""
-    return str(getattr(error, "message", error)).rpartition("prettyPrint=false: ")[2].rstrip(".")
-
-
-def _enable(error: Exception, api: str, project: str) -> str:
-    """The fix where an API is not switched on in the project; else empty."""
-    details: list[Any] = [*getattr(error, "errors", ()), *getattr(error, "details", ())]
-    if any(word in str(details) for word in ("accessNotConfigured", "SERVICE_DISABLED")):
-        return f"gcloud services enable {api}.googleapis.com --project={project}"
-    return ""

@@ -67,28 +67,26 @@ def write_drops(lake: Path, files: int) -> list[str]:
 
 def remember(settings: "Settings", lake: "LakeResource") -> None:
     """Leave what processing, loading and building all raw files of the lake would leave."""
-    from retail_assets.defs.coffee_chain.assets import processed_versions
-    from retail_assets.defs.coffee_chain.contract import LANDED
-    from retail_assets.defs.coffee_chain.drops import fingerprint_of, hash_file, list_raw
+    from retail_assets.defs.coffee_chain.feed import FEED
     from retail_assets.domain import MARTS_STAGE
+    from retail_assets.feeds.files.listing import Look, fingerprint_of, hash_file
     from retail_assets.resources.lake.ledger import Ledger
     from retail_assets.resources.lake.staging import partition_folder
     from retail_assets.resources.lake.tables import NewFile
     from retail_assets.resources.warehouse import open_warehouse
 
     warehouse = open_warehouse(settings)
-    listing = list_raw(lake)
-    for dataset in LANDED:
-        files = []
-        for number, (key, entry) in enumerate(listing.of(dataset).items()):
-            fingerprint = fingerprint_of(hash_file(lake.local_file(entry.name)))
+    look = Look(lake, FEED.tables)
+    for table in FEED.tables:
+        dataset, files = table.dataset, []
+        for number, (key, entry) in enumerate(look.files[dataset.name].items()):
+            fingerprint = fingerprint_of(hash_file(lake.local_file(entry.name)), table.version)
             ledger = Ledger(fingerprint, 1, stamp=entry.version, size=entry.size)
             name = f"{partition_folder(dataset, key)}/{ledger.file_name(f'remember-{number}')}"
             files.append(NewFile(name.lstrip("/"), key, 1, 1000))
         lake.table(dataset).commit(files)  # which nobody reads: they need not be there
-    for dataset in LANDED:
-        keys = sorted(listing.dates) if dataset.partition_by else [""]
-        versions = processed_versions(lake, dataset, keys)
+    for dataset in FEED.datasets:
+        versions = FEED.lake_versions(lake, dataset)
         warehouse.replace_partitions(dataset, [], versions)
         warehouse.record_versions(dataset, MARTS_STAGE, versions)
 
@@ -139,15 +137,13 @@ def measure(files: int) -> Told:
         AssertionError: a tick asked for work although nothing is new, or for none when it is.
     """
     from retail_assets.definitions import build_defs
-    from retail_assets.defs.coffee_chain.assets import DROPS_NAME
     from retail_assets.defs.coffee_chain.contract import (
-        DOMAIN,
         RAW_OUTLET,
         RAW_PRODUCT,
         RAW_SALES,
         SALES,
     )
-    from retail_assets.defs.registry import load_domain
+    from retail_assets.defs.coffee_chain.feed import FEED
     from retail_assets.instance import open_instance
     from retail_assets.resources.lake import open_lake
     from retail_assets.settings import load_settings
@@ -159,14 +155,14 @@ def measure(files: int) -> Told:
         (root / raw.path).parent.mkdir(parents=True)
         (root / raw.path).write_text(",".join(raw.header) + "\n")
     remember(settings, lake)
-    definitions = build_defs(settings, domains=[load_domain(DOMAIN)])
+    definitions = build_defs(settings, domains=[FEED])
     with open_instance(settings) as instance:
-        instance.add_dynamic_partitions(DROPS_NAME, keys)
+        instance.add_dynamic_partitions(FEED.partitions, keys)
         cursor: str | None = None
         seconds, cpu = [], []
         for _ in range(_WARM_UPS + _TICKS):
             took, worked, cursor, requests, why = tick(settings, definitions, instance, cursor)
-            assert not requests and why == "no raw file has changed", (requests, why)
+            assert not requests and why == "nothing has changed", (requests, why)
             seconds.append(took)
             cpu.append(worked)
         after = date.fromisoformat(keys[-1]) + timedelta(days=1)

@@ -46,22 +46,22 @@ class Recording:
     steps: dict[str, list[Replayed]] = field(default_factory=dict)
 
 
-def record_last_run() -> Recording:
-    """The events of the instance's last run, which must have succeeded over a range of days."""
+def record_last_runs() -> Recording:
+    """The events of the instance's last two runs: the source's, and that of a range of days."""
     from retail_assets.instance import open_instance
     from retail_assets.settings import load_settings
 
     with open_instance(load_settings()) as instance:
-        run = instance.get_runs(limit=1)[0]
-        assert run.is_success
-        tags = run.tags
+        runs = instance.get_runs(limit=2)
+        assert all(run.is_success for run in runs)
+        tags = runs[0].tags
         recording = Recording(
             (
                 tags["dagster/asset_partition_range_start"],
                 tags["dagster/asset_partition_range_end"],
             )
         )
-        for entry in instance.all_logs(run.run_id):
+        for entry in (entry for run in runs for entry in instance.all_logs(run.run_id)):
             event = entry.dagster_event
             if event is None or event.step_key is None:
                 continue
@@ -208,13 +208,12 @@ def _check_result(event: Replayed) -> "dg.AssetCheckResult":
 
 def _start_dbt(resource: Any, span: tuple[str, str]) -> None:
     """Start dbt as the marts do, with the window of a first run and no node to build."""
-    from retail_assets.defs.online_retail.domain import WINDOW
     from retail_assets.resources.dbt.project import dbt_build, dbt_variables
     from retail_assets.settings import load_settings
 
     settings = load_settings()
     arguments = ["build", "--vars", json.dumps(dbt_variables(settings)), "--select", _NO_NODE]
-    with dbt_build(settings, {WINDOW: [list(span)]}) as target:
+    with dbt_build(settings, {f"{DOMAIN}_window": [list(span)]}) as target:
         invocation = resource.cli(arguments, target_path=target)
         for _ in invocation.stream():
             raise AssertionError("dbt built a node that the benchmark did not select")
@@ -222,18 +221,25 @@ def _start_dbt(resource: Any, span: tuple[str, str]) -> None:
 
 def run_empty(recording: Recording, *, partitioned: bool) -> None:
     """``retail-assets run online_retail`` with empty bodies and no look at the source."""
-    import retail_assets.definitions as definitions
-    import retail_assets.defs.online_retail.domain as online_retail
-    from retail_assets import cli
+    import dagster as dg
 
-    build = definitions.build_defs
-    assert callable(online_retail.source_span)  # what is replaced must be there
+    import retail_assets.definitions as definitions
+    from retail_assets import cli
+    from retail_assets.defs.online_retail.feed import FEED
+    from retail_assets.domain import Execution
+
+    build, plan = definitions.build_defs, FEED.plan
 
     def build_empty(settings: "Settings", **overrides: object) -> "dg.Definitions":
         return empty_definitions(build(settings, **overrides), recording, partitioned=partitioned)
 
+    def plan_recorded(*asked: Any) -> "Iterator[Execution]":
+        yield next(plan(*asked))
+        others = dg.AssetSelection.groups(DOMAIN) - dg.AssetSelection.assets(FEED.raw_key)
+        yield Execution(DOMAIN, recording.span, asset_selection=others)
+
     definitions.build_defs = build_empty
-    online_retail.source_span = lambda *_, **__: recording.span
+    FEED.plan = plan_recorded  # type: ignore[method-assign]
     sys.argv = ["retail-assets", "run", DOMAIN]
     cli.main()
 
@@ -260,7 +266,7 @@ def main(mode: str, *events: str) -> None:
         return
     path = Path(events[0])
     if mode == "record":
-        path.write_bytes(pickle.dumps(record_last_run()))
+        path.write_bytes(pickle.dumps(record_last_runs()))
         return
     run_empty(pickle.loads(path.read_bytes()), partitioned=mode == "partitions")
 

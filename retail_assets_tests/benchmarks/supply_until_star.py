@@ -103,12 +103,17 @@ class Parts:
 
 def watch_stages(stack: ExitStack) -> Parts:
     """Time both stages until the stack is closed: three calls of a run."""
-    from retail_assets.defs.supply_chain import assets
+    from retail_assets.defs.supply_chain import star
+    from retail_assets.feeds.stream.batches import Drain
 
     parts = Parts()
-    for name, stage in (("land", SINKS), ("build_star", STAR), ("check_star", STAR)):
-        found = parts.timed(stage, getattr(assets, name))
-        stack.enter_context(patch.object(assets, name, found))
+    for owner, name, stage in (
+        (Drain, "run", SINKS),
+        (star, "build_star", STAR),
+        (star, "check_star", STAR),
+    ):
+        found = parts.timed(stage, getattr(owner, name))
+        stack.enter_context(patch.object(owner, name, found))
     return parts
 
 
@@ -116,8 +121,10 @@ def watch_parts(stack: ExitStack) -> Parts:
     """Time the parts of a run until the stack is closed; what that costs is in its figures."""
     import psycopg
 
-    from retail_assets.defs.supply_chain import assets, batches, star, stream
-    from retail_assets.defs.supply_chain.star import candidates
+    from retail_assets.defs.supply_chain import fast_messages, star, stream
+    from retail_assets.defs.supply_chain.star import typed
+    from retail_assets.feeds.stream import sinks
+    from retail_assets.feeds.stream.batches import Drain
     from retail_assets.resources import operational_db
     from retail_assets.resources.broker.resource import BrokerResource
     from retail_assets.resources.lake import LakeResource
@@ -133,29 +140,27 @@ def watch_parts(stack: ExitStack) -> Parts:
     execute = psycopg.Cursor.execute
     stack.enter_context(patch.object(psycopg.Cursor, "execute", statement))
     for owner, attribute, name in (
-        (assets, "examine_source", "producer: examine the file"),
-        (assets, "stream_file", "producer: all, from the first row on"),
-        (batches, "parse_messages", "batch: parse"),
-        (batches._Drain, "_write", "batch: Parquet"),
-        (batches._Drain, "_land", "batch: land, all of it"),
-        (batches._Drain, "_put", "land: into the lake"),
-        (batches, "_rows", "land: rows of a partition"),
-        (batches, "insert_new", "land: COPY and insert"),
-        (batches.State, "write", "land: state"),
+        (stream, "examine_source", "producer: examine the file"),
+        (stream, "stream_file", "producer: all, from the first row on"),
+        (fast_messages, "parse_messages", "batch: parse"),
+        (sinks.LakeSink, "write", "batch: Parquet"),
+        (Drain, "_land", "batch: land, all of it"),
+        (sinks.LakeSink, "commit", "land: into the lake"),
+        (sinks, "_dated", "land: rows of a partition"),
+        (sinks, "insert_new", "land: COPY and insert"),
         (BrokerResource, "commit", "land: commit to the broker"),
         (BrokerResource, "watermarks", "batch: watermarks"),
-        (LakeResource, "put_file", "lake: put a file"),
+        (LakeResource, "put_files", "lake: put files"),
         (psycopg.Connection, "commit", "PostgreSQL: commit"),
         (psycopg.Connection, "connect", "PostgreSQL: connect"),
         (star, "plan_build", "star: what is new"),
-        (candidates, "_note_items", "star: note the messages' items"),
-        (star, "stage_candidates", "star: candidates, all of it"),
-        (star.Merger, "merge", "star: merge, all of it"),
-        (star.Merger, "_merge_dimension", "star: merge a dimension"),
-        (star.Merger, "_merge_date", "star: merge a date"),
+        (typed, "_look_at", "star: look at the messages' texts"),
+        (star, "stage_messages", "star: rows of messages, all of it"),
+        (star.Merger, "require_all", "star: whether all rows are there"),
+        (star.Merger, "merge", "star: merge"),
         (star, "publish", "star: publish"),
-        (assets, "build_star", "star: build, all of it"),
-        (assets, "check_star", "star: check"),
+        (star, "build_star", "star: build, all of it"),
+        (star, "check_star", "star: check"),
         (SparkResource, "write", "star: Spark writes a frame"),
     ):
         found = parts.timed(name, getattr(owner, attribute))
@@ -184,14 +189,13 @@ def run_until_star(stage: str, file: Path, ingest_date: str, *, profile: bool = 
     settings = load_settings()
     domain = load_domain(DOMAIN)
     from retail_assets.definitions import build_defs
-    from retail_assets.defs.supply_chain.automation import (
-        MESSAGES_JOB,
-        STAR_JOB,
-        messages_config,
-    )
+    from retail_assets.defs.supply_chain.feed import FEED
+    from retail_assets.feeds.stream import step_config
 
-    jobs = {SINKS: [MESSAGES_JOB], STAR: [STAR_JOB], BOTH: [MESSAGES_JOB, STAR_JOB]}[stage]
-    config = messages_config(ingest_date=ingest_date, file=str(file)) if stage != STAR else {}
+    both = [FEED.messages_job, FEED.star_job]
+    jobs = {SINKS: both[:1], STAR: both[1:], BOTH: both}[stage]
+    values = {"ingest_date": ingest_date, "file": str(file)}
+    config = step_config(FEED.micro_batch, **values) if stage != STAR else {}
     with open_instance(settings) as instance, ExitStack() as stack:
         definitions = build_defs(settings, domains=[domain])
         keys = [

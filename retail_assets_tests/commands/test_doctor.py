@@ -10,7 +10,7 @@ import pytest
 
 from retail_assets.commands import doctor
 from retail_assets.commands.doctor import Finding, examine
-from retail_assets.defs.coffee_chain import domain as coffee_chain
+from retail_assets.defs.coffee_chain import feed as coffee_chain
 from retail_assets.resources import cloud_checks
 from retail_assets.resources.cloud_checks import (
     BUCKET_PERMISSIONS,
@@ -23,12 +23,12 @@ from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.google_server import ACCOUNT, Google, running
 
 DATASETS = (
-    "online_retail",
-    "online_retail_staging",
-    "online_retail_core",
     "malaysian_coffee_chain",
     "coffee_chain_staging",
     "coffee_chain_core",
+    "online_retail",
+    "online_retail_staging",
+    "online_retail_core",
     "supply_chain",
     "supply_chain_staging",
     "supply_chain_core",
@@ -287,7 +287,7 @@ def test_a_missing_dataset_that_may_not_be_created_names_both_ways(
     google: Google, tmp_path: Path
 ) -> None:
     google.refused.add("bigquery.datasets.create")
-    google.datasets = dict.fromkeys(DATASETS[1:], "EU")
+    google.datasets = dict.fromkeys((x for x in DATASETS if x != "online_retail"), "EU")
 
     found = findings_of(settings_of(google, tmp_path))
 

@@ -16,10 +16,12 @@ from typer.testing import CliRunner, Result
 from retail_assets.cli import app
 from retail_assets.commands.run import rebuild_table
 from retail_assets.dataset import Dataset
-from retail_assets.defs.coffee_chain.contract import OUTLET, SALES, quarantine_of
-from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA, QUARANTINE
+from retail_assets.defs.coffee_chain.contract import OUTLET, SALES
+from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
+from retail_assets.defs.online_retail.feed import FEED
 from retail_assets.defs.registry import domains
 from retail_assets.defs.supply_chain.contract import DIM_CUSTOMER, MESSAGES
+from retail_assets.feeds.files import quarantine_of
 from retail_assets.resources.lake import LakeResource, open_lake
 from retail_assets.resources.lake.ledger import Ledger
 from retail_assets.resources.lake.restoring import set_aside
@@ -143,14 +145,14 @@ def test_restoring_takes_table_quarantine_and_warehouse_back(
 ) -> None:
     table, warehouse = lake.table(ONLINE_RETAIL_DATA), open_warehouse(settings)
     name = ONLINE_RETAIL_DATA.table
-    publish(lake, ONLINE_RETAIL_DATA, {D1: 3, D2: 2}, bad={D1: 1}, quarantine=QUARANTINE)
-    first, first_bad = table.snapshot(), lake.table(QUARANTINE).snapshot()
+    publish(lake, ONLINE_RETAIL_DATA, {D1: 3, D2: 2}, bad={D1: 1}, quarantine=FEED.quarantine)
+    first, first_bad = table.snapshot(), lake.table(FEED.quarantine).snapshot()
     publish(
         lake,
         ONLINE_RETAIL_DATA,
         {D1: 1, D3: 5},
         bad={D1: 4, D3: 2},
-        quarantine=QUARANTINE,
+        quarantine=FEED.quarantine,
         fingerprint="f2",
     )
     later = table.snapshot()
@@ -165,7 +167,7 @@ def test_restoring_takes_table_quarantine_and_warehouse_back(
     ]
     assert f"Now: retail-assets rebuild {name}; then the job online_retail_marts" in done.output
     assert table.snapshot().files == first.files
-    assert lake.table(QUARANTINE).snapshot().files == first_bad.files
+    assert lake.table(FEED.quarantine).snapshot().files == first_bad.files
     assert set_aside(lake, ONLINE_RETAIL_DATA) == {k: later.ledgers[k] for k in (D1, D3)}
     told = json.loads(retail_assets("history", name, "--json", "--limit", "1").output)
     assert told["versions"][0]["source"] == "version 0"
@@ -216,7 +218,7 @@ def test_an_unknown_table_is_refused_with_the_known_ones(lake: LakeResource, com
 
     done = retail_assets(command, "sales", *options)
 
-    assert "'sales' is no table of the lake; one of: online_retail.online_" in str(done.exception)
+    assert "'sales' is no table of the lake; one of: malaysian_coffee_chain." in str(done.exception)
     for dataset in (SALES, MESSAGES, DIM_CUSTOMER):
         assert dataset.table in str(done.exception)
     assert not Path(lake.root).exists()

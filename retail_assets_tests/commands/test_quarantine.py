@@ -26,13 +26,15 @@ from retail_assets.defs.coffee_chain.contract import (
     OUTLET,
     RAW_CUSTOMER,
     SALES,
-    quarantine_of,
 )
-from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA, QUARANTINE, SOURCE_COLUMNS
+from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA, SOURCE_COLUMNS
+from retail_assets.defs.online_retail.feed import FEED
 from retail_assets.defs.registry import domains
 from retail_assets.defs.supply_chain import contract as supply_chain
 from retail_assets.defs.supply_chain.contract import DEAD_LETTERS, MESSAGES
-from retail_assets.defs.supply_chain.messages import parse_messages
+from retail_assets.defs.supply_chain.fast_messages import parse_messages
+from retail_assets.errors import PermanentError
+from retail_assets.feeds.files import quarantine_of
 from retail_assets.resources.broker.resource import Message
 from retail_assets.resources.lake import LakeResource, open_lake
 from retail_assets.resources.lake.tables import NewFile
@@ -65,7 +67,7 @@ def put_online(lake: LakeResource, rows: Sequence[tuple[str, str]]) -> None:
         {"source": "shop.csv", "row": at, "reason": reason, "text": text}
         for at, (reason, text) in enumerate(rows, start=2)
     ]
-    put(lake, QUARANTINE, D1, parts)
+    put(lake, FEED.quarantine, D1, parts)
 
 
 def put_drop(
@@ -133,13 +135,14 @@ def test_a_lake_without_quarantine_says_so_of_each_table(settings: Settings) -> 
 
 @pytest.mark.parametrize("asked", ["malaysian_coffee_chain.sale", "coffee", ""])
 def test_an_unknown_table_is_refused_with_the_known_ones(settings: Settings, asked: str) -> None:
-    code, output = command(asked)
+    done = CliRunner().invoke(app, ["quarantine", asked])
 
-    assert code == 1
-    assert output.startswith(f"error: {asked!r} is no table that has a quarantine; one of: ")
-    assert "malaysian_coffee_chain.sales" in output
-    assert "raw_streaming.supply_chain_data" in output
-    assert "or a domain: online_retail, coffee_chain, supply_chain" in output
+    assert isinstance(done.exception, PermanentError)
+    told = str(done.exception)
+    assert told.startswith(f"{asked!r} is no table that has a quarantine; one of: ")
+    assert "malaysian_coffee_chain.sales" in told
+    assert "raw_streaming.supply_chain_data" in told
+    assert "or a domain: coffee_chain, online_retail, supply_chain" in told
 
 
 def test_one_table_or_those_of_a_domain_can_be_asked_for(settings: Settings) -> None:

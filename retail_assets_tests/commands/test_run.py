@@ -20,10 +20,10 @@ from retail_assets.commands.run import (
     run_domain,
 )
 from retail_assets.commands.tables import one_line, print_outcomes
-from retail_assets.dataset import Dataset
 from retail_assets.defs.registry import domains
 from retail_assets.domain import (
     REFUSED_PARTITIONS,
+    Asked,
     DefsModule,
     Domain,
     Execution,
@@ -33,7 +33,6 @@ from retail_assets.domain import (
 from retail_assets.errors import PermanentError
 from retail_assets.losses import Quarantined, check_quarantine, quarantine_check_spec
 from retail_assets.resources import waiting
-from retail_assets.resources.lake import LakeResource
 from retail_assets.settings import Settings, load_settings
 
 DROPS = dg.DynamicPartitionsDefinition(name="drops")
@@ -64,7 +63,8 @@ class Shop(Domain):
 
     def __init__(self, *ranges: tuple[str, str] | None) -> None:
         self.ranges = ranges
-        self.asked: object = "nothing"
+        self.asked: Asked | None = None
+        self.known: list[int] = []  # partitions that were there when each execution was planned
 
     def modules(self) -> Sequence[DefsModule]:
         return ()
@@ -75,23 +75,21 @@ class Shop(Domain):
     def prepare(self, settings: Settings) -> None:
         (settings.home / "prepared").mkdir(parents=True)
 
-    def check_partitions(self, settings: Settings, first: str, last: str) -> None:
-        if first < "2018-01-01":
-            raise PlanError(f"{first} is too early")
+    def check(self, settings: Settings, asked: Asked) -> None:
+        super().check(settings, asked)
+        if asked.partitions and asked.partitions[0] < "2018-01-01":
+            raise PlanError(f"{asked.partitions[0]} is too early")
 
     def plan(
-        self,
-        settings: Settings,
-        partitions: tuple[str, str] | None,
-        *,
-        allow_emptying: bool,
-        instance: Callable[[], dg.DagsterInstance],
-    ) -> list[Execution]:
-        self.asked = partitions, allow_emptying
+        self, settings: Settings, asked: Asked, instance: Callable[[], dg.DagsterInstance]
+    ) -> Iterator[Execution]:
+        self.asked = asked
         if not self.ranges:
             raise PlanError("the lake has no drop")
         instance().add_dynamic_partitions("drops", KEYS)
-        return [Execution("shop_drops", found) for found in self.ranges]
+        for found in self.ranges:
+            self.known.append(len(materialized(settings)))
+            yield Execution("shop_drops", found)
 
     def plan_without(
         self,
@@ -110,9 +108,6 @@ class Shop(Domain):
         raise NotImplementedError
 
     def count_rows(self, lake: object) -> dict[str, int]:
-        return {}
-
-    def lake_versions(self, lake: LakeResource, dataset: Dataset) -> dict[str, str]:
         return {}
 
 
@@ -156,7 +151,7 @@ def test_a_run_is_each_execution_that_the_domain_plans(
 ) -> None:
     shop = Shop(("20", "20"), ("1", "1"))
 
-    outcomes = run_domain(settings, shop, None)
+    outcomes = run_domain(settings, shop, Asked())
 
     assert [x.partitions for x in outcomes] == [("20", "20"), ("1", "1")]
     assert [[(a.key, a.rows, a.partitions) for a in x.assets] for x in outcomes] == [
@@ -164,7 +159,7 @@ def test_a_run_is_each_execution_that_the_domain_plans(
         [("shop/landed", 1, 1)],
     ]
     assert len({x.run_id for x in outcomes}) == 2
-    assert shop.asked == (None, False)
+    assert shop.asked == Asked()
     assert started == ["shop", "ended"]
     log = (settings.home / "logs" / "shop.log").read_text()
     assert log.count("printed by an asset") == 2
@@ -186,7 +181,7 @@ def test_for_whom_a_run_waits_is_told_on_the_terminal_too(
 
     assets[:] = [waits]
 
-    run_domain(settings, Shop(("1", "1")), None)
+    run_domain(settings, Shop(("1", "1")), Asked())
 
     told = "waiting for the lake for 0 s; it is held by run 1"
     (line,) = capsys.readouterr().err.splitlines()
@@ -196,7 +191,7 @@ def test_for_whom_a_run_waits_is_told_on_the_terminal_too(
 
 def test_a_failed_execution_is_the_last(settings: Settings, started: list[str]) -> None:
     with pytest.raises(RunFailed, match=r"shop__landed: bad: expected a drop, found none \(log"):
-        run_domain(settings, Shop(("1", "1"), ("bad", "bad"), ("300", "300")), None)
+        run_domain(settings, Shop(("1", "1"), ("bad", "bad"), ("300", "300")), Asked())
 
     with dg.DagsterInstance.from_config(str(settings.instance_dir)) as instance:
         assert instance.get_materialized_partitions(LANDED) == {"1"}
@@ -213,7 +208,7 @@ def test_partitions_that_are_refused_hold_back_no_others_and_fail_at_the_end(
 ) -> None:
     shop = Shop(("refused-b", "refused-b"), ("1", "20"), ("300", "300"))
 
-    outcomes = run_domain(settings, shop, None)
+    outcomes = run_domain(settings, shop, Asked())
 
     assert materialized(settings) == {"1", "20", "300"}
     (failure,) = failures(outcomes)
@@ -228,10 +223,10 @@ def test_where_all_is_refused_or_something_else_fails_the_run_ends(
     settings: Settings, started: list[str]
 ) -> None:
     with pytest.raises(RunFailed, match=r"found another \(log"):
-        run_domain(settings, Shop(("refused-a", "refused-a")), None)
+        run_domain(settings, Shop(("refused-a", "refused-a")), Asked())
     (settings.home / "prepared").rmdir()
     with pytest.raises(RunFailed, match=r"refused-b: .* bad: expected a drop, found none \(log"):
-        run_domain(settings, Shop(("300", "refused-b"), ("bad", "bad"), ("1", "1")), None)
+        run_domain(settings, Shop(("300", "refused-b"), ("bad", "bad"), ("1", "1")), Asked())
 
     assert materialized(settings) == {"300"}
 
@@ -239,14 +234,25 @@ def test_where_all_is_refused_or_something_else_fails_the_run_ends(
 def test_what_was_asked_for_reaches_the_plan(settings: Settings, started: list[str]) -> None:
     shop = Shop(("1", "1"))
 
-    run_domain(settings, shop, "2018-12-31...2019-12-31", allow_emptying=True)
+    asked = Asked(("2018-12-31", "2019-12-31"), allow_emptying=True)
+    run_domain(settings, shop, asked)
 
-    assert shop.asked == (("2018-12-31", "2019-12-31"), True)
+    assert shop.asked == asked
+
+
+def test_the_next_execution_is_planned_when_the_last_has_succeeded(
+    settings: Settings, started: list[str]
+) -> None:
+    shop = Shop(("1", "1"), ("300", "300"))
+
+    run_domain(settings, shop, Asked())
+
+    assert shop.known == [0, 1]
 
 
 def test_a_plan_that_fails_ends_what_was_started(settings: Settings, started: list[str]) -> None:
     with pytest.raises(PlanError, match="the lake has no drop"):
-        run_domain(settings, Shop(), None)
+        run_domain(settings, Shop(), Asked())
 
     assert started == ["shop", "ended"]
 
@@ -255,9 +261,9 @@ def test_a_domain_without_a_topic_takes_no_stream(
     settings: Settings, started: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(PlanError, match=r"--stream is .*orders\.csv; shop has no topic"):
-        run_domain(settings, Shop(("1", "1")), None, stream=tmp_path / "orders.csv")
+        run_domain(settings, Shop(("1", "1")), Asked(stream=tmp_path / "orders.csv"))
 
-    assert started == ["shop", "ended"]
+    assert started == []
 
 
 BIRTHDAY = "birthday: expected a day"
@@ -323,7 +329,7 @@ def test_what_was_quarantined_is_told_by_table_over_partitions_and_runs(
 ) -> None:
     assets[:] = [typed]
 
-    outcomes = run_domain(settings, Shop(("1", "20"), ("300", "300")), None)
+    outcomes = run_domain(settings, Shop(("1", "20"), ("300", "300")), Asked())
 
     assert quarantined_assets(outcomes) == {"shop/typed": Quarantined(320, 2, f"{BIRTHDAY} 20")}
     assert failures(outcomes) == []
@@ -345,7 +351,7 @@ def test_a_quarantine_that_only_its_check_tells_is_told_as_a_warning(
 
     assets[:] = [telling]
 
-    (outcome,) = run_domain(settings, Shop(None), None)
+    (outcome,) = run_domain(settings, Shop(None), Asked())
 
     (warning,) = outcome.warnings
     assert warning.startswith("shop/silent: nothing_was_quarantined: 3 rows quarantined")
@@ -400,7 +406,7 @@ def test_a_failed_check_that_blocks_is_told_with_its_reason_alone(
     ]
 
     with pytest.raises(RunFailed) as failed:
-        run_domain(settings, Shop(None), None)
+        run_domain(settings, Shop(None), Asked())
 
     message = str(failed.value)
     assert message.startswith(
@@ -465,7 +471,7 @@ def test_what_a_step_did_in_vain_is_not_counted(
 
     assets[:] = [both]
 
-    outcomes = run_domain(settings, Shop(None), None)
+    outcomes = run_domain(settings, Shop(None), Asked())
 
     assert len(tried) == 2
     assert quarantined_assets(outcomes) == {"shop/first": Quarantined(5, 0, "why")}
@@ -485,12 +491,11 @@ def test_a_text_of_others_takes_one_line_and_commands_no_terminal(text: str) -> 
     assert len(line) < 320
 
 
-@pytest.mark.parametrize("asked", ["2017-12-31", "yesterday"])
-def test_partitions_that_cannot_be_are_refused_before_anything_starts(
-    settings: Settings, started: list[str], asked: str
+def test_what_cannot_be_is_refused_before_anything_starts(
+    settings: Settings, started: list[str]
 ) -> None:
-    with pytest.raises(PlanError, match=asked):
-        run_domain(settings, Shop(("1", "1")), asked)
+    with pytest.raises(PlanError, match="2017-12-31 is too early"):
+        run_domain(settings, Shop(("1", "1")), Asked(("2017-12-31", "2017-12-31")))
 
     assert started == []
     assert not settings.home.exists()

@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from retail_assets.defs.registry import UnknownDomainError, domains, load_domain
+from retail_assets.defs import registry
+from retail_assets.defs.registry import (
+    UnknownDomainError,
+    domains,
+    load_commands,
+    load_domain,
+)
 from retail_assets.domain import Domain
 from retail_assets.resources.lake import open_lake
 from retail_assets.resources.warehouse import open_warehouse
-from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings
+from retail_assets.settings import DBT_PROJECT_DIR, Settings, load_settings, variable_name
 
 each = pytest.mark.parametrize("domain", domains(), ids=lambda domain: domain.name)
 
@@ -29,12 +35,12 @@ def test_another_name_is_an_error_that_tells_the_names(name: str) -> None:
     with pytest.raises(UnknownDomainError) as error:
         load_domain(name)
 
-    assert str(error.value).startswith(f"{name!r} is no domain; one of: online_retail")
+    assert str(error.value).startswith(f"{name!r} is no domain; one of: coffee_chain")
 
 
 @each
 def test_a_domain_lives_in_the_folders_of_its_name(domain: Domain) -> None:
-    assert type(domain).__module__ == f"retail_assets.defs.{domain.name}.domain"
+    assert load_domain(domain.name) is domain
     assert list((DBT_PROJECT_DIR / "models" / domain.name).rglob("*.sql"))
 
 
@@ -59,7 +65,21 @@ def test_an_empty_lake_has_no_rows(domain: Domain, tmp_path: Path) -> None:
 def test_what_a_domain_shows_of_the_settings_are_settings(domain: Domain, tmp_path: Path) -> None:
     shown = domain.shown_settings(load_settings(home=tmp_path))
 
-    assert set(shown) <= set(Settings.model_fields)
+    variables = {*map(variable_name, Settings.model_fields), *domain.variables()}
+    assert set(map(variable_name, shown)) <= variables
+
+
+def test_every_sample_has_a_command() -> None:
+    folder = Path(registry.__file__).parent
+    with_samples = {path.parent.name for path in folder.glob("*/sample.py")}
+
+    assert {name for name, found in load_commands().items() if "sample" in found} == with_samples
+
+
+def test_no_two_domains_bring_a_command_of_one_name() -> None:
+    names = [name for found in load_commands().values() for name in found if name != "sample"]
+
+    assert len(set(names)) == len(names)
 
 
 def test_the_command_line_starts_without_what_is_heavy() -> None:

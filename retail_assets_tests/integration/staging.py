@@ -10,13 +10,13 @@ from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 
-from retail_assets.defs.coffee_chain.contract import RawFiles
-from retail_assets.defs.coffee_chain.drops import CUSTOMER_DROPS, SALES_DROPS
+from retail_assets.defs.coffee_chain.contract import RAW_CUSTOMER, RAW_SALES, RawFiles
 from retail_assets.defs.coffee_chain.transforms import STAGED, write_points
+from retail_assets.defs.coffee_chain.typing import CUSTOMER_DROPS, SALES_DROPS
 from retail_assets.resources.spark import SparkResource
 from retail_assets.resources.tabular import scan_csv
 
-KINDS = {"sales": SALES_DROPS, "customers": CUSTOMER_DROPS}
+KINDS = {"sales": (RAW_SALES, SALES_DROPS), "customers": (RAW_CUSTOMER, CUSTOMER_DROPS)}
 
 
 def dates_of(kind: RawFiles, lake: Path) -> list[str]:
@@ -35,10 +35,10 @@ def stage(master: str, lake: Path, folder: Path) -> None:
     """
     spark = SparkResource(master=master)
     scans = {}
-    for name, large in KINDS.items():
+    for name, (raw, large) in KINDS.items():
         staged = []
-        for date in dates_of(large.raw, lake):
-            scan = scan_csv(lake / large.raw.name(date), large.raw.header, folder / "scratch")
+        for date in dates_of(raw, lake):
+            scan = scan_csv(lake / raw.name(date), raw.header, folder / "scratch")
             rows = spark.read_csv(scan.file, large.columns, quoted=scan.quoted)
             if scan.delimiter != ",":
                 rows = write_points(rows, large.numbers)

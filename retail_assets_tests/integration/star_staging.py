@@ -1,4 +1,4 @@
-"""Stage a lake's messages of the supply chain by one Spark: ``python -m ... MASTER LAKE FOLDER``.
+"""Type a lake's messages of the supply chain by one Spark: ``python -m ... MASTER LAKE FOLDER``.
 
 Here: what test_spark_parity.py runs once for each engine, as a process takes one Spark, and the
 messages. Not here: the comparison.
@@ -7,19 +7,12 @@ messages. Not here: the comparison.
 import random
 import sys
 from datetime import datetime
-from functools import reduce
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from retail_assets.defs.supply_chain.contract import DIM_METADATA, FACT_ORDER, MESSAGES
-from retail_assets.defs.supply_chain.transforms import (
-    INGEST_DATE,
-    STAGED_DIMENSIONS,
-    TYPED_COLUMNS,
-    stage_orders,
-    write_plainly,
-)
+from retail_assets.defs.supply_chain.contract import MESSAGES
+from retail_assets.defs.supply_chain.transforms import TYPED_COLUMNS, type_messages
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.spark import SparkResource
 from retail_assets_tests.defs.supply_chain.star_messages import Message, random_messages
@@ -85,24 +78,13 @@ def odd_messages() -> dict[str, list[Message]]:
 
 
 def stage(master: str, lake: Path, folder: Path) -> None:
-    """Stage all messages of a lake, each table as one file of its name in ``folder``."""
-    from pyspark.sql import functions as F  # noqa: N812
-
+    """Type all messages of a lake, those of each day as one file of its name in ``folder``."""
     spark = SparkResource(master=master)
-    frames = [
-        spark.read_parquet(
-            LocalLake(root=str(lake)).partition_uris(MESSAGES, [day]), MESSAGES
-        ).withColumn(INGEST_DATE, F.lit(day))
-        for day in DAYS
-    ]
-    together = reduce(lambda a, b: a.unionAll(b), frames)
-    messages = write_plainly(together, [column.name for column in TYPED_COLUMNS])
-    orders = stage_orders(messages).toArrow()
-    for dataset in (FACT_ORDER, DIM_METADATA):
-        table = orders.select(dataset.column_names)
-        pq.write_table(table, folder / f"{dataset.name}.parquet")
-    for dataset, stage_rows in STAGED_DIMENSIONS.items():
-        pq.write_table(stage_rows(messages).toArrow(), folder / f"{dataset.name}.parquet")
+    for day in DAYS:
+        files = LocalLake(root=str(lake)).partition_uris(MESSAGES, [day])
+        messages = spark.read_parquet(files, MESSAGES)
+        typed = type_messages(messages, day, [column.name for column in TYPED_COLUMNS])
+        pq.write_table(typed.toArrow(), folder / f"{day}.parquet")
 
 
 if __name__ == "__main__":

@@ -19,19 +19,17 @@ import xlsxwriter
 
 from retail_assets.dataset import Dataset
 from retail_assets.definitions import build_resources
-from retail_assets.defs.online_retail import source
-from retail_assets.defs.online_retail.assets import (
-    build_assets,
-    ledger_balances,
-    schema_matches_contract,
-)
-from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA, QUARANTINE
-from retail_assets.defs.online_retail.domain import OnlineRetail
+from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
+from retail_assets.defs.online_retail.feed import FEED
+from retail_assets.domain import Asked
+from retail_assets.feeds.snapshot import source
+from retail_assets.feeds.snapshot.assets import build_assets
 from retail_assets.resources.http.download import FETCH_RETRIES, fetch
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.conftest import Command
 
+QUARANTINE = FEED.quarantine
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 GOOD = "536365,85123A,HOLDER,6,2010-12-01 08:26:00,2.55,17850.0,United Kingdom\n"
 NEXT = "536370,22728,CLOCK,24,2010-12-02 08:45:00,3.75,12583.0,France\n"
@@ -55,7 +53,7 @@ class Domain:
         settings = self.settings(*sources)
         with dg.DagsterInstance.ephemeral() as instance:
             return dg.materialize(
-                [*build_assets(settings), ledger_balances, schema_matches_contract],
+                build_assets(FEED, settings),
                 resources=build_resources(settings),
                 instance=instance,
                 raise_on_error=False,
@@ -219,23 +217,26 @@ def test_a_step_asks_an_origin_that_is_down_one_set_of_times(
     assert down.asked == FETCH_RETRIES.attempts
 
 
+def test_a_plan_asks_an_origin_nothing(domain: Domain, down: Down) -> None:
+    """That the source cannot be had is its asset's to say, once."""
+    planned = FEED.plan(domain.settings(down.url), Asked(), dg.DagsterInstance.ephemeral)
+
+    assert next(iter(planned)).asset_selection == [FEED.raw_key]
+    assert down.asked == 0
+
+
 def test_a_command_asks_an_origin_that_is_down_one_set_of_times(
-    domain: Domain, down: Down, hasty: None
+    retail_assets: Command, tmp_path: Path, down: Down
 ) -> None:
-    """Before its run, which then is the record of it."""
-    before = domain.state()
-    (execution,) = OnlineRetail().plan(
-        domain.settings(down.url), None, allow_emptying=False, instance=dg.DagsterInstance.get
+    down.retry_after = "0"
+    done = retail_assets(
+        "run", "online_retail", home=tmp_path / "home", online_retail_source=down.url
     )
-    assert down.asked == FETCH_RETRIES.attempts
 
-    (config,) = (op["config"] for op in execution.run_config["ops"].values())
-    message = domain.fails(down.url, **config)
-
-    assert "expected HTTP 200, found HTTP 503" in message
-    assert f"Gave up after {FETCH_RETRIES.attempts} attempts." in message
+    assert done.returncode == 1
+    assert "expected HTTP 200, found HTTP 503" in done.stderr
+    assert f"Gave up after {FETCH_RETRIES.attempts} attempts." in done.stderr
     assert down.asked == FETCH_RETRIES.attempts
-    assert domain.state() == before
 
 
 def test_a_wait_that_the_origin_asks_for_is_left_to_the_step(

@@ -22,7 +22,6 @@ import duckdb
 import pytest
 
 from retail_assets.dataset import Dataset
-from retail_assets.defs.coffee_chain.assets import DELETED_CHECK, DROPS_NAME, RAW_DROPS
 from retail_assets.defs.coffee_chain.contract import (
     CUSTOMER,
     DOMAIN,
@@ -34,9 +33,12 @@ from retail_assets.defs.coffee_chain.contract import (
     SALES,
     WAREHOUSE,
     RawFiles,
-    quarantine_of,
 )
+from retail_assets.defs.coffee_chain.feed import FEED
 from retail_assets.defs.coffee_chain.sample import DropCounts, SampleCounts, write_sample
+from retail_assets.feeds.files import quarantine_of
+from retail_assets.feeds.files.assets import DELETED_CHECK, raw_key
+from retail_assets.feeds.landing import landed_key
 from retail_assets.resources.lake import open_lake
 from retail_assets.resources.lake.tables import Snapshot
 from retail_assets.settings import load_settings
@@ -399,7 +401,7 @@ def test_running_again_changes_nothing(home: Home, sample: tuple[Path, SampleCou
 def registered(home: Home) -> list[str]:
     """The drops that Dagster knows, in its order."""
     with instance_of(home.path) as instance:
-        return list(instance.get_dynamic_partitions(DROPS_NAME))
+        return list(instance.get_dynamic_partitions(FEED.partitions))
 
 
 def test_a_backfill_of_drops_is_one_run(home: Home) -> None:
@@ -431,14 +433,16 @@ def test_a_backfill_of_drops_is_one_run(home: Home) -> None:
         assert instance.get_runs_count() == runs + 1
         (run,) = instance.get_runs(limit=1)
         assert run.status is dg.DagsterRunStatus.SUCCESS
-        for key in (dg.AssetKey([DOMAIN, "processed_sales"]), dg.AssetKey([WAREHOUSE, "sales"])):
-            records = instance.fetch_materializations(
-                dg.AssetRecordsFilter(asset_key=key, asset_partitions=[first, last]), limit=2
-            ).records
-            assert {(record.run_id, record.partition_key) for record in records} == {
-                (run.run_id, first),
-                (run.run_id, last),
-            }
+        processed, landed = dg.AssetKey([DOMAIN, "processed_sales"]), landed_key(SALES)
+        records = instance.fetch_materializations(
+            dg.AssetRecordsFilter(asset_key=processed, asset_partitions=[first, last]), limit=2
+        ).records
+        assert {(record.run_id, record.partition_key) for record in records} == {
+            (run.run_id, first),
+            (run.run_id, last),
+        }
+        (record,) = instance.fetch_materializations(landed, limit=1).records
+        assert (record.run_id, record.partition_key) == (run.run_id, None)
     for day in (first, last):
         assert list((home.lake / f"processed/{DOMAIN}/sales/drop_date={day}").rglob("*.parquet"))
     assert home.hashes() == before
@@ -515,7 +519,7 @@ def test_a_late_customer_fills_in_the_sales_before(home: Home, tmp_path: Path) -
     home.deliver(RAW_CUSTOMER, day, [header, f"0,{late},Late,Comer,,1980-06-15,,"])
     home.run()
     assert home.windows() == {
-        "coffee_chain_window": [[day, day]],  # of which no sales were landed before
+        "coffee_chain_window": [],  # of which there are no sales
         "coffee_chain_customer_window": [[day, day]],
     }
     found = changes(home, before)
@@ -615,7 +619,7 @@ def test_bad_drops_hold_back_no_others_and_keep_their_rows(
 
 def deleted_check(home: Home) -> dg.AssetCheckEvaluation:
     """The last evaluation of the check on deleted drops."""
-    key = dg.AssetCheckKey(RAW_DROPS, DELETED_CHECK)
+    key = dg.AssetCheckKey(raw_key(FEED, FEED.dated[0]), DELETED_CHECK)
     with instance_of(home.path) as instance:
         record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
         assert record.event is not None and record.event.dagster_event is not None

@@ -26,9 +26,9 @@ from retail_assets.defs.coffee_chain.contract import (
     RAW_CUSTOMER,
     RAW_SALES,
     SALES,
-    quarantine_of,
 )
 from retail_assets.defs.coffee_chain.sample import write_sample
+from retail_assets.feeds.files import quarantine_of
 from retail_assets.resources.lake import open_lake
 from retail_assets.settings import load_settings
 from retail_assets_tests.conftest import Command

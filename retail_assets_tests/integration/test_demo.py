@@ -64,7 +64,7 @@ def test_status_shows_settings_and_tables(home: Path, retail_assets: Command) ->
     assert "RETAIL_ONLINE_RETAIL_SOURCE" in done.stdout
     (row,) = [x for x in done.stdout.splitlines() if "processed_online_retail_data" in x]
     assert " 40 " in row  # partitions
-    (row,) = [x for x in done.stdout.splitlines() if "malaysian_coffee_chain/sales" in x]
+    (row,) = [x for x in done.stdout.splitlines() if "coffee_chain/processed_sales" in x]
     assert " 2 " in row
     assert "coffee_chain_core/state_revenue" in done.stdout
     assert "transformed_data/fact_order" in done.stdout

@@ -31,7 +31,7 @@ from retail_assets.defs.coffee_chain.transforms import (
 )
 from retail_assets.defs.supply_chain.contract import LANDED
 from retail_assets_tests.conftest import PROJECT
-from retail_assets_tests.defs.supply_chain.star_messages import expected_star, land
+from retail_assets_tests.defs.supply_chain.star_messages import expected_star, land, star_of
 from retail_assets_tests.integration.staging import KINDS
 from retail_assets_tests.integration.star_staging import DAYS, odd_messages
 
@@ -300,7 +300,7 @@ def test_every_row_read_is_staged(embedded: Staged, jvm: Staged, kind: str) -> N
 
 
 def star_by(master: str, lake: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The star's tables as one engine stages them of a lake's messages, in order of their keys."""
+    """The star's tables of what one engine makes of a lake's messages, in order of their keys."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "retail_assets_tests.integration.star_staging"),
@@ -314,16 +314,8 @@ def star_by(master: str, lake: Path, folder: Path) -> dict[str, list[dict[str, A
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
-    return {
-        dataset.name: [
-            {name: row[name] for name in dataset.column_names}
-            for row in pq.ParquetFile(folder / f"{dataset.name}.parquet")
-            .read()
-            .sort_by(dataset.column_names[0])
-            .to_pylist()
-        ]
-        for dataset in LANDED
-    }
+    files = [pq.ParquetFile(folder / f"{day}.parquet") for day in DAYS]
+    return star_of([row for file in files for row in file.read().to_pylist()])
 
 
 def test_both_engines_make_the_same_star(java: int, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,6 @@ import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from retail_assets.defs.supply_chain import batches, operational_sink
-from retail_assets.defs.supply_chain.batches import Landed, drain
 from retail_assets.defs.supply_chain.contract import (
     DEAD_LETTERS,
     GROUP,
@@ -33,29 +32,26 @@ from retail_assets.defs.supply_chain.contract import (
     SOURCE_COLUMNS,
     TOPIC,
 )
-from retail_assets.defs.supply_chain.operational_sink import (
-    LETTERS_TABLE,
-    POSITIONS_TABLE,
-    ROWS_TABLE,
-)
-from retail_assets.defs.supply_chain.positions import (
-    LakePositions,
-    Place,
-    plan_ranges,
-    read_positions,
-)
+from retail_assets.defs.supply_chain.feed import FEED
+from retail_assets.feeds.stream import batches, sinks
+from retail_assets.feeds.stream.batches import Landed
+from retail_assets.feeds.stream.positions import LakePositions, Place, plan_ranges
+from retail_assets.feeds.stream.sinks import positions_table
 from retail_assets.resources.broker import embedded as broker_embedded
-from retail_assets.resources.broker.resource import BrokerResource
+from retail_assets.resources.broker.resource import BrokerResource, Incarnation, Watermark
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.operational_db import OperationalDbResource
 from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets_tests.defs.supply_chain.test_messages import as_json, fields
+from retail_assets_tests.feeds.stream.draining import drain
 
 LINES = 20_000
 KILLS = 20
 # What a request asks for, and what one batch of it takes.
 ASKED, BATCH = 600, 200
-PARTITIONS = 4
+PARTITIONS = {partition: Watermark(0, 0) for partition in range(4)}
+ROWS_TABLE, LETTERS_TABLE = MESSAGES.table, DEAD_LETTERS.table
+POSITIONS_TABLE = positions_table(FEED)
 DAYS = ("2026-01-02", "2026-01-03", "2026-01-04")
 # Each step of a batch, to be killed before it and after it; a step's call by number.
 STEPS = [
@@ -98,6 +94,11 @@ class Home:
     def drain(self, ingest_date: str, **how: Any) -> Landed:
         return drain(self.lake, self.broker, self.database, ingest_date=ingest_date, **how)
 
+    def at(self, incarnation: str) -> LakePositions:
+        """How far an embedded broker's topic has landed."""
+        began = Incarnation(incarnation, datetime(2026, 1, 1))
+        return LakePositions(FEED, self.lake, began, PARTITIONS)
+
     def in_lake(self) -> dict[Identity, Said]:
         """What each message is in the lake; each is there once."""
         names = {c.name: c.header for c in SOURCE_COLUMNS}
@@ -129,7 +130,7 @@ class Home:
 
     def in_lake_only(self, incarnation: str) -> int:
         """Offsets that have landed in the lake and not in the database."""
-        landed = read_positions(self.lake, incarnation, range(PARTITIONS))
+        landed = self.at(incarnation).positions
         with self.database.connect() as connection:
             (known,) = connection.execute("select to_regclass(%s)", [POSITIONS_TABLE]).fetchone()
             found = (
@@ -298,10 +299,10 @@ def die_at(step: str, call: int, done: bool) -> None:
         return instead
 
     owner, name = {
-        "prepare": (batches._Drain, "_prepare"),
+        "prepare": (batches.Drain, "_prepare"),
         "put": (LocalLake, "put_files"),
         "rows": (LakePositions, "commit"),
-        "insert": (operational_sink, "insert_new"),
+        "insert": (sinks, "insert_new"),
         "database": (psycopg.Connection, "commit"),  # its first is of the tables
         "broker": (BrokerResource, "commit"),
     }[step]
@@ -378,7 +379,7 @@ def await_rebalance(seen: Counter[str]) -> None:
 def ask(home: Home, incarnation: str) -> dict[int, tuple[int, int]]:
     """What a sensor would ask for next."""
     marks = home.broker.watermarks(TOPIC)
-    return plan_ranges(read_positions(home.lake, incarnation, marks), marks, ASKED)
+    return plan_ranges(TOPIC, home.at(incarnation).positions, marks, ASKED)
 
 
 def kill_at_random(
@@ -466,7 +467,7 @@ def test_kills_between_the_commit_and_the_database_leave_every_message_once(
         behind = home.in_lake_only(incarnation)
         assert 0 < behind <= BATCH, (seed, step)
 
-    assert home.drain(DAYS[2], ranges={}).recovered == behind
+    assert home.drain(DAYS[2], ranges={99: (0, 1)}).recovered == behind
     assert home.in_lake() == home.in_database()
     home.drain(DAYS[2])
     assert home.in_lake() == home.in_database() == sent
@@ -483,8 +484,8 @@ def test_a_broker_that_dies_with_its_process_is_followed_by_another(
     step = name, call + (4 if name == "insert" else 2), done
     assert nursery.run(**task, own=3000, seed=seed, step=step) < 0
     files = home.lake.table(MESSAGES).snapshot().files
-    ((old, *_),) = {place[:1] for file in files if (place := Place.of_file(file.name))}
-    landed = read_positions(home.lake, old, range(PARTITIONS))
+    ((old, *_),) = {place[:1] for file in files if (place := Place.of_file(TOPIC, file.name))}
+    landed = home.at(old).positions
     assert 0 < sum(landed.values()) < 3000
     assert not home.broker.running
 
@@ -503,7 +504,7 @@ def test_a_broker_that_dies_with_its_process_is_followed_by_another(
         offsets = sorted(who[2] for who, _ in before if who[1] == partition)
         assert offsets == list(range(end))  # what had landed, without a gap
     assert len(before) == sum(landed.values())
-    starts = [LakePositions(home.lake, each, []).started_at for each in (old, told.incarnation)]
+    starts = [home.at(each).started_at for each in (old, told.incarnation)]
     assert starts[0] < starts[1]
 
 

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Consumer
 
-from retail_assets.defs.supply_chain.batches import Landed, drain
 from retail_assets.defs.supply_chain.contract import (
     DEAD_LETTERS,
     GROUP,
@@ -26,15 +25,16 @@ from retail_assets.defs.supply_chain.contract import (
     STREAMING,
     TOPIC,
 )
-from retail_assets.defs.supply_chain.operational_sink import LETTERS_TABLE, ROWS_TABLE
+from retail_assets.defs.supply_chain.order_lines import examine_source, read_messages
 from retail_assets.defs.supply_chain.sample import write_sample
-from retail_assets.defs.supply_chain.stream import examine_source, read_messages
 from retail_assets.errors import TransientError
+from retail_assets.feeds.stream.batches import Landed
 from retail_assets.resources.broker.resource import BrokerResource, CommitRefusedError
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.operational_db import OperationalDbResource
 from retail_assets.settings import load_settings
 from retail_assets_tests.conftest import PROJECT
+from retail_assets_tests.feeds.stream.draining import drain
 from retail_assets_tests.live.conftest import Servers, wait_until
 from retail_assets_tests.live.test_broker_kafka import OwnKafka
 
@@ -105,10 +105,10 @@ def in_database(database: OperationalDbResource) -> tuple[list[tuple[int, int]],
     """Places of all rows and dead letters, and the payloads of the rows."""
     with database.connect() as connection:
         rows = connection.execute(
-            f'select partition, "offset", payload from {ROWS_TABLE}'.encode()
+            f'select partition, "offset", payload from {MESSAGES.table}'.encode()
         ).fetchall()
         letters = connection.execute(
-            f'select partition, "offset" from {LETTERS_TABLE}'.encode()
+            f'select partition, "offset" from {DEAD_LETTERS.table}'.encode()
         ).fetchall()
     return sorted([*((p, o) for p, o, _ in rows), *letters]), [payload for *_, payload in rows]
 

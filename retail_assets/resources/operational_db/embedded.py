@@ -9,6 +9,7 @@ takes data whose making was killed for good ones.
 """
 
 import atexit
+import fcntl
 import os
 import shutil
 import signal
@@ -150,15 +151,11 @@ class EmbeddedPostgres:
             ) from error
 
     def _share(self) -> None:
-        import fcntl
-
         if self._users < 0:
             self._users = os.open(self.folder / "users", os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(self._users, fcntl.LOCK_SH)
 
     def _let_go(self) -> None:
-        import fcntl
-
         # At the end of a process there is nobody to tell: the next to leave stops the server.
         with suppress(OSError, PermanentError, TransientError), self._alone():
             try:

@@ -26,22 +26,12 @@ _MOST_JOBS = 5  # of one step, before its call gives up
 _LONGEST_WAIT_S = 60.0
 
 # Source: "Error messages", BigQuery's troubleshooting; job... are a job's own.
-_PASSING_REASONS = frozenset(
-    (
-        "backendError",
-        "badGateway",
-        "internalError",
-        "jobBackendError",
-        "jobInternalError",
-        "jobRateLimitExceeded",
-        "quotaExceeded",
-        "rateLimitExceeded",
-        "tableUnavailable",
-        "timeout",
-    )
-)
-_PASSING_CODES = frozenset((408, 429, 500, 502, 503, 504))
 _QUOTA_REASONS = frozenset(("quotaExceeded", "rateLimitExceeded", "jobRateLimitExceeded"))
+_PASSING_REASONS = _QUOTA_REASONS | {
+    *("backendError", "badGateway", "internalError", "jobBackendError", "jobInternalError"),
+    *("tableUnavailable", "timeout"),
+}
+_PASSING_CODES = frozenset((408, 429, 500, 502, 503, 504))
 # A transaction that met another is cancelled with a reason (invalidQuery) that says nothing.
 _MET_ANOTHER = re.compile(r"aborted due to concurrent update|could not serialize access", re.I)
 _PERMISSION = re.compile(r"\b((?:bigquery|storage)\.\w+\.\w+)\b")
