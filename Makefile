@@ -4,23 +4,24 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DOMAINS := online_retail coffee_chain supply_chain
-# What a domain's run takes besides its name: a file to stream to its topic.
-RUN_supply_chain := --stream sample
+# The domains that have a sample; that of a domain of messages is streamed to its topic.
+DEFS := retail_assets/defs
+DOMAINS := $(patsubst $(DEFS)/%/sample.py,%,$(sort $(wildcard $(DEFS)/*/sample.py)))
 # Bytecode is written once, at installation: without it every start pays seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 RUNTIME := $(VENV)/.runtime-installed
 DEVELOPMENT := $(VENV)/.development-installed
 
-.PHONY: help demo test test-live dev lint format bench docs pins clean
+.PHONY: help demo test test-live dev lint definitions format bench docs pins clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(RUNTIME) ## Install, generate samples, run every domain, print what landed where
 	@$(foreach domain,$(DOMAINS),$(BIN)/retail-assets sample $(domain) \
-	  && $(BIN)/retail-assets run $(domain) $(RUN_$(domain)) &&) true
+	  && $(BIN)/retail-assets run $(domain) \
+	    $(if $(wildcard $(DEFS)/$(domain)/messages.py),--stream sample) &&) true
 
 test: $(DEVELOPMENT) ## Run the whole test suite, but for what needs a server
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not live" $(PYTEST_ARGS)
@@ -32,16 +33,24 @@ test-live: $(DEVELOPMENT) ## Run what needs a server, on emulators that start an
 dev: $(RUNTIME) ## Start Dagster's UI and daemon on localhost:3000
 	@$(BIN)/retail-assets dev
 
-lint: $(DEVELOPMENT) ## Check style, types, import arrows and SQL
+lint: $(DEVELOPMENT) ## Check style, types, import arrows, dbt's sources and SQL
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m retail_assets.defs.marts.sources --check
 	cd dbt_project && ../$(BIN)/sqlfluff lint --disable-progress-bar .
 
-format: $(DEVELOPMENT) ## Format Python and SQL
+definitions: export DG_CLI_CONFIG := .ci/dg.toml
+definitions: $(DEVELOPMENT) ## Have dg check the definitions and list them
+	$(BIN)/dg check toml
+	$(BIN)/dg check defs
+	$(BIN)/dg list defs
+
+format: $(DEVELOPMENT) ## Format Python and SQL, and write dbt's sources by the contracts
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m retail_assets.defs.marts.sources
 	cd dbt_project && ../$(BIN)/sqlfluff fix --disable-progress-bar .
 
 bench: $(DEVELOPMENT) ## Measure against bare DuckDB (BENCH_ARGS=--quick for one repetition)
