@@ -21,6 +21,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home for tests that name none: the working copy's has what its owner ran before."""
+    with patch.dict(os.environ, RETAIL_HOME=str(tmp_path_factory.mktemp("home") / "of tests")):
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_source() -> Path:
     """The real data set, where it stands beside the project."""

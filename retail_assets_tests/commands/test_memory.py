@@ -225,11 +225,12 @@ def test_an_unknown_table_is_refused_with_the_known_ones(lake: LakeResource, com
 
 
 @pytest.mark.parametrize("command", ["history", "restore"])
-def test_a_table_without_commits_says_so(command: str) -> None:
+def test_a_table_without_commits_says_so(settings: Settings, command: str) -> None:
     options = ("--version", "0") if command == "restore" else ()
 
     done = retail_assets(command, OUTLET.table, *options)
 
+    assert not settings.home.exists()
     assert str(done.exception).startswith(f"nothing was committed to {OUTLET.table} yet. Run: ")
 
 
