@@ -9,11 +9,18 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from retail_assets.feeds import automation
-from retail_assets.feeds.automation import Arrivals, landed_keys, told_underway
+from retail_assets.feeds.automation import (
+    Arrivals,
+    arrivals_sensor,
+    define_jobs,
+    landed_keys,
+    schedule,
+    told_underway,
+)
 from retail_assets.feeds.requests import REQUEST_TAG, Request, runs_underway
 from retail_assets.feeds.stream import StreamFeed, step_config
 from retail_assets.feeds.stream.assets import (
+    build_assets,
     messages_key,
     operational_key,
     topic_key,
@@ -22,7 +29,6 @@ from retail_assets.feeds.stream.assets import (
 from retail_assets.feeds.stream.positions import LakePositions, Ranges, plan_ranges
 from retail_assets.resources.broker.resource import BrokerResource, UnknownTopicError
 from retail_assets.resources.lake import LakeResource
-from retail_assets.resources.warehouse import WarehouseResource
 from retail_assets.settings import Settings
 
 # A run lands these in batches of its own; more would keep the next run waiting.
@@ -90,15 +96,14 @@ def batch_requests(feed: StreamFeed, lake: LakeResource) -> Iterator[Request]:
         yield Request(f"{feed.batch_job}:{version}-{feed.typing_version}", feed.batch_job, ())
 
 
-def ask(
-    instance: dg.DagsterInstance,
+def find_arrivals(
     feed: StreamFeed,
+    instance: dg.DagsterInstance,
     lake: LakeResource,
     broker: BrokerResource,
-    warehouse: WarehouseResource,
     today: str,
-) -> dg.SensorResult | dg.SkipReason:
-    """One look at topic, lake and warehouse, and requests for what is new.
+) -> Arrivals:
+    """What is in the topic and has not landed; then the tables, where messages did since.
 
     One micro-batch at a time: two would wait for each other. It goes on beside all else.
     """
@@ -120,7 +125,7 @@ def ask(
             note = f"the topic {feed.topic} is not there yet"
     jobs = feed.star_job, feed.batch_job, feed.load_job, feed.name, feed.marts_job
     tables = [*map(transformed_key, feed.datasets), *landed_keys(feed)]
-    arrivals = Arrivals(
+    return Arrivals(
         wanted=lambda: wanted,
         beside=True,
         underway=told_underway(instance, jobs, tables),
@@ -129,60 +134,46 @@ def ask(
         # messages come.
         last=lambda: batch_requests(feed, lake),
     )
-    return automation.ask(
-        instance,
-        feed,
-        lake,
-        warehouse,
-        arrivals,
-        load_job=feed.load_job,
-        marts_job=feed.marts_job,
-    )
 
 
-def build_defs(settings: Settings, feed: StreamFeed) -> dg.Definitions:
-    """Jobs, the schedule and the sensor of the feed."""
+def build_defs(feed: StreamFeed, settings: Settings) -> dg.Definitions:
+    """The feed's assets and checks, jobs, the schedule and the sensor."""
     select = dg.AssetSelection
     messages = select.assets(messages_key(feed), operational_key(feed))
     star = select.assets(*map(transformed_key, feed.datasets))
     landed = select.assets(*landed_keys(feed))
     everything = select.groups(feed.name) - select.assets(topic_key(feed))
     marts = everything - messages - star - landed
-    jobs = {
-        name: dg.define_asset_job(name, selection=selection, description=description)
-        for name, selection, description in (
-            (feed.messages_job, messages, "A micro-batch: messages into the lake and PostgreSQL."),
-            (feed.star_job, star, "The star, of the messages in the lake, by Spark."),
-            (feed.load_job, landed, "The star, from the lake to the warehouse."),
-            (feed.batch_job, star | landed, "The star, and then its load to the warehouse."),
-            (feed.marts_job, marts, "Build and test the dbt models of the domain."),
-            (feed.name, everything, "Everything of the domain, from the topic to the marts."),
-        )
-    }
-
-    @dg.sensor(
-        name=f"{feed.name}_messages_sensor",
-        jobs=[jobs[x] for x in (feed.messages_job, feed.batch_job, feed.load_job, feed.marts_job)],
-        minimum_interval_seconds=30,
-        description="Asks for a micro-batch of exactly the offsets that are in the topic and have"
-        " not landed; for the star and its load, where messages landed since; for a load and the"
-        " marts, where these are behind. It has no cursor: what has landed is what the lake's table"
-        " says.",
+    jobs = define_jobs(
+        {
+            feed.messages_job: (messages, "A micro-batch: messages into the lake and PostgreSQL."),
+            feed.star_job: (star, "The star, of the messages in the lake, by Spark."),
+            feed.load_job: (landed, "The star, from the lake to the warehouse."),
+            feed.batch_job: (star | landed, "The star, and then its load to the warehouse."),
+            feed.marts_job: (marts, "Build and test the dbt models of the domain."),
+            feed.name: (everything, "Everything of the domain, from the topic to the marts."),
+        }
     )
-    def messages_sensor(
-        context: dg.SensorEvaluationContext,
-        lake: LakeResource,
-        broker: BrokerResource,
-        warehouse: WarehouseResource,
-    ) -> dg.SensorResult | dg.SkipReason:
-        today = f"{datetime.now(UTC):%Y-%m-%d}"
-        return ask(context.instance, feed, lake, broker, warehouse, today)
-
-    hourly = dg.ScheduleDefinition(
-        name=f"{feed.batch_job}_hourly",
-        job=jobs[feed.batch_job],
-        cron_schedule="0 * * * *",
-        execution_timezone="UTC",
-        description="The star and its load, of the messages of the last hour.",
+    sensed = {feed.messages_job, feed.batch_job, feed.load_job, feed.marts_job}
+    hourly = "The star and its load, of the messages of the last hour."
+    return dg.Definitions(
+        assets=build_assets(feed, settings),
+        jobs=jobs,
+        schedules=[schedule(f"{feed.batch_job}_hourly", feed.batch_job, "0 * * * *", hourly)],
+        sensors=[
+            arrivals_sensor(
+                feed,
+                f"{feed.name}_messages_sensor",
+                lambda instance, found: find_arrivals(
+                    feed, instance, found.lake, found.broker, f"{datetime.now(UTC):%Y-%m-%d}"
+                ),
+                [job for job in jobs if job.name in sensed],
+                every_s=30,
+                description="Asks for a micro-batch of exactly the offsets that are in the topic"
+                " and have not landed; for the star and its load, where messages landed since; for"
+                " a load and the marts, where these are behind. It has no cursor: what has landed"
+                " is what the lake's table says.",
+                resources=["broker"],
+            )
+        ],
     )
-    return dg.Definitions(jobs=list(jobs.values()), schedules=[hourly], sensors=[messages_sensor])

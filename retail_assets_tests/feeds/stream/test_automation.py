@@ -23,7 +23,7 @@ from retail_assets.feeds import automation
 from retail_assets.feeds.landing import landed_key
 from retail_assets.feeds.requests import REQUEST_TAG
 from retail_assets.feeds.stream.assets import transformed_key
-from retail_assets.feeds.stream.automation import ask, messages_request
+from retail_assets.feeds.stream.automation import find_arrivals, messages_request
 from retail_assets.feeds.stream.batches import MicroBatchConfig
 from retail_assets.feeds.stream.sinks import DatabaseSink
 from retail_assets.resources.broker import embedded as broker_embedded
@@ -64,7 +64,8 @@ def shop(tmp_path: Path, database: OperationalDbResource) -> Iterator[Shop]:
 
 def tick(shop: Shop, today: str = YESTERDAY) -> tuple[list[dg.RunRequest], str]:
     """What the sensor asks for, or why it asks for nothing."""
-    found = ask(shop.instance, FEED, shop.lake, shop.broker, shop.warehouse, today)
+    arrivals = find_arrivals(FEED, shop.instance, shop.lake, shop.broker, today)
+    found = automation.ask(shop.instance, FEED, shop.lake, shop.warehouse, arrivals)
     if isinstance(found, dg.SkipReason):
         return [], found.skip_message or ""
     return list(found.run_requests or ()), ""
