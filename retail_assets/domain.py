@@ -198,13 +198,7 @@ class Domain(ABC):
         from retail_assets.resources.lake import open_lake
         from retail_assets.resources.warehouse import open_warehouse
 
-        lake = open_lake(settings)
-        rows = landing.rebuild(lake, open_warehouse(settings), self, dataset)
-        if rows is None:
-            raise PlanError(
-                f"{lake.root} holds nothing processed. Run: retail-assets run {self.name}"
-            )
-        return rows
+        return landing.rebuild(open_lake(settings), open_warehouse(settings), self, dataset)
 
     def quarantines(self) -> Sequence[QuarantineTable]:
         """The tables that have a quarantine, and how to read it."""

@@ -126,11 +126,6 @@ def run_history(instance: dg.DagsterInstance, identity: str) -> History:
     )
 
 
-def has_failed_for_good(instance: dg.DagsterInstance, identity: str) -> bool:
-    """Whether what was asked for under ``identity`` failed, and is not asked for again."""
-    return run_history(instance, identity).failed_for_good
-
-
 def runs_underway(
     instance: dg.DagsterInstance, job_name: str, *, requested: bool = True
 ) -> list[dg.DagsterRun]:

@@ -11,17 +11,7 @@ from typing import Any
 import dagster as dg
 
 from retail_assets.domain import RANGE_TAGS
-from retail_assets.feeds.automation import (
-    Arrivals,
-    arrivals_sensor,
-    asked_or_why,
-    define_jobs,
-    landed_keys,
-    partition_ranges,
-    range_requests,
-    schedule,
-    told_underway,
-)
+from retail_assets.feeds import automation as asking
 from retail_assets.feeds.files import FileFeed, FileTable, quarantine_of
 from retail_assets.feeds.files.listing import Changes, Look, describe_drops
 from retail_assets.feeds.files.taking import Room, take_files
@@ -166,13 +156,13 @@ def _drop_events(
 
 def find_arrivals(
     feed: FileFeed, instance: dg.DagsterInstance, lake: LakeResource, *, dated_only: bool = False
-) -> Arrivals:
+) -> asking.Arrivals:
     """The files that are new work, without those that a requested run has in hand."""
     # Before the look at the files: of what ends in between, the look shows the outcome.
     in_hand, small_in_hand = drops_underway(instance, feed), runs_underway(instance, feed.small_job)
     jobs = (feed.small_job, feed.large_job, feed.drops_job, feed.nightly_job, feed.load_job)
-    keys = [processed_key(feed, dataset) for dataset in feed.datasets] + landed_keys(feed)
-    underway = told_underway(instance, (*jobs, feed.name), keys)
+    keys = [processed_key(feed, dataset) for dataset in feed.datasets] + asking.landed_keys(feed)
+    underway = asking.told_underway(instance, (*jobs, feed.name), keys)
     look = Look(lake, feed.tables)
     changes = look.changes()
     look.remember_touched(changes)
@@ -182,15 +172,15 @@ def find_arrivals(
     def wanted() -> Iterator[Request]:
         if changes.small and not (small_in_hand or dated_only):
             yield _small_request(feed, changes.small, look)
-        ranges = partition_ranges(dates, registered, _MOST_DROPS_A_RUN)
+        ranges = asking.partition_ranges(dates, registered, _MOST_DROPS_A_RUN)
         versions = {
             table: {key: files[key].version for key in dates.intersection(files)}
             for table, files in look.files.items()
         }
-        yield from range_requests(feed.large_job, ranges, versions)
+        yield from asking.range_requests(feed.large_job, ranges, versions)
 
     new = sorted(dates.difference(registered))
-    return Arrivals(
+    return asking.Arrivals(
         wanted=wanted,
         underway=underway,
         notes=[f"no drop by its name: {name}" for name in look.strays[:_MOST_STRAYS]],
@@ -209,7 +199,7 @@ def catch_up(
     for asked in arrivals.partitions:
         context.instance.add_dynamic_partitions(asked.partitions_def_name, asked.partition_keys)
     otherwise = "; ".join(arrivals.underway) or "no drop has changed"
-    return asked_or_why(arrivals.wanted, context.instance, otherwise)
+    return asking.asked_or_why(arrivals.wanted, context.instance, otherwise)
 
 
 def build_defs(feed: FileFeed, settings: Settings) -> dg.Definitions:
@@ -221,7 +211,7 @@ def build_defs(feed: FileFeed, settings: Settings) -> dg.Definitions:
         )
         for tables in ([x.dataset for x in feed.single], [x.dataset for x in feed.dated])
     )
-    landed = select.assets(*landed_keys(feed))
+    landed = select.assets(*asking.landed_keys(feed))
     raw = {raw_key(feed, table): _raw(feed, table) for table in feed.tables}
     marts = select.groups(feed.name) - small - large - select.assets(*raw)
     deleted = select.checks(
@@ -238,12 +228,12 @@ def build_defs(feed: FileFeed, settings: Settings) -> dg.Definitions:
     }
     needless = [] if feed.single else [feed.small_job]
     needless += [] if feed.dated else [feed.large_job, feed.drops_job]
-    jobs = define_jobs({name: told for name, told in of.items() if name not in needless})
+    jobs = asking.define_jobs({name: told for name, told in of.items() if name not in needless})
     nightly = "Single files, the check on deleted drops, and the marts."
-    schedules = [schedule(feed.nightly_job, feed.nightly_job, "0 4 * * *", nightly)]
+    schedules = [asking.schedule(feed.nightly_job, feed.nightly_job, "0 4 * * *", nightly)]
     if feed.dated:
         schedules.append(
-            schedule(
+            asking.schedule(
                 *(f"{feed.name}_drops_nightly", feed.large_job, "0 3 * * *"),
                 *("Drops that the sensor missed.", partial(catch_up, feed), ["lake"]),
             )
@@ -259,7 +249,7 @@ def build_defs(feed: FileFeed, settings: Settings) -> dg.Definitions:
         jobs=jobs,
         schedules=schedules,
         sensors=[
-            arrivals_sensor(
+            asking.arrivals_sensor(
                 feed,
                 f"{feed.name}_drops_sensor",
                 lambda instance, found: find_arrivals(feed, instance, found.lake),

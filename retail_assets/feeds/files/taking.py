@@ -16,12 +16,7 @@ from retail_assets.errors import PermanentError
 from retail_assets.feeds import WHOLE_TABLE
 from retail_assets.feeds.files import FileFeed, FileTable, quarantine_of
 from retail_assets.feeds.files.listing import Look, fingerprint_of, has_bytes
-from retail_assets.feeds.processed import (
-    RefusedPartitionsError,
-    Taken,
-    processed_key,
-    publish,
-)
+from retail_assets.feeds.processed import RefusedPartitionsError, Taken, processed_key, publish
 from retail_assets.losses import SKIPPED, Quarantined, refuse_to_shrink
 from retail_assets.resources.lake import LakeObject, LakeResource
 from retail_assets.resources.lake.ledger import Ledger, UnbalancedError

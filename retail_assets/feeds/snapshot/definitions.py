@@ -11,28 +11,12 @@ from typing import Any
 import dagster as dg
 
 from retail_assets.errors import failures_by_kind
-from retail_assets.feeds.automation import (
-    WAREHOUSE_WAIT_S,
-    Arrivals,
-    arrivals_sensor,
-    asked_or_why,
-    define_jobs,
-    load_requests,
-    partition_ranges,
-    range_requests,
-    schedule,
-    told_underway,
-)
+from retail_assets.feeds import automation as asking
 from retail_assets.feeds.landing import lake_versions, landed_asset, landed_key
 from retail_assets.feeds.processed import Taken, processed_asset, processed_key, publish
 from retail_assets.feeds.requests import Request, requests_for
 from retail_assets.feeds.snapshot import SnapshotFeed
-from retail_assets.feeds.snapshot.manifest import (
-    EMPTY_DAY,
-    Manifest,
-    changed_days,
-    read_manifest,
-)
+from retail_assets.feeds.snapshot.manifest import EMPTY_DAY, Manifest, changed_days, read_manifest
 from retail_assets.feeds.snapshot.rows import TypedRows, day_predicate
 from retail_assets.feeds.snapshot.source import Source, SourceError
 from retail_assets.losses import EmptyingConfig, check_quarantine, quarantine_check_spec
@@ -195,8 +179,8 @@ def day_requests(
 ) -> Iterator[Request]:
     """One request a contiguous range of those ``days`` that are partitions."""
     every = day_partitions(feed, settings).get_partition_keys()
-    ranges = partition_ranges(set(every).intersection(days), every)
-    return range_requests(job, ranges, {"day": manifest.fingerprints}, selection)
+    ranges = asking.partition_ranges(set(every).intersection(days), every)
+    return asking.range_requests(job, ranges, {"day": manifest.fingerprints}, selection)
 
 
 def find_arrivals(
@@ -205,11 +189,11 @@ def find_arrivals(
     instance: dg.DagsterInstance,
     lake: LakeResource,
     warehouse: WarehouseResource,
-) -> Arrivals:
+) -> asking.Arrivals:
     """The source, where its origin is another, and the days that it has otherwise."""
     assets = [feed.raw_key, processed_key(feed, feed.dataset), landed_key(feed.dataset)]
     jobs = (feed.source_job, feed.days_job, feed.load_job, feed.marts_job, feed.name)
-    underway = told_underway(instance, jobs, assets)
+    underway = asking.told_underway(instance, jobs, assets)
     notes: list[str] = []
     origins: Sequence[Fingerprint] | None = None
     try:
@@ -225,7 +209,8 @@ def find_arrivals(
             return
         there = lake_versions(lake, feed.dataset)
         try:
-            landed = warehouse.loaded_versions(feed.dataset, timeout_s=WAREHOUSE_WAIT_S)
+            wait_s = asking.WAREHOUSE_WAIT_S
+            landed = warehouse.loaded_versions(feed.dataset, timeout_s=wait_s)
         except WarehouseBusyError as busy:
             underway.append(str(busy))  # nothing is asked of it now
             return
@@ -234,7 +219,7 @@ def find_arrivals(
         days = days_to_write(feed, lake, manifest) | lost
         yield from day_requests(feed, settings, manifest, days, feed.days_job, *assets[1:])
 
-    return Arrivals(wanted=wanted, underway=underway, notes=notes)
+    return asking.Arrivals(wanted=wanted, underway=underway, notes=notes)
 
 
 def build_defs(feed: SnapshotFeed, settings: Settings) -> dg.Definitions:
@@ -245,7 +230,7 @@ def build_defs(feed: SnapshotFeed, settings: Settings) -> dg.Definitions:
     )
     everything = dg.AssetSelection.groups(feed.name)
     models = everything - raw - processed - landed
-    jobs = define_jobs(
+    jobs = asking.define_jobs(
         {
             feed.source_job: (
                 raw | processed,
@@ -278,8 +263,8 @@ def build_defs(feed: SnapshotFeed, settings: Settings) -> dg.Definitions:
 
     def load(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         found: Any = context.resources
-        return asked_or_why(
-            lambda: load_requests(feed, found.lake, found.warehouse),
+        return asking.asked_or_why(
+            lambda: asking.load_requests(feed, found.lake, found.warehouse),
             context.instance,
             "the warehouse is up to date",
         )
@@ -289,20 +274,20 @@ def build_defs(feed: SnapshotFeed, settings: Settings) -> dg.Definitions:
         assets=build_assets(feed, settings),
         jobs=jobs,
         schedules=[
-            schedule(
+            asking.schedule(
                 f"{feed.source_job}_daily", feed.source_job, "0 2 * * *", looking, look, ["lake"]
             ),
-            schedule(
+            asking.schedule(
                 *(f"{feed.load_job}_daily", feed.load_job, "0 4 * * *", _LOADING),
                 *(load, ["lake", "warehouse"]),
             ),
-            schedule(
+            asking.schedule(
                 *(f"{feed.marts_job}_every_12_hours", feed.marts_job, "0 6,18 * * *"),
                 "Build and test the dbt models of the domain.",
             ),
         ],
         sensors=[
-            arrivals_sensor(
+            asking.arrivals_sensor(
                 feed,
                 f"{feed.name}_source_sensor",
                 lambda instance, found: find_arrivals(

@@ -9,14 +9,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from retail_assets.feeds.automation import (
-    Arrivals,
-    arrivals_sensor,
-    define_jobs,
-    landed_keys,
-    schedule,
-    told_underway,
-)
+from retail_assets.feeds import automation as asking
 from retail_assets.feeds.requests import REQUEST_TAG, Request, runs_underway
 from retail_assets.feeds.stream import StreamFeed, step_config
 from retail_assets.feeds.stream.assets import (
@@ -26,7 +19,7 @@ from retail_assets.feeds.stream.assets import (
     topic_key,
     transformed_key,
 )
-from retail_assets.feeds.stream.positions import LakePositions, Ranges, plan_ranges
+from retail_assets.feeds.stream.positions import LakePositions, Ranges, plan_ranges, shown
 from retail_assets.resources.broker.resource import BrokerResource, UnknownTopicError
 from retail_assets.resources.lake import LakeResource
 from retail_assets.settings import Settings
@@ -39,14 +32,13 @@ def messages_request(
     feed: StreamFeed, incarnation: str, ranges: Ranges, ingest_date: str
 ) -> Request:
     """A micro-batch of exactly ``ranges``, which identify it together with the incarnation."""
-    shown = ",".join(f"{p}:{start}-{end}" for p, (start, end) in sorted(ranges.items()))
     config = step_config(
         feed.micro_batch,
         incarnation=incarnation,
         ingest_date=ingest_date,
         ranges={str(p): [*span] for p, span in sorted(ranges.items())},
     )
-    identity = f"{feed.messages_job}:{incarnation}:{shown}"
+    identity = f"{feed.messages_job}:{incarnation}:{shown(ranges)}"
     return Request(identity, feed.messages_job, (), run_config=config)
 
 
@@ -72,21 +64,6 @@ def unfinished_request(
     return Request(identity, feed.messages_job, (), run_config=config)
 
 
-def pending_messages(
-    feed: StreamFeed, lake: LakeResource, broker: BrokerResource, today: str
-) -> Request | None:
-    """A micro-batch of what is in the topic and has not landed, at most so many messages.
-
-    Raises:
-        UnknownTopicError: there is no topic.
-        LostMessagesError: what should come next is no longer there.
-    """
-    watermarks = broker.watermarks(feed.topic)
-    landed = LakePositions(feed, lake, broker.incarnation(feed.topic), watermarks)
-    ranges = plan_ranges(feed.topic, landed.positions, watermarks, _MOST_MESSAGES_A_RUN)
-    return messages_request(feed, landed.incarnation, ranges, today) if ranges else None
-
-
 def batch_requests(feed: StreamFeed, lake: LakeResource) -> Iterator[Request]:
     """The tables and their load, where they are not of the messages that are there."""
     version, location = lake.table(feed.messages).snapshot().version, feed.messages.location
@@ -102,10 +79,13 @@ def find_arrivals(
     lake: LakeResource,
     broker: BrokerResource,
     today: str,
-) -> Arrivals:
+) -> asking.Arrivals:
     """What is in the topic and has not landed; then the tables, where messages did since.
 
     One micro-batch at a time: two would wait for each other. It goes on beside all else.
+
+    Raises:
+        LostMessagesError: what should come next is no longer there.
     """
     wanted: list[Request] = []
     note = "every message has landed"
@@ -118,17 +98,21 @@ def find_arrivals(
         )
     else:
         try:
-            request = pending_messages(feed, lake, broker, today)
-            request = request or unfinished_request(instance, feed, today)
-            wanted = [request] if request else []
+            watermarks = broker.watermarks(feed.topic)
+            landed = LakePositions(feed, lake, broker.incarnation(feed.topic), watermarks)
+            ranges = plan_ranges(feed.topic, landed.positions, watermarks, _MOST_MESSAGES_A_RUN)
+            if ranges:
+                wanted = [messages_request(feed, landed.incarnation, ranges, today)]
+            elif request := unfinished_request(instance, feed, today):
+                wanted = [request]
         except UnknownTopicError:
             note = f"the topic {feed.topic} is not there yet"
     jobs = feed.star_job, feed.batch_job, feed.load_job, feed.name, feed.marts_job
-    tables = [*map(transformed_key, feed.datasets), *landed_keys(feed)]
-    return Arrivals(
+    tables = [*map(transformed_key, feed.datasets), *asking.landed_keys(feed)]
+    return asking.Arrivals(
         wanted=lambda: wanted,
         beside=True,
-        underway=told_underway(instance, jobs, tables),
+        underway=asking.told_underway(instance, jobs, tables),
         notes=[] if wanted else [note],
         # What is made already goes on to the marts first: else these would wait for as long as
         # messages come.
@@ -141,10 +125,10 @@ def build_defs(feed: StreamFeed, settings: Settings) -> dg.Definitions:
     select = dg.AssetSelection
     messages = select.assets(messages_key(feed), operational_key(feed))
     star = select.assets(*map(transformed_key, feed.datasets))
-    landed = select.assets(*landed_keys(feed))
+    landed = select.assets(*asking.landed_keys(feed))
     everything = select.groups(feed.name) - select.assets(topic_key(feed))
     marts = everything - messages - star - landed
-    jobs = define_jobs(
+    jobs = asking.define_jobs(
         {
             feed.messages_job: (messages, "A micro-batch: messages into the lake and PostgreSQL."),
             feed.star_job: (star, "The star, of the messages in the lake, by Spark."),
@@ -159,9 +143,11 @@ def build_defs(feed: StreamFeed, settings: Settings) -> dg.Definitions:
     return dg.Definitions(
         assets=build_assets(feed, settings),
         jobs=jobs,
-        schedules=[schedule(f"{feed.batch_job}_hourly", feed.batch_job, "0 * * * *", hourly)],
+        schedules=[
+            asking.schedule(f"{feed.batch_job}_hourly", feed.batch_job, "0 * * * *", hourly)
+        ],
         sensors=[
-            arrivals_sensor(
+            asking.arrivals_sensor(
                 feed,
                 f"{feed.name}_messages_sensor",
                 lambda instance, found: find_arrivals(

@@ -22,7 +22,6 @@ from retail_assets.feeds import requests
 from retail_assets.feeds.landing import lake_versions, landed_key
 from retail_assets.feeds.processed import processed_key
 from retail_assets.feeds.requests import Request
-from retail_assets.feeds.snapshot import definitions
 from retail_assets.feeds.snapshot.definitions import source_request, write_days
 from retail_assets.feeds.snapshot.manifest import Manifest, read_manifest
 from retail_assets.feeds.snapshot.source import Source
@@ -514,7 +513,6 @@ def test_a_busy_warehouse_puts_the_days_off(
 ) -> None:
     house = scheduled_house
     monkeypatch.setattr(asking, "WAREHOUSE_WAIT_S", 0.1)
-    monkeypatch.setattr(definitions, "WAREHOUSE_WAIT_S", 0.1)
     house.publish(d01=1)
     house.settle()
     with held(house.settings.warehouse_path):
