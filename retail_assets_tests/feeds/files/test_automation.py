@@ -6,7 +6,6 @@ daemon's (defs/coffee_chain/test_runs.py executes them).
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +25,6 @@ from retail_assets.defs.coffee_chain.feed import FEED
 from retail_assets.domain import MARTS_STAGE, RANGE_TAGS
 from retail_assets.errors import PermanentError
 from retail_assets.feeds import WHOLE_TABLE
-from retail_assets.feeds import automation as asking
 from retail_assets.feeds.files import FileTable
 from retail_assets.feeds.files.definitions import drops_underway, raw_key
 from retail_assets.feeds.files.taking import Room, take_files
@@ -371,28 +369,6 @@ def test_a_run_that_a_person_asked_for_is_waited_for(house: House) -> None:
     assert house.shown(only(house.sense())) == D2
 
 
-def test_a_drop_that_fails_is_asked_for_three_times(house: House) -> None:
-    house.settle()
-    house.raw.deliver(RAW_SALES, D1, "x", header="another")
-    keys = []
-    for _ in range(3):
-        request = only(house.sense())
-        keys.append(str(request.run_key))
-        assert not house.run(request)
-
-    assert [key.rpartition(":")[2] for key in keys] == ["1", "2", "3"]
-    assert len({key.rpartition(":")[0] for key in keys}) == 1
-    answer = house.sense()
-    assert isinstance(answer, str)
-    assert f"{LARGE_JOB}:{D1}...{D1}:" in answer
-    assert "failed 3 times: mend its cause and run it by hand" in answer
-
-    deliver(house, D1)
-    request = only(house.sense())
-    assert str(request.run_key).endswith(":1")
-    assert house.run(request)
-
-
 def test_a_bad_drop_does_not_keep_back_the_others_nor_the_marts(house: House) -> None:
     deliver(house, D1, D2, D3)
     house.raw.deliver(RAW_SALES, D2, "x", header="another")
@@ -459,39 +435,6 @@ def test_marts_wait_for_drops_that_are_underway(house: House) -> None:
     assert house.shown(only(house.sense())) == "marts"
 
 
-def test_marts_are_asked_for_once_a_state_of_what_is_landed(house: House) -> None:
-    deliver(house, D1)
-    small, large = house.sense()
-    assert isinstance(large, dg.RunRequest) and isinstance(small, dg.RunRequest)
-    house.run(large)
-    assert house.shown(only(house.sense())) == "small"  # dbt could not build without
-    house.run(small)
-    request = only(house.sense())
-    assert request.job_name == MARTS_JOB
-    house.record(request, STARTED)
-
-    answer = house.sense()
-
-    assert isinstance(answer, str) and f"{request.tags[REQUEST_TAG]} is underway" in answer
-
-
-def test_marts_that_fail_are_asked_for_three_times(house: House) -> None:
-    deliver(house, D1)
-    for request in house.sense():
-        assert isinstance(request, dg.RunRequest)
-        house.run(request)
-    for number in (1, 2, 3):
-        request = only(house.sense())
-        assert str(request.run_key).endswith(f":{number}")
-        house.record(request, FAILURE)
-
-    answer = house.sense()
-
-    assert isinstance(answer, str) and "failed 3 times" in answer
-    deliver(house, D2)
-    assert house.settle() == [D2, "marts"]
-
-
 def test_a_deleted_drop_is_not_obeyed(house: House) -> None:
     deliver(house, D1, D2)
     house.settle()
@@ -539,33 +482,6 @@ def test_the_warehouse_follows_what_was_restored_and_nothing_undoes_it(house: Ho
     deliver(house, D1, rows=3)
     assert house.settle() == [D1, "marts"]
     assert house.landed() == {D1: 3}
-
-
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Another holder of the warehouse."""
-    from filelock import FileLock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock", thread_local=False):
-        yield
-
-
-def test_a_busy_warehouse_is_told_and_keeps_back_no_drop(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(asking, "WAREHOUSE_WAIT_S", 0.1)
-    deliver(house, D1)
-    house.settle()
-    with held(house.settings.warehouse_path):
-        answer = house.sense()
-        assert isinstance(answer, str) and str(house.settings.warehouse_path) in answer
-        deliver(house, D2)
-        request = only(house.sense())
-
-    assert house.shown(request) == D2
-    house.run(request)
-    assert house.settle() == ["marts"]
 
 
 def test_files_whose_names_are_no_drops_are_told(house: House) -> None:

@@ -18,7 +18,6 @@ from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.feed import FEED
 from retail_assets.domain import MARTS_STAGE
 from retail_assets.feeds import automation as asking
-from retail_assets.feeds import requests
 from retail_assets.feeds.landing import lake_versions, landed_key
 from retail_assets.feeds.processed import processed_key
 from retail_assets.feeds.requests import Request
@@ -27,7 +26,6 @@ from retail_assets.feeds.snapshot.manifest import Manifest, read_manifest
 from retail_assets.feeds.snapshot.source import Source
 from retail_assets.resources.http import Fingerprint
 from retail_assets.resources.lake.folder import LocalLake
-from retail_assets.resources.lake.ledger import Ledger
 from retail_assets.resources.lake.restoring import restore
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings, load_settings
@@ -384,70 +382,10 @@ def test_days_that_a_person_restored_stay_until_the_source_is_another(
     assert house.landed() == {"01": 1, "02": 1, "05": 5}
 
 
-def test_a_failed_request_is_made_three_times(house: House) -> None:
-    house.publish(d01=1)
-    keys = []
-    for _ in range(3):
-        request = only(house.sense())
-        keys.append(request.run_key)
-        house.run(request, FAILURE)
-
-    assert [str(key).rpartition(":")[2] for key in keys] == ["1", "2", "3"]
-    assert len({str(key).rpartition(":")[0] for key in keys}) == 1
-    answer = house.sense()
-    assert isinstance(answer, str)
-    assert "failed 3 times" in answer
-
-    house.publish(d01=2)
-    assert str(only(house.sense()).run_key).endswith(":1")
-
-
-def test_ranges_that_cannot_be_done_do_not_keep_others_waiting(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(requests, "_MOST_REQUESTS_A_TICK", 2)
-    house.publish(d01=1)
-    house.settle()
-    vanished = [f"2011-01-{n:02}" for n in (1, 3, 5, 7, 9)]
-    with house.lake.staging("run") as stage:
-        stage.publish(ONLINE_RETAIL_DATA, vanished, dict.fromkeys(vanished, Ledger("old", 0)))
-
-    asked: set[str] = set()
-    for _ in range(12):
-        answer = house.sense()
-        if isinstance(answer, str) or answer[0].job_name == LOAD_JOB:
-            break
-        assert len(answer) <= 2
-        for request in answer:
-            asked |= set(days_of(request))
-            house.run(request, FAILURE)
-
-    assert asked == set(vanished)
-
-
-def test_the_marts_are_asked_for_once_a_state_of_what_is_landed(house: House) -> None:
-    house.publish(d01=1)
-    house.run(only(house.sense()))
-    assert house.settle() == [["2010-12-01"], ["marts"]]
-
-    house.publish(d01=2)
-    house.run(only(house.sense()))
-    house.run(only(house.sense()))
-    request = only(house.sense())
-
-    assert (request.job_name, request.asset_selection) == (MARTS_JOB, None)
-    run_id = house.run(request, dg.DagsterRunStatus.STARTED)
-    assert house.sense() == f"{MARTS_JOB} is underway (run {run_id})"
-    house.instance.delete_run(run_id)
-    house.run(request)
-    assert house.sense() == "nothing has changed"
-
-
 @pytest.mark.parametrize(
     ("job", "assets"),
     [
-        *((job, ()) for job in (SOURCE_JOB, DAYS_JOB, LOAD_JOB, DOMAIN, MARTS_JOB)),
-        ("__ASSET_JOB", (LANDED,)),
+        *((job, ()) for job in (SOURCE_JOB, DAYS_JOB, DOMAIN)),
         ("__ASSET_JOB", (RAW, PROCESSED)),
     ],
 )
@@ -466,20 +404,6 @@ def test_the_marts_wait_for_days_that_are_underway(
     assert isinstance(answer, str) and f"is underway (run {run_id})" in answer
     assert other not in answer
     house.instance.delete_run(run_id)
-    assert only(house.sense()).job_name == MARTS_JOB
-
-
-def test_days_that_failed_for_good_do_not_keep_the_marts_back(house: House) -> None:
-    house.publish(d01=1)
-    house.run(only(house.sense()))
-    house.run(only(house.sense()))
-    house.publish(d01=1, d03=1)
-    house.run(only(house.sense()))
-    for _ in range(3):
-        request = only(house.sense())
-        assert days_of(request) == ["2010-12-02", "2010-12-03"]
-        house.run(request, FAILURE)
-
     assert only(house.sense()).job_name == MARTS_JOB
 
 
