@@ -191,32 +191,23 @@ class FileFeed(PartitionFeed):
         return {"ops": ops} if emptying else {}
 
     def lake_versions(
-        self, lake: "LakeResource", dataset: Dataset, snapshot: "Snapshot | None" = None
-    ) -> dict[str, str]:
-        """Fingerprints of the processed partitions, as ``versions_of`` says."""
-
-        def snapshot_of(table: Dataset) -> "Snapshot":
-            return (
-                snapshot
-                if table is dataset and snapshot is not None
-                else lake.table(table).snapshot()
-            )
-
-        return self.versions_of(lake, snapshot_of, dataset)
-
-    def versions_of(
-        self, lake: "LakeResource", snapshot_of: "Callable[[Dataset], Snapshot]", dataset: Dataset
+        self,
+        lake: "LakeResource",
+        dataset: Dataset,
+        snapshot: "Snapshot | None" = None,
+        known: "Callable[[Dataset], Snapshot] | None" = None,
     ) -> dict[str, str]:
         """Fingerprints of the processed partitions; ABSENT for one that restoring took out.
 
         A table of dated files that never had one is landed too, empty, for the marts: ABSENT for
-        one date that another table has.
+        one date that another table has. ``known`` gives snapshots that were taken already.
         """
         from retail_assets.resources.lake.restoring import set_aside
 
-        found, gone = snapshot_of(dataset).fingerprints, set(set_aside(lake, dataset))
+        of = known or (lambda table: lake.table(table).snapshot())
+        found, gone = (snapshot or of(dataset)).fingerprints, set(set_aside(lake, dataset))
         if dataset.partition_by and not (gone or found):
-            dates = [key for x in self.dated for key in snapshot_of(x.dataset).fingerprints]
+            dates = [key for x in self.dated for key in of(x.dataset).fingerprints]
             gone = {min(dates)} if dates else gone
         return dict.fromkeys(gone, ABSENT) | found
 

@@ -186,7 +186,7 @@ def find_arrivals(
         notes=[f"no drop by its name: {name}" for name in look.strays[:_MOST_STRAYS]],
         partitions=[drops_of(feed).build_add_request(new)] if new else [],
         events=list(_drop_events(feed, changes, dates)),
-        versions=partial(feed.versions_of, lake, look.table),
+        versions=partial(feed.lake_versions, lake, known=look.table),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from retail_assets.domain import REFUSED_PARTITIONS, Asked, Execution, PlanError, range_tags
 from retail_assets.feeds.checks import BALANCE_CHECK, SCHEMA_CHECK
 from retail_assets.feeds.files import ABSENT, FileFeed, FileTable, mask_personal
-from retail_assets.feeds.files.definitions import DELETED_CHECK
+from retail_assets.feeds.files.definitions import DELETED_CHECK, drops_of
 from retail_assets.feeds.landing import landed_key
 from retail_assets.losses import QUARANTINE_CHECK
 from retail_assets.resources.lake.folder import LocalLake
@@ -211,6 +211,13 @@ def test_a_refused_file_keeps_back_no_other(house: House) -> None:
     data = failure.step_failure_data.user_failure_data
     assert data is not None and data.metadata[REFUSED_PARTITIONS].value == [D2]
     assert str(data.description).startswith("1 of 3 drops cannot be taken; all others were. ")
+    processed = dg.AssetKey(["shop", "processed_visits"])
+    shown = house.instance.get_status_by_partition(processed, [D1, D2, D3], drops_of(feed))
+    assert shown is not None and {key: x and x.name for key, x in shown.items()} == {
+        D1: "MATERIALIZED",
+        D2: "FAILED",
+        D3: "MATERIALIZED",
+    }
     assert house.settle(feed) == [*["large_files failed"] * 3, "lake_to_warehouse"]
     assert [row[1] for row in house.rows(VISITS)] == [1, 3]
 
