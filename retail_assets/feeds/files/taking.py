@@ -245,7 +245,7 @@ def _stage_batch(
                 raise found
             if _stamp(files[key].path) != before[key]:
                 raise DropError(
-                    f"{batch[key].name} was replaced while it was read. Nothing was touched. Run"
+                    f"{batch[key].name} was replaced while it was read. It was not taken. Run"
                     " this again; deliver files under another name and rename them when complete."
                 )
             taken[key] = _stage_typed(stage, table, key, batch[key], found)
@@ -275,8 +275,8 @@ def _stage_typed(
     if typed.written != ledger.written:
         raise UnbalancedError(
             f"{entry.name}: {ledger.read} rows were read, but {typed.written} written,"
-            f" {ledger.duplicates} duplicates and {ledger.quarantined} quarantined. No partition"
-            " was touched. This is a defect of the engine or of ours: please report it."
+            f" {ledger.duplicates} duplicates and {ledger.quarantined} quarantined. It was not"
+            " taken. This is a defect of the engine or of ours: please report it."
         )
     for below, files in typed.files.items():
         stage.adopt(dataset, key, files, below)
