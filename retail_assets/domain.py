@@ -5,11 +5,11 @@ which domains there are (defs/registry.py). Dagster is not imported: the command
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from retail_assets.dataset import Dataset
 from retail_assets.errors import PermanentError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MARTS_STAGE = "marts"
 # Of which state of dbt's project the marts are; recorded with one of the domain's tables.
 MODELS_STAGE = "models"
-# Metadata of a failure that names the partitions without which the others could be taken.
+# Metadata of a failure that names the partitions that could not be taken; the others were.
 REFUSED_PARTITIONS = "refused_partitions"
 # The tags by which Dagster takes a range of partitions in one run: its first, its last.
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -37,26 +37,20 @@ class PlanError(PermanentError):
     """What was asked for cannot be done; the message says what was expected and found."""
 
 
-class DefsModule(Protocol):
-    """A module that makes a part of a domain's definitions, such as assets.py."""
-
-    def build_defs(self, settings: Settings) -> "dg.Definitions":
-        """The part's definitions."""
-        ...
-
-
 @dataclass(frozen=True)
 class Execution:
     """One execution of a job: over which range of partitions, with what config.
 
     ``partitions`` is the inclusive range, as the job's partitions are ordered; None where the
-    assets that run have none. ``asset_selection`` of None is all that the job has.
+    assets that run have none. ``asset_selection`` of None is all that the job has. ``rest`` is what
+    is still to do after it where it refused partitions (REFUSED_PARTITIONS) and took the others.
     """
 
     job_name: str
     partitions: tuple[str, str] | None = None
     run_config: Mapping[str, Any] = field(default_factory=dict)
     asset_selection: "Sequence[dg.AssetKey] | dg.AssetSelection | None" = None
+    rest: "Callable[[], Iterable[Execution]]" = field(default=tuple, compare=False)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -126,15 +120,23 @@ class Domain(ABC):
     beside_warehouse: tuple[Dataset, ...] = ()
     loads_by_the_clock: bool = False
 
+    @property
+    def load_job(self) -> str:
+        """The job that loads what the lake has otherwise than the warehouse."""
+        return f"{self.name}_lake_to_warehouse"
+
+    @property
+    def marts_job(self) -> str:
+        """The job that builds the marts."""
+        return f"{self.name}_marts"
+
     @abstractmethod
-    def modules(self) -> Sequence[DefsModule]:
-        """The modules that make its definitions. The first call imports them, and Dagster."""
+    def maker(self) -> "Callable[[Settings], dg.Definitions]":
+        """What makes its assets, checks and automation. The call imports it, and Dagster."""
 
     def build_defs(self, settings: Settings) -> "dg.Definitions":
         """Assets, checks and automation, over the configured partitions."""
-        import dagster as dg
-
-        return dg.Definitions.merge(*(module.build_defs(settings) for module in self.modules()))
+        return self.maker()(settings)
 
     def resources(self, settings: Settings) -> dict[str, object]:
         """Resources that it alone asks for, by name."""
@@ -170,20 +172,6 @@ class Domain(ABC):
             PlanError: there is nothing to run.
         """
 
-    def plan_without(
-        self,
-        settings: Settings,
-        execution: Execution,
-        refused: Mapping[str, Collection[str]],
-        instance: "dg.DagsterInstance",
-    ) -> list[Execution]:
-        """What is executed in place of a failed ``execution``, for the partitions not ``refused``.
-
-        ``refused`` has, by step, the partitions that the failure names (REFUSED_PARTITIONS).
-        Nothing where none is left, or where a domain's partitions do not stand for themselves.
-        """
-        return []
-
     def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
         """What changed since the marts were built; without windows they are built whole."""
         return MartsPlan({}, {x: warehouse.loaded_versions(x) for x in self.datasets})
@@ -210,13 +198,7 @@ class Domain(ABC):
         from retail_assets.resources.lake import open_lake
         from retail_assets.resources.warehouse import open_warehouse
 
-        lake = open_lake(settings)
-        rows = landing.rebuild(lake, open_warehouse(settings), self, dataset)
-        if rows is None:
-            raise PlanError(
-                f"{lake.root} holds nothing processed. Run: retail-assets run {self.name}"
-            )
-        return rows
+        return landing.rebuild(open_lake(settings), open_warehouse(settings), self, dataset)
 
     def quarantines(self) -> Sequence[QuarantineTable]:
         """The tables that have a quarantine, and how to read it."""

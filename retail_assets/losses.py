@@ -5,7 +5,7 @@ say of what was quarantined; alike for every domain. Not here: why a row is bad 
 transforms.py), where it is kept (the lake's quarantine).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -95,6 +95,16 @@ def public_reason(reason: str, personal: Iterable[str]) -> str:
     return reason.partition(", found")[0] if colon and column in set(personal) else reason
 
 
+def mask_fields(
+    values: Sequence[Any], names: Sequence[str], personal: Collection[str]
+) -> list[Any] | None:
+    """Values of the fields ``names`` without personal ones; None where they are not of these."""
+    if len(values) != len(names):
+        return None
+    fields = zip(names, values, strict=True)
+    return [MASK if name in personal and value else value for name, value in fields]
+
+
 def refuse_to_shrink(
     table: str,
     had: int,
@@ -141,13 +151,22 @@ def quarantine_check_spec(asset: dg.AssetKey) -> dg.AssetCheckSpec:
     )
 
 
-def check_quarantine(asset: dg.AssetKey, found: Quarantined) -> dg.AssetCheckResult:
-    """The result of ``quarantine_check_spec``: a warning with how many and the first reason."""
+def check_result(
+    asset: dg.AssetKey, name: str, faults: str, *, warns: bool = False, **told: Any
+) -> dg.AssetCheckResult:
+    """The result of a check, which has passed where there are no ``faults``."""
+    severity = dg.AssetCheckSeverity.WARN if warns else dg.AssetCheckSeverity.ERROR
     return dg.AssetCheckResult(
         asset_key=asset,
-        check_name=QUARANTINE_CHECK,
-        passed=not found,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{found}. See: retail-assets quarantine" if found else None,
-        metadata=found.metadata,
+        check_name=name,
+        passed=not faults,
+        severity=severity,
+        description=faults or None,
+        metadata=told,
     )
+
+
+def check_quarantine(asset: dg.AssetKey, found: Quarantined) -> dg.AssetCheckResult:
+    """The result of ``quarantine_check_spec``: a warning with how many and the first reason."""
+    told = f"{found}. See: retail-assets quarantine" if found else ""
+    return check_result(asset, QUARANTINE_CHECK, told, warns=True, **found.metadata)

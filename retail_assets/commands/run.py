@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, reduce
-from itertools import chain, islice
+from itertools import chain
 from operator import add
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,7 @@ def start_ahead(settings: Settings, domain: Domain, running: ExitStack) -> None:
         running.enter_context(dbt_ahead(settings))
     import retail_assets.definitions  # noqa: F401
 
-    domain.modules()
+    domain.maker()
     with open_instance(settings):
         pass  # its storages' imports, a third of a second
 
@@ -132,7 +132,6 @@ def _execute(
 
     done: list[tuple[Execution, dg.ExecuteInProcessResult]] = []
     refusals: list[str] = []
-    waiting: list[Execution] = []
     opened = instance()
     with (
         _waits_told(),
@@ -140,8 +139,7 @@ def _execute(
         redirect_stdout(sink),
         redirect_stderr(sink),
     ):
-        while waiting or (waiting := list(islice(executions, 1))):
-            execution = waiting.pop(0)
+        while (execution := next(executions, None)) is not None:
             run_id = str(uuid4())
             selection = execution.asset_selection
             if isinstance(selection, dg.AssetSelection):
@@ -154,23 +152,17 @@ def _execute(
                 asset_selection=selection,
                 run_config=dict(execution.run_config),
             )
-            if result.success:
-                done.append((execution, result))
-                continue
-            refused = _refused(result)
-            if refused:
-                others = domain.plan_without(settings, execution, refused, opened)
-                waiting = [*others, *waiting]
-            # Nothing, or no use in going on.
-            if not refused or not (waiting or done or (waiting := list(islice(executions, 1)))):
-                raise RunFailed(f"{' '.join([*refusals, _why(result)])} (log: {log})")
-            reasons = _reasons(result)
-            refusals += [reasons[step] for step in refused]
+            if not result.success:
+                if not _only_refused(result):
+                    raise RunFailed(f"{' '.join([*refusals, _why(result)])} (log: {log})")
+                refusals += _reasons(result).values()
+                executions = chain(execution.rest(), executions)
+            done.append((execution, result))
     tables = {key.to_user_string(): name for key, name in table_names(definitions).items()}
     rows = count_rows(settings, [domain])
     outcomes = [_outcome(result, execution.partitions, tables, rows) for execution, result in done]
     if refusals:
-        told = f"{' '.join(refusals)} All others were taken, by runs of their own. (log: {log})"
+        told = f"{' '.join(refusals)} (log: {log})"
         outcomes[-1] = replace(outcomes[-1], failures=[*outcomes[-1].failures, told])
     return outcomes
 
@@ -188,17 +180,11 @@ def _waits_told() -> Iterator[None]:
         logger().removeHandler(terminal)
 
 
-def _refused(result: "dg.ExecuteInProcessResult") -> dict[str, list[str]]:
-    """By step, the partitions that its failure names as those that cannot be taken."""
-    import dagster as dg
-
-    refused = {}
-    for event in result.filter_events(lambda e: e.is_step_failure):
-        failure = event.step_failure_data.user_failure_data
-        named = failure.metadata.get(REFUSED_PARTITIONS) if failure else None
-        if isinstance(named, dg.JsonMetadataValue):
-            refused[str(event.step_key)] = [str(key) for key in named.data or ()]
-    return refused
+def _only_refused(result: "dg.ExecuteInProcessResult") -> bool:
+    """Whether each step that failed has refused some of its partitions, and taken the others."""
+    failed = [x.step_failure_data for x in result.filter_events(lambda e: e.is_step_failure)]
+    told = [x.user_failure_data.metadata if x.user_failure_data else {} for x in failed]
+    return bool(told) and all(REFUSED_PARTITIONS in metadata for metadata in told)
 
 
 def _why(result: "dg.ExecuteInProcessResult") -> str:

@@ -10,13 +10,14 @@ then of all that arrived, the marts of all that is landed. What failed for good 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import dagster as dg
 
 from retail_assets.dataset import Dataset
-from retail_assets.domain import MARTS_STAGE, Domain
+from retail_assets.domain import MARTS_STAGE, Domain, range_tags
 from retail_assets.feeds.landing import landed_key, version_of
-from retail_assets.feeds.requests import Request, Versions, requests_for, runs_underway
+from retail_assets.feeds.requests import Request, requests_for, runs_underway
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 
@@ -53,16 +54,13 @@ def ask(
     lake: LakeResource,
     warehouse: WarehouseResource,
     arrivals: Arrivals,
-    *,
-    load_job: str,
-    marts_job: str,
 ) -> dg.SensorResult | dg.SkipReason:
     """Requests for what arrived; else for the load, where that is behind; else for the marts."""
     requests, reasons = requests_for(arrivals.wanted, instance)
     notes = [*arrivals.notes, *arrivals.underway]
     stages: list[Callable[[], Iterable[Request]]] = [
-        lambda: load_requests(domain, lake, warehouse, load_job, arrivals.versions),
-        lambda: marts_requests(domain, warehouse, marts_job),
+        lambda: load_requests(domain, lake, warehouse, arrivals.versions),
+        lambda: marts_requests(domain, warehouse),
         arrivals.last,
     ]
     arrived = bool(requests)
@@ -89,7 +87,6 @@ def load_requests(
     domain: Domain,
     lake: LakeResource,
     warehouse: WarehouseResource,
-    job: str,
     versions: Callable[[Dataset], Mapping[str, str]] | None = None,
 ) -> Iterator[Request]:
     """A load of what the lake has otherwise than the warehouse, known by these versions."""
@@ -103,20 +100,11 @@ def load_requests(
         if landed[x].get(key) != version
     }
     if behind:
-        yield Request(f"{job}:{version_of(behind)}", job, ())
+        yield Request(f"{domain.load_job}:{version_of(behind)}", domain.load_job, ())
 
 
-def marts_requests(domain: Domain, warehouse: WarehouseResource, job: str) -> Iterator[Request]:
-    """A build of the marts, where they are not of what is landed; once a state of that."""
-    landed, built = landed_and_built(domain, warehouse)
-    # Without a landed table dbt could not build.
-    if all(landed.values()) and landed != built:
-        state = {f"{x.name} {key}": v for x, of in landed.items() for key, v in of.items()}
-        yield Request(f"{job}:{version_of(state)}", job, ())
-
-
-def landed_and_built(domain: Domain, warehouse: WarehouseResource) -> tuple[Versions, Versions]:
-    """What is landed, and what the marts are built of.
+def marts_requests(domain: Domain, warehouse: WarehouseResource) -> Iterator[Request]:
+    """A build of the marts, where they are not of what is landed; once a state of that.
 
     Raises:
         WarehouseBusyError: another process has it open. It is not waited for: a step of a run
@@ -127,7 +115,43 @@ def landed_and_built(domain: Domain, warehouse: WarehouseResource) -> tuple[Vers
             {x: warehouse.loaded_versions(x, stage) for x in domain.datasets}
             for stage in ("landed", MARTS_STAGE)
         )
-    return landed, built
+    # Without a landed table dbt could not build.
+    if all(landed.values()) and landed != built:
+        state = {f"{x.name} {key}": v for x, of in landed.items() for key, v in of.items()}
+        yield Request(f"{domain.marts_job}:{version_of(state)}", domain.marts_job, ())
+
+
+def partition_ranges(
+    keys: Iterable[str], ordered: Sequence[str], most: int | None = None
+) -> list[list[str]]:
+    """Ranges of partitions that hold exactly ``keys``, of ``most`` each, in Dagster's order.
+
+    That is ``ordered``, of dynamic ones the order in which they were registered. Keys that are not
+    yet registered are taken to follow, in order.
+    """
+    chosen = set(keys)
+    ranges: list[list[str]] = []
+    is_open = False
+    for key in [*ordered, *sorted(chosen.difference(ordered))]:
+        if key in chosen and is_open and len(ranges[-1]) != most:
+            ranges[-1].append(key)
+        elif key in chosen:
+            ranges.append([key])
+        is_open = key in chosen
+    return ranges
+
+
+def range_requests(
+    job: str,
+    ranges: Iterable[Sequence[str]],
+    versions: Mapping[str, Mapping[str, str]],
+    selection: tuple[dg.AssetKey, ...] = (),
+) -> Iterator[Request]:
+    """One request a range, identified by its keys and their ``versions``, each by what it is of."""
+    for keys in ranges:
+        told = {f"{of} {k}": found[k] for of, found in versions.items() for k in keys if k in found}
+        identity = f"{job}:{keys[0]}...{keys[-1]}:{version_of(told)}"
+        yield Request(identity, job, selection, tuple(range_tags(keys[0], keys[-1]).items()))
 
 
 def told_underway(
@@ -145,3 +169,75 @@ def told_underway(
 def landed_keys(domain: Domain) -> list[dg.AssetKey]:
     """The assets of the domain's tables in the warehouse."""
     return [landed_key(dataset) for dataset in domain.datasets]
+
+
+def define_jobs(of: Mapping[str, tuple[dg.AssetSelection, str]]) -> list[Any]:
+    """Jobs by name: of which assets, and what each does."""
+    return [dg.define_asset_job(name, what, description=told) for name, (what, told) in of.items()]
+
+
+def arrivals_sensor(
+    domain: Domain,
+    name: str,
+    find: Callable[[dg.DagsterInstance, Any], Arrivals],
+    jobs: Sequence[Any],
+    *,
+    every_s: int,
+    description: str,
+    resources: Iterable[str] = (),
+) -> dg.SensorDefinition:
+    """The sensor that asks for what ``find`` finds, by instance and resources, to have arrived.
+
+    Called in a test, it and a schedule are given the resources by name too.
+    """
+
+    @dg.sensor(
+        name=name,
+        jobs=jobs,
+        minimum_interval_seconds=every_s,
+        description=description,
+        required_resource_keys={"lake", "warehouse", *resources},
+    )
+    def sensor(context: dg.SensorEvaluationContext, **_: object) -> dg.SensorResult | dg.SkipReason:
+        found: Any = context.resources
+        arrivals = find(context.instance, found)
+        return ask(context.instance, domain, found.lake, found.warehouse, arrivals)
+
+    return sensor
+
+
+def schedule(
+    name: str,
+    job: str,
+    cron: str,
+    description: str,
+    asked: Callable[[dg.ScheduleEvaluationContext], Any] | None = None,
+    resources: Iterable[str] = (),
+) -> dg.ScheduleDefinition:
+    """A schedule in UTC, of what is ``asked`` for at its time, or of all of the job."""
+    told: dict[str, Any] = {
+        "name": name,
+        "job_name": job,
+        "cron_schedule": cron,
+        "execution_timezone": "UTC",
+        "description": description,
+    }
+    if asked is None:
+        return dg.ScheduleDefinition(**told)
+
+    @dg.schedule(**told, required_resource_keys=set(resources))
+    def tick(context: dg.ScheduleEvaluationContext, **_: object) -> Any:
+        return asked(context)
+
+    return tick
+
+
+def asked_or_why(
+    wanted: Callable[[], Iterable[Request]], instance: dg.DagsterInstance, otherwise: str
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """Requests for what is ``wanted``; or why there are none, where nothing is, ``otherwise``."""
+    try:
+        requests, reasons = requests_for(wanted, instance)
+    except WarehouseBusyError as busy:
+        return dg.SkipReason(str(busy))
+    return requests or dg.SkipReason("; ".join(reasons) or otherwise)

@@ -10,7 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import dagster as dg
 
 from retail_assets.dataset import Dataset
-from retail_assets.losses import Quarantined, check_quarantine, quarantine_check_spec
+from retail_assets.losses import (
+    Quarantined,
+    check_quarantine,
+    check_result,
+    quarantine_check_spec,
+)
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.lake.restoring import set_aside
 from retail_assets.resources.lake.tables import Snapshot
@@ -89,22 +94,17 @@ def _check_balance(
         for key, x in ledgers.items()
         if (written[key], quarantined[key]) != (x.written, x.quarantined)
     }
-    return dg.AssetCheckResult(
-        asset_key=asset,
-        check_name=BALANCE_CHECK,
-        passed=not off,
-        description=f"{len(off)} partitions do not balance; materialize them again."
-        if off
-        else None,
-        metadata={
-            "partitions": len(ledgers),
-            "partitions_by_their_files": len(inside),
-            "read": sum(x.read for x in ledgers.values()),
-            "written": sum(written.values()),
-            "duplicates": sum(x.duplicates for x in ledgers.values()),
-            "quarantined": sum(quarantined.values()),
-            "unbalanced": dg.MetadataValue.json(dict(list(off.items())[:_MOST_SHOWN])),
-        },
+    return check_result(
+        asset,
+        BALANCE_CHECK,
+        f"{len(off)} partitions do not balance; materialize them again." if off else "",
+        partitions=len(ledgers),
+        partitions_by_their_files=len(inside),
+        read=sum(x.read for x in ledgers.values()),
+        written=sum(written.values()),
+        duplicates=sum(x.duplicates for x in ledgers.values()),
+        quarantined=sum(quarantined.values()),
+        unbalanced=dg.MetadataValue.json(dict(list(off.items())[:_MOST_SHOWN])),
     )
 
 
@@ -151,12 +151,10 @@ def _check_schema(
             found = {"": str(error)}
         if found != expected:
             off[uri] = found
-    return dg.AssetCheckResult(
-        asset_key=asset,
-        check_name=SCHEMA_CHECK,
-        passed=not off,
-        metadata={
-            "expected": dg.MetadataValue.json(expected),
-            "found": dg.MetadataValue.json(off or expected),
-        },
+    return check_result(
+        asset,
+        SCHEMA_CHECK,
+        f"{', '.join(off)}: other columns than the contract's" if off else "",
+        expected=dg.MetadataValue.json(expected),
+        found=dg.MetadataValue.json(off or expected),
     )

@@ -8,21 +8,18 @@ The landed table has no partitions in Dagster: a load finds for itself which of 
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import dagster as dg
 from pydantic import Field
 
 from retail_assets.dataset import Dataset
+from retail_assets.domain import Domain, PlanError
 from retail_assets.errors import PermanentError, failures_by_kind
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.lake.restoring import set_aside
 from retail_assets.resources.lake.tables import Snapshot
 from retail_assets.resources.warehouse import LoadResult, Origin, WarehouseResource
 from retail_assets.settings import Settings
-
-if TYPE_CHECKING:
-    from retail_assets.domain import Domain
 
 
 class NotProcessedError(PermanentError):
@@ -56,7 +53,7 @@ def lake_versions(
 
 
 def landed_asset(
-    settings: Settings, domain: "Domain", dataset: Dataset, *, dep: dg.AssetKey
+    settings: Settings, domain: Domain, dataset: Dataset, *, dep: dg.AssetKey
 ) -> dg.AssetsDefinition:
     """The table of ``dataset``: the lake's partitions that changed, each replaced as a whole.
 
@@ -132,13 +129,19 @@ def version_of(entries: Mapping[str, str]) -> str:
 
 
 def rebuild(
-    lake: LakeResource, warehouse: WarehouseResource, domain: "Domain", dataset: Dataset
-) -> int | None:
-    """Create the table anew from the lake's; its rows, or None where the lake has nothing of it."""
+    lake: LakeResource, warehouse: WarehouseResource, domain: Domain, dataset: Dataset
+) -> int:
+    """Create the table anew from the lake's; its rows.
+
+    Raises:
+        PlanError: the lake has nothing of it.
+    """
     snapshot = lake.table(dataset).snapshot()
     versions = domain.lake_versions(lake, dataset, snapshot)
     if not versions:
-        return None
+        raise PlanError(
+            f"{lake.root} holds nothing processed. Run: retail-assets run {domain.name}"
+        )
     uris = loadable_uris(lake, warehouse, snapshot, versions)
     return warehouse.replace_table(dataset, uris, versions).total
 

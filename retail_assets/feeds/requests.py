@@ -4,7 +4,7 @@ Here: what became of a request's runs, and whether to ask again. Not here: what 
 feed; automation.py), what a run tells of itself, and those that nobody executes (runs.py).
 
 Dagster's own run keys, retries and automation conditions do less: a run key is never asked for
-again, a retry knows no permanent failure, a condition cannot split a range around a bad file.
+again, a retry knows no permanent failure, a condition no content that it would know again.
 """
 
 import time
@@ -124,11 +124,6 @@ def run_history(instance: dg.DagsterInstance, identity: str) -> History:
         tuple(_state(run) for run in runs),
         (permanent_failure(runs[0]) or "") if runs else "",
     )
-
-
-def has_failed_for_good(instance: dg.DagsterInstance, identity: str) -> bool:
-    """Whether what was asked for under ``identity`` failed, and is not asked for again."""
-    return run_history(instance, identity).failed_for_good
 
 
 def runs_underway(

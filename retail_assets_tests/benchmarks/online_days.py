@@ -48,7 +48,7 @@ def measure(folder: Path, days: int) -> Told:
     import duckdb
 
     from retail_assets.defs.online_retail.feed import FEED
-    from retail_assets.feeds.snapshot.assets import write_days
+    from retail_assets.feeds.snapshot.definitions import write_days
     from retail_assets.feeds.snapshot.manifest import Manifest, write_manifest
     from retail_assets.feeds.snapshot.rows import TypedRows
     from retail_assets.resources.lake.folder import LocalLake

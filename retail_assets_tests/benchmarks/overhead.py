@@ -254,7 +254,7 @@ def run_serially() -> None:
     from retail_assets import cli
     from retail_assets.defs.registry import load_domain
 
-    load_domain(DOMAIN).modules()
+    load_domain(DOMAIN).maker()
     sys.argv = ["retail-assets", "run", DOMAIN]
     cli.main()
 

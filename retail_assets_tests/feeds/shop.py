@@ -1,6 +1,6 @@
 """A domain of two tables, its lake and its warehouse."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import dagster as dg
 import pyarrow as pa
 
 from retail_assets.dataset import Column, Dataset
-from retail_assets.domain import Asked, DefsModule, Domain, Execution
+from retail_assets.domain import Asked, Domain, Execution
 from retail_assets.feeds.landing import landed_asset
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.lake.folder import LocalLake
@@ -40,8 +40,8 @@ class Shops(Domain):
     name = "shop"
     datasets = (SHOPS, SALES)
 
-    def modules(self) -> Sequence[DefsModule]:
-        return ()
+    def maker(self) -> Callable[[Settings], dg.Definitions]:
+        return lambda _: dg.Definitions()
 
     def plan(
         self, settings: Settings, asked: Asked, instance: Callable[[], dg.DagsterInstance]

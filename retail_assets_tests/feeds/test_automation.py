@@ -1,5 +1,6 @@
 """Tests of retail_assets.feeds.automation: what is asked for in which order, over real stores."""
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,13 +8,21 @@ from threading import Event
 
 import dagster as dg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from retail_assets.domain import MARTS_STAGE
-from retail_assets.feeds.automation import Arrivals, ask, told_underway
+from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
+from retail_assets.feeds.automation import (
+    Arrivals,
+    ask,
+    partition_ranges,
+    range_requests,
+    told_underway,
+)
 from retail_assets.feeds.requests import REQUEST_TAG, Request
-from retail_assets_tests.feeds.shop import D1, D2, SALES, SHOPS, Shop, Shops
+from retail_assets_tests.feeds.shop import D1, D2, D3, PROCESSED, SALES, SHOPS, Shop, Shops
 
-DROPS, LOAD, MARTS = "drops", "load", "marts"
+DROPS, LOAD, MARTS = "drops", Shops().load_job, Shops().marts_job
 
 
 @pytest.fixture
@@ -34,15 +43,7 @@ def shops(tmp_path: Path, instance: dg.DagsterInstance) -> Shop:
 
 def asked(shop: Shop, arrivals: Arrivals | None = None) -> list[str] | str:
     """The jobs that one look asks for, or why for none."""
-    found = ask(
-        shop.instance,
-        Shops(),
-        shop.lake,
-        shop.warehouse,
-        arrivals or Arrivals(),
-        load_job=LOAD,
-        marts_job=MARTS,
-    )
+    found = ask(shop.instance, Shops(), shop.lake, shop.warehouse, arrivals or Arrivals())
     if isinstance(found, dg.SkipReason):
         return found.skip_message or ""
     return [str(request.job_name) for request in found.run_requests or ()]
@@ -96,15 +97,7 @@ def test_what_failed_for_good_keeps_nothing_back(sales: Shop) -> None:
 
 def test_a_load_is_known_by_the_versions_that_lack(sales: Shop) -> None:
     def identity() -> str:
-        found = ask(
-            sales.instance,
-            Shops(),
-            sales.lake,
-            sales.warehouse,
-            Arrivals(),
-            load_job=LOAD,
-            marts_job=MARTS,
-        )
+        found = ask(sales.instance, Shops(), sales.lake, sales.warehouse, Arrivals())
         assert isinstance(found, dg.SensorResult) and found.run_requests
         return str(found.run_requests[0].tags[REQUEST_TAG])
 
@@ -151,6 +144,72 @@ def test_runs_underway_are_told_whoever_asked_for_them(
     told = told_underway(instance, [LOAD, MARTS], [key])
 
     assert [text.partition(" (run")[0] for text in told] == [
-        "load is underway",
+        f"{LOAD} is underway",
         "a run of assets is underway",
     ]
+
+
+# ---- ranges
+
+dates = st.dates().map(str)
+
+
+@given(st.sets(dates, max_size=12), st.lists(dates, unique=True, max_size=12), st.data())
+def test_ranges_hold_exactly_the_keys_in_dagsters_order(
+    new: set[str], registered: list[str], data: st.DataObject
+) -> None:
+    old = data.draw(st.sets(st.sampled_from(registered))) if registered else set()
+    most = data.draw(st.integers(1, 5))
+    chosen = new | old
+
+    ranges = partition_ranges(chosen, registered, most)
+
+    # As Dagster will know them when the new ones are registered.
+    order = [*registered, *sorted(chosen - set(registered))]
+    held = [order[order.index(x[0]) : order.index(x[-1]) + 1] for x in ranges]
+    assert [key for keys in held for key in keys] == [key for key in order if key in chosen]
+    assert held == ranges
+    assert all(len(keys) <= most for keys in held)
+    for one, other in itertools.pairwise(held):  # none could be one with the next
+        is_neighbour = order.index(other[0]) == order.index(one[-1]) + 1
+        assert len(one) == most or not is_neighbour
+
+
+def test_keys_out_of_order_are_ranges_as_dagster_orders_them() -> None:
+    registered = [D1, D3, D2]
+
+    assert partition_ranges({D1, D2, D3}, registered) == [[D1, D3, D2]]
+    assert partition_ranges({D1, D2}, registered, 500) == [[D1], [D2]]
+    assert partition_ranges({D1, D2, D3}, registered, 2) == [[D1, D3], [D2]]
+    assert partition_ranges(set(), registered, 500) == []
+
+
+@given(
+    versions=st.dictionaries(
+        st.integers(1, 28).map(lambda n: f"2011-02-{n:02}"), st.sampled_from("ab"), min_size=1
+    ),
+    data=st.data(),
+)
+def test_a_request_is_a_range_and_another_where_a_version_of_it_is(
+    versions: dict[str, str], data: st.DataObject
+) -> None:
+    days = [f"2011-02-{n:02}" for n in range(1, 29)]
+    ranges = partition_ranges(versions, days)
+
+    def requests(found: dict[str, str]) -> dict[str, dict[str, str]]:
+        asked = list(range_requests(DROPS, ranges, {"day": found}, (PROCESSED,)))
+        assert all((x.job_name, x.asset_selection) == (DROPS, (PROCESSED,)) for x in asked)
+        return {x.identity: dict(x.tags) for x in asked}
+
+    before = requests(versions)
+    day = data.draw(st.sampled_from(sorted(versions)))
+    new = [
+        tags
+        for identity, tags in requests({**versions, day: "c"}).items()
+        if identity not in before
+    ]
+
+    assert list(before.values()) == [range_tags(x[0], x[-1]) for x in ranges]
+    assert [tags[RANGE_TAGS[0]] <= day <= tags[RANGE_TAGS[1]] for tags in new] == [True]
+    gone = {key: version for key, version in versions.items() if key != day}
+    assert requests(gone).keys() != before.keys()  # a file that is gone is another request too

@@ -12,7 +12,6 @@ from retail_assets.feeds.requests import (
     History,
     Request,
     RunState,
-    has_failed_for_good,
     next_request,
     requests_for,
     run_history,
@@ -156,7 +155,7 @@ def test_a_permanent_failure_is_final_until_the_code_changes(
 
     refused = History(1, (RunState.REFUSED,), "a.csv: no header")
     assert run_history(instance, "days:1") == refused
-    assert has_failed_for_good(instance, "days:1")
+    assert run_history(instance, "days:1").failed_for_good
     assert requests_for(lambda: named("days:1"), instance)[0] == []
 
     record(instance, {REQUEST_TAG: "days:2"}, FAILURE, refused_by="earlier")
@@ -172,7 +171,7 @@ def test_permanent_failures_count_as_failures_whatever_the_code_was(
     for version in ("earliest", "earlier", "early"):
         record(instance, {REQUEST_TAG: "days:1"}, FAILURE, refused_by=version)
 
-    assert has_failed_for_good(instance, "days:1")
+    assert run_history(instance, "days:1").failed_for_good
 
 
 @pytest.mark.parametrize(
@@ -193,7 +192,7 @@ def test_a_wish_has_failed_for_good_when_it_is_not_asked_for_again(
     for status in statuses:
         record(instance, {REQUEST_TAG: "days:1"}, status)
 
-    assert has_failed_for_good(instance, "days:1") is expected
+    assert run_history(instance, "days:1").failed_for_good is expected
 
 
 @pytest.mark.parametrize("status", UNDERWAY)

@@ -23,7 +23,7 @@ from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.feed import FEED
 from retail_assets.domain import Asked
 from retail_assets.feeds.snapshot import source
-from retail_assets.feeds.snapshot.assets import build_assets
+from retail_assets.feeds.snapshot.definitions import build_assets
 from retail_assets.resources.http.download import FETCH_RETRIES, fetch
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.settings import Settings, load_settings

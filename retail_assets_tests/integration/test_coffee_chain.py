@@ -37,7 +37,7 @@ from retail_assets.defs.coffee_chain.contract import (
 from retail_assets.defs.coffee_chain.feed import FEED
 from retail_assets.defs.coffee_chain.sample import DropCounts, SampleCounts, write_sample
 from retail_assets.feeds.files import quarantine_of
-from retail_assets.feeds.files.assets import DELETED_CHECK, raw_key
+from retail_assets.feeds.files.definitions import DELETED_CHECK, raw_key
 from retail_assets.feeds.landing import landed_key
 from retail_assets.resources.lake import open_lake
 from retail_assets.resources.lake.tables import Snapshot

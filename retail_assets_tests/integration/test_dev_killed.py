@@ -29,6 +29,7 @@ from retail_assets.defs.supply_chain import sample as supply_sample
 from retail_assets.defs.supply_chain.contract import MESSAGES
 from retail_assets.defs.supply_chain.feed import FEED as SUPPLY_CHAIN
 from retail_assets.feeds.landing import landed_key
+from retail_assets.feeds.processed import processed_key
 from retail_assets.feeds.snapshot.manifest import read_manifest
 from retail_assets.feeds.stream.positions import LakePositions
 from retail_assets.feeds.stream.sinks import KEY, ROWS_COLUMNS
@@ -145,7 +146,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
             ensure_table(connection, MESSAGES.table, ROWS_COLUMNS, KEY)
             connection.execute(f"lock table {MESSAGES.table} in share mode".encode())
             dev.start()
-            keys = (FEED.processed_key, landed_key(FEED.dataset))
+            keys = (processed_key(FEED, FEED.dataset), landed_key(FEED.dataset))
             assets = [{"path": list(key.path)} for key in keys]
             killed.backfill = dev.backfill({"assetSelection": assets}, [DAY])
             dev.start_sensor("coffee_chain_drops_sensor")

@@ -1,30 +1,22 @@
 """Files as others deliver them, dated or single: each raw file is of one table.
 
 Here: the declaration, and the domain that it makes. The rest by file: listing (which raw files
-there are, and which are new work), taking (from raw files to partitions of the lake), assets,
-automation. Not here: which columns a table has, how text becomes values (a table's typing).
+there are, and which are new work), taking (from raw files to partitions of the lake), definitions.
+Not here: which columns a table has, how text becomes values (a table's typing).
 
 A drop is a date of which there are files: the partition of each table of dated ones. Nothing heavy
 is imported at the top: the command line starts here.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from retail_assets.dataset import Column, Dataset
-from retail_assets.domain import (
-    MARTS_STAGE,
-    Asked,
-    DefsModule,
-    Domain,
-    Execution,
-    MartsPlan,
-    PlanError,
-    QuarantineTable,
-)
+from retail_assets.domain import Asked, Execution, PlanError, QuarantineTable
+from retail_assets.feeds import REASON, PartitionFeed
 from retail_assets.settings import Dates, Settings
 
 if TYPE_CHECKING:
@@ -32,14 +24,9 @@ if TYPE_CHECKING:
 
     from retail_assets.errors import PermanentError
     from retail_assets.feeds.files.taking import RawFile, Room, Typed
-    from retail_assets.feeds.requests import Versions
-    from retail_assets.resources.dbt.project import Windows
     from retail_assets.resources.lake import LakeResource
     from retail_assets.resources.lake.tables import Snapshot
-    from retail_assets.resources.warehouse import WarehouseResource
 
-# The key of a table that is made of one file, which is its one partition.
-WHOLE_TABLE = ""
 # The version of a partition that is landed empty: the table has no file of that date.
 ABSENT = "absent"
 
@@ -105,7 +92,7 @@ class FileTable:
         return self.path.format(date=key)
 
 
-class FileFeed(Domain):
+class FileFeed(PartitionFeed):
     """A domain of files as they are delivered; ``sample`` is the command that makes some, if any.
 
     Every name that Dagster knows of it begins with the domain's.
@@ -119,16 +106,14 @@ class FileFeed(Domain):
         self.datasets = tuple(table.dataset for table in self.tables)
         self.partitions = f"{name}_drops"
         self.small_job, self.large_job = f"{name}_small_files", f"{name}_large_files"
-        self.load_job, self.marts_job = f"{name}_lake_to_warehouse", f"{name}_marts"
         self.drops_job, self.nightly_job = f"{name}_drops_to_marts", f"{name}_nightly"
         self.or_sample = f", or make sample files: {sample}" if sample else ""
 
-    def modules(self) -> Sequence[DefsModule]:
+    def maker(self) -> "Callable[[Settings], dg.Definitions]":
         """Assets and automation."""
-        from retail_assets.feeds.files.assets import Assets
-        from retail_assets.feeds.files.automation import Automation
+        from retail_assets.feeds.files.definitions import build_defs
 
-        return Assets(self), Automation(self)
+        return partial(build_defs, self)
 
     def plan(
         self, settings: Settings, asked: Asked, instance: "Callable[[], dg.DagsterInstance]"
@@ -165,124 +150,64 @@ class FileFeed(Domain):
         registered = list(opened.get_dynamic_partitions(self.partitions))
         if new := sorted(dates.difference(registered)):
             opened.add_dynamic_partitions(self.partitions, new)
-        yield from self._over(dates, [*registered, *new], job, asked.allow_emptying)
+        from retail_assets.feeds.automation import partition_ranges
 
-    def plan_without(
-        self,
-        settings: Settings,
-        execution: Execution,
-        refused: Mapping[str, Collection[str]],
-        instance: "dg.DagsterInstance",
-    ) -> list[Execution]:
-        """The other drops of the range, by the same job; where none is left, the marts.
-
-        Of a drop of which one table's file was refused, the other table's was taken by the run that
-        failed; where that refused files of both tables, it is taken before the other drops.
-        """
-        from retail_assets.feeds.files.automation import are_marts_behind
-        from retail_assets.feeds.files.taking import processed_key
-        from retail_assets.resources.warehouse import open_warehouse
-
-        if execution.partitions is None:
-            return []
-        registered = list(instance.get_dynamic_partitions(self.partitions))
-        first, last = map(registered.index, execution.partitions)
-        asked = set(registered[first : last + 1])
-        bad = {key for keys in refused.values() for key in keys}
-        emptying = bool(execution.run_config)
-        planned: list[Execution] = []
-        for table in self.dated:
-            own = refused.get(processed_key(self, table).to_python_identifier())
-            if own:
-                others = bad.difference(own)
-                planned += self._over(others, registered, self.large_job, emptying, table)
-        planned += self._over(asked - bad, registered, execution.job_name, emptying)
-        goes_on = execution.job_name != self.large_job and bad >= asked
-        if goes_on and (planned or are_marts_behind(self, open_warehouse(settings))):
-            planned.append(Execution(self.marts_job))
-        return planned
-
-    def _over(
-        self,
-        dates: set[str],
-        registered: Sequence[str],
-        job: str,
-        emptying: bool,
-        table: FileTable | None = None,
-    ) -> Iterator[Execution]:
-        """Runs of exactly these dates, of all tables or one; ``job`` is the last's.
-
-        Partitions that were registered in another order than that of their dates are several
-        ranges to Dagster, and as many runs: the last one goes on to the marts.
-        """
-        from retail_assets.feeds.files.automation import drop_ranges
-        from retail_assets.feeds.files.taking import processed_key
-        from retail_assets.feeds.landing import landed_key
-
-        keys = [processed_key(self, table), landed_key(table.dataset)] if table else None
-        ranges = drop_ranges(dates, registered)
+        # Partitions that were registered in another order than that of their dates are several
+        # ranges to Dagster, and as many runs: the last one goes on to the marts.
+        ranges = partition_ranges(dates, [*registered, *new])
         for inside in ranges:
             name = job if inside is ranges[-1] else self.large_job
-            tables = (table,) if table else self.tables if name == self.name else self.dated
-            yield Execution(name, (inside[0], inside[-1]), self._config(tables, emptying), keys)
+            config = self._config(
+                self.tables if name == self.name else self.dated, asked.allow_emptying
+            )
+            rest = partial(self._behind, settings) if inside is ranges[-1] else tuple
+            yield Execution(name, (inside[0], inside[-1]), config, rest=rest)
+
+    def _behind(self, settings: Settings) -> Iterator[Execution]:
+        """What is left of a run that refused drops: load and marts, where they are behind."""
+        from retail_assets.feeds.automation import load_requests, marts_requests
+        from retail_assets.resources.lake import open_lake
+        from retail_assets.resources.warehouse import WarehouseBusyError, open_warehouse
+
+        lake, warehouse = open_lake(settings), open_warehouse(settings)
+        looks: dict[str, Callable[[], Iterator[Any]]] = {
+            self.load_job: lambda: load_requests(self, lake, warehouse),
+            self.marts_job: lambda: marts_requests(self, warehouse),
+        }
+        for job, look in looks.items():
+            try:
+                is_behind = any(look())
+            except WarehouseBusyError:  # a step of the run will wait, on record
+                is_behind = True
+            if is_behind:
+                yield Execution(job)
 
     def _config(self, tables: Sequence[FileTable], emptying: bool) -> dict[str, Any]:
         """The config of a run that may let ``tables`` lose rows."""
-        from retail_assets.feeds.files.taking import processed_key
+        from retail_assets.feeds.processed import processed_key
 
         config = {"config": {"allow_emptying": True}}
-        ops = {processed_key(self, x).to_python_identifier(): config for x in tables}
+        ops = {processed_key(self, x.dataset).to_python_identifier(): config for x in tables}
         return {"ops": ops} if emptying else {}
 
-    def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
-        """What differs from what the marts were built of."""
-        landed, built = (
-            {dataset: warehouse.loaded_versions(dataset, stage) for dataset in self.datasets}
-            for stage in ("landed", MARTS_STAGE)
-        )
-        changed = [dataset for dataset in self.datasets if landed[dataset] != built[dataset]]
-        return MartsPlan(self.windows(landed, built), landed, changed)
-
-    def windows(self, landed: "Versions", built: "Versions") -> "Windows":
-        """The windows of a build of the marts, by dbt variable; none for what knows no windows."""
-        return {}
-
-    def count_rows(self, lake: "LakeResource") -> dict[str, int]:
-        """Rows of the processed tables."""
-        found = {dataset: lake.table(dataset).snapshot() for dataset in self.datasets}
-        return {
-            f"{self.name}.processed_{dataset.name}": snapshot.rows
-            for dataset, snapshot in found.items()
-            if snapshot.ledgers
-        }
-
     def lake_versions(
-        self, lake: "LakeResource", dataset: Dataset, snapshot: "Snapshot | None" = None
-    ) -> dict[str, str]:
-        """Fingerprints of the processed partitions, as ``versions_of`` says."""
-
-        def snapshot_of(table: Dataset) -> "Snapshot":
-            return (
-                snapshot
-                if table is dataset and snapshot is not None
-                else lake.table(table).snapshot()
-            )
-
-        return self.versions_of(lake, snapshot_of, dataset)
-
-    def versions_of(
-        self, lake: "LakeResource", snapshot_of: "Callable[[Dataset], Snapshot]", dataset: Dataset
+        self,
+        lake: "LakeResource",
+        dataset: Dataset,
+        snapshot: "Snapshot | None" = None,
+        known: "Callable[[Dataset], Snapshot] | None" = None,
     ) -> dict[str, str]:
         """Fingerprints of the processed partitions; ABSENT for one that restoring took out.
 
         A table of dated files that never had one is landed too, empty, for the marts: ABSENT for
-        one date that another table has.
+        one date that another table has. ``known`` gives snapshots that were taken already.
         """
         from retail_assets.resources.lake.restoring import set_aside
 
-        found, gone = snapshot_of(dataset).fingerprints, set(set_aside(lake, dataset))
+        of = known or (lambda table: lake.table(table).snapshot())
+        found, gone = (snapshot or of(dataset)).fingerprints, set(set_aside(lake, dataset))
         if dataset.partition_by and not (gone or found):
-            dates = [key for x in self.dated for key in snapshot_of(x.dataset).fingerprints]
+            dates = [key for x in self.dated for key in of(x.dataset).fingerprints]
             gone = {min(dates)} if dates else gone
         return dict.fromkeys(gone, ABSENT) | found
 
@@ -301,17 +226,15 @@ class FileFeed(Domain):
 
 def quarantine_of(dataset: Dataset) -> Dataset:
     """What of ``dataset``'s raw files could not be typed, with the whole row's text and why."""
-    return Dataset(
-        schema=dataset.schema,
-        domain=dataset.domain,
-        name=dataset.name,
+    return replace(
+        dataset,
         description=f"Raw rows of {dataset.name} of which not all could be typed, and why.",
         zone="quarantine",
-        partition_by=dataset.partition_by,
+        cluster_by=(),
         columns=(
             *(c for c in dataset.columns if c.name == dataset.partition_by),
             Column("file", "string", "Raw file, by its name in the lake."),
-            Column("reason", "string", "What was expected and what was found."),
+            REASON,
             Column("text", "string", "The row as it came.", pii=True),
             Column(
                 "row_stays",
@@ -328,18 +251,12 @@ def mask_personal(table: FileTable, reason: str, text: str) -> tuple[str, str]:
     Where it cannot be told which value is which column's, the text is masked whole: no header is
     declared, the row has another number of fields, or a comma in one.
     """
-    from retail_assets.losses import MASK, public_reason
+    from retail_assets.losses import MASK, mask_fields, public_reason
 
     personal, header = table.dataset.personal, table.header
     if not personal:
         return reason, text
-    shown = public_reason(reason, personal)
-    values = text.split(",")
     # Only of a row that has all fields does a reason name a column.
     has_all_fields = reason.partition(":")[0] in header[1:]
-    if not has_all_fields or len(values) != len(header):
-        return shown, MASK
-    return shown, ",".join(
-        MASK if name in personal and value else value
-        for name, value in zip(header, values, strict=True)
-    )
+    masked = mask_fields(text.split(","), header, personal) if has_all_fields else None
+    return public_reason(reason, personal), MASK if masked is None else ",".join(masked)

@@ -11,7 +11,8 @@ from datetime import date
 from pathlib import Path
 
 from retail_assets.dataset import Dataset
-from retail_assets.feeds.files import WHOLE_TABLE, FileTable
+from retail_assets.feeds import WHOLE_TABLE
+from retail_assets.feeds.files import FileTable
 from retail_assets.resources.lake import LakeObject, LakeResource
 from retail_assets.resources.lake.ledger import Ledger
 from retail_assets.resources.lake.restamping import restamp

@@ -9,16 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
-
-import dagster as dg
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from retail_assets.dataset import Dataset
-from retail_assets.domain import REFUSED_PARTITIONS
 from retail_assets.errors import PermanentError
-from retail_assets.feeds.files import WHOLE_TABLE, FileFeed, FileTable, quarantine_of
+from retail_assets.feeds import WHOLE_TABLE
+from retail_assets.feeds.files import FileFeed, FileTable, quarantine_of
 from retail_assets.feeds.files.listing import Look, fingerprint_of, has_bytes
-from retail_assets.losses import SKIPPED, Quarantined, public_reason, refuse_to_shrink
+from retail_assets.feeds.processed import RefusedPartitionsError, Taken, processed_key, publish
+from retail_assets.losses import SKIPPED, Quarantined, refuse_to_shrink
 from retail_assets.resources.lake import LakeObject, LakeResource
 from retail_assets.resources.lake.ledger import Ledger, UnbalancedError
 from retail_assets.resources.lake.restoring import set_aside
@@ -32,26 +31,12 @@ if TYPE_CHECKING:
 _MOST_BYTES_A_JOB = 96 * 1024**2
 _MOST_FILES_A_JOB = 32
 _JOBS_AT_ONCE = 2
-# Files that a table's history names one by one, and reasons that an error does.
+# Files that a table's history names one by one.
 _MOST_TOLD = 100
-_MOST_REASONS = 3
 
 
 class DropError(PermanentError):
     """A raw file cannot be taken; the message says which, why, and what to do."""
-
-
-class RefusedDropsError(DropError):
-    """Some drops of a range cannot be taken, each for its reason; nothing of the range was."""
-
-    def __init__(self, reasons: Mapping[str, PermanentError], asked: int) -> None:
-        told = " ".join(str(reasons[key]) for key in sorted(reasons)[:_MOST_REASONS])
-        more = len(reasons) - _MOST_REASONS
-        counted = f"{len(reasons)} of {asked} drops cannot be taken, and of this table none was. "
-        super().__init__(
-            f"{counted if asked > 1 else ''}{told}{f' And {more} more.' if more > 0 else ''}"
-        )
-        self.metadata = {REFUSED_PARTITIONS: sorted(reasons)}
 
 
 @dataclass(frozen=True)
@@ -98,45 +83,6 @@ class Typed:
     skipped: Sequence[str] = ()
 
 
-class Taken(NamedTuple):
-    """What was taken of a raw file, what of it could not be, and what is no part of the table.
-
-    ``sha256`` is of the file's bytes; empty where the file is gone and its rows were kept.
-    """
-
-    ledger: Ledger
-    quarantined: Quarantined
-    skipped: str = ""
-    sha256: str = ""
-
-    @classmethod
-    def of(cls, table: FileTable, ledger: Ledger, typed: Typed | None = None) -> Self:
-        """With the first reason: of a row that was lost, if there is one."""
-        bad = typed.bad if typed else ()
-        first = min(((x.row_stays, x.reason) for x in bad), default=None)
-        reason = public_reason(first[1], table.dataset.personal) if first else None
-        lost = Quarantined(ledger.quarantined, ledger.left_out, reason)
-        return cls(ledger, lost, *(("; ".join(typed.skipped), typed.sha256) if typed else ()))
-
-    @property
-    def metadata(self) -> dict[str, int | str]:
-        """The ledger as the UI shows it, and what of the file could not be taken."""
-        ledger = self.ledger
-        told = {
-            "dagster/partition_row_count": ledger.written,
-            "read": ledger.read,
-            "duplicates": ledger.duplicates,
-            **self.quarantined.metadata,
-            "bytes": ledger.size,
-        }
-        return told | {k: v for k, v in {"sha256": self.sha256, SKIPPED: self.skipped}.items() if v}
-
-
-def processed_key(feed: FileFeed, table: FileTable) -> dg.AssetKey:
-    """The asset of a table's Parquet files."""
-    return dg.AssetKey([feed.name, f"processed_{table.dataset.name}"])
-
-
 def take_files(
     feed: FileFeed,
     table: FileTable,
@@ -154,9 +100,9 @@ def take_files(
     ``leave_restored`` one that a person restored stays, until its file is another.
 
     Raises:
-        RefusedDropsError: dates have no file of any table, or one that cannot be read, that was
-            replaced meanwhile, has too few rows, or whose rows do not add up. All such are named,
-            and no partition was touched.
+        RefusedPartitionsError: dates have no file of any table, or one that cannot be read, that
+            was replaced meanwhile, has too few rows, or whose rows do not add up. All such are
+            named, and stay as they are; the others were taken.
         PermanentError: the same of a table of one file.
     """
     lake, dataset = room.lake, table.dataset
@@ -173,7 +119,7 @@ def take_files(
     def stage_batch(batch: Mapping[str, LakeObject]) -> dict[str, Taken]:
         return _stage_batch(room, stage, table, batch, refused)
 
-    with lake.staging(room.run_id, processed_key(feed, table).to_user_string()) as stage:
+    with lake.staging(room.run_id, processed_key(feed, dataset).to_user_string()) as stage:
         # Two at once: one's scan and writing, a core each, go beside the other's group-by.
         with ThreadPoolExecutor(_JOBS_AT_ONCE) as pool:
             for found in pool.map(stage_batch, _batches(files)):
@@ -182,18 +128,31 @@ def take_files(
         for key in sorted({*taken, *empty}):
             with _refusing(key, refused):
                 _require_rows(feed, table, key, before, taken.get(key), most_lost)
-        if refused:
-            raise RefusedDropsError(refused, len(asked)) if table.is_dated else refused[WHOLE_TABLE]
-        source = {files[key].name: x.sha256 for key, x in taken.items()}
-        told = {
-            "source": source if len(source) <= _MOST_TOLD else f"{len(source)} files",
-            "code_version": table.version,
-        }
-        ledgers = {key: x.ledger for key, x in taken.items()}
-        # Quarantine comes first: a run that ends in between leaves new work.
-        stage.publish(quarantine_of(dataset), {*taken, *empty}, told=told)
-        stage.publish(dataset, {*taken, *empty}, ledgers, told)
-    return taken | {key: Taken.of(table, before.ledgers[key]) for key in kept}
+        if refused and not table.is_dated:
+            raise refused[WHOLE_TABLE]
+        done = {key: x for key, x in taken.items() if key not in refused}
+        if published := {*done, *empty}.difference(refused):
+            source = {files[key].name: x.told["sha256"] for key, x in done.items()}
+            publish(
+                *(stage, dataset, quarantine_of(dataset), published),
+                {key: x.ledger for key, x in done.items()},
+                source=source if len(source) <= _MOST_TOLD else f"{len(source)} files",
+                code_version=table.version,
+            )
+    done |= {key: _taken(table, before.ledgers[key]) for key in kept}
+    if refused:
+        raise RefusedPartitionsError("drops", refused, len(asked), done)
+    return done
+
+
+def _taken(table: FileTable, ledger: Ledger, typed: Typed | None = None) -> Taken:
+    """With the first reason: of a row that was lost, if there is one."""
+    if typed is None:  # the file is gone, and its rows were kept
+        return Taken.of(table.dataset, ledger, bytes=ledger.size)
+    first = min(((x.row_stays, x.reason) for x in typed.bad), default=(False, None))
+    told: dict[str, Any] = {"bytes": ledger.size, "sha256": typed.sha256}
+    told |= {SKIPPED: "; ".join(typed.skipped)} if typed.skipped else {}
+    return Taken.of(table.dataset, ledger, first[1], **told)
 
 
 def _without_file(
@@ -239,7 +198,7 @@ def _require_rows(
     What was let through without a row is not refused again.
     """
     had, ledger = before.rows_of([key])[key], before.ledgers.get(key)
-    if taken and ledger and not had and has_bytes(ledger, taken.sha256):
+    if taken and ledger and not had and has_bytes(ledger, taken.told["sha256"]):
         return
     refuse_to_shrink(
         f"{table.dataset.table}{f', drop {key}' if key else ''}",
@@ -249,7 +208,7 @@ def _require_rows(
         most_lost=most_lost,
         force=f"run: retail-assets run {feed.name}{f' --partitions {key}' if key else ''}"
         f" --allow-emptying (in the UI: config allow_emptying: true on"
-        f" {processed_key(feed, table).to_user_string()})",
+        f" {processed_key(feed, table.dataset).to_user_string()})",
     )
 
 
@@ -286,7 +245,7 @@ def _stage_batch(
                 raise found
             if _stamp(files[key].path) != before[key]:
                 raise DropError(
-                    f"{batch[key].name} was replaced while it was read. Nothing was touched. Run"
+                    f"{batch[key].name} was replaced while it was read. It was not taken. Run"
                     " this again; deliver files under another name and rename them when complete."
                 )
             taken[key] = _stage_typed(stage, table, key, batch[key], found)
@@ -316,8 +275,8 @@ def _stage_typed(
     if typed.written != ledger.written:
         raise UnbalancedError(
             f"{entry.name}: {ledger.read} rows were read, but {typed.written} written,"
-            f" {ledger.duplicates} duplicates and {ledger.quarantined} quarantined. No partition"
-            " was touched. This is a defect of the engine or of ours: please report it."
+            f" {ledger.duplicates} duplicates and {ledger.quarantined} quarantined. It was not"
+            " taken. This is a defect of the engine or of ours: please report it."
         )
     for below, files in typed.files.items():
         stage.adopt(dataset, key, files, below)
@@ -325,7 +284,7 @@ def _stage_typed(
         quarantine = quarantine_of(dataset)
         rejected = _quarantine_table(quarantine, key, entry.name, bad)
         stage.write_partitions(quarantine, [(key, rejected)])
-    return Taken.of(table, ledger, typed)
+    return _taken(table, ledger, typed)
 
 
 def _quarantine_table(quarantine: Dataset, key: str, file: str, bad: Sequence[Bad]) -> "pa.Table":

@@ -2,7 +2,7 @@
 
 Here: its declaration, what a whole run of it takes, its answers to status, doctor and rebuild.
 By file: manifest (what a source holds), source (fetching, typing, refusing), rows (the typed rows),
-assets, automation. Not here: how a row is typed (a domain's transforms.py, or feeds/typing.py).
+definitions. Not here: how a row is typed (a domain's transforms.py, or feeds/typing.py).
 Nothing heavy is imported: the command line starts here.
 """
 
@@ -11,21 +11,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retail_assets.dataset import Column, Dataset
 from retail_assets.days import changed_window
-from retail_assets.domain import (
-    MARTS_STAGE,
-    Asked,
-    DefsModule,
-    Domain,
-    Execution,
-    MartsPlan,
-    PlanError,
-    QuarantineTable,
-)
+from retail_assets.domain import Asked, Execution, PlanError, QuarantineTable
+from retail_assets.feeds import REASON, PartitionFeed
 from retail_assets.settings import (
     SAMPLE_SOURCE,
     Dates,
@@ -39,9 +32,10 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from retail_assets.feeds.reading import ReadFiles
+    from retail_assets.feeds.requests import Versions
     from retail_assets.resources.cloud_checks import Question
+    from retail_assets.resources.dbt.project import Windows
     from retail_assets.resources.lake import LakeResource
-    from retail_assets.resources.warehouse import WarehouseResource
 
 
 # Types files into a Parquet file of rows, by day and place in the source: connection, files, that
@@ -76,7 +70,7 @@ class RowTyping:
 
 
 @dataclass(eq=False)
-class SnapshotFeed(Domain):
+class SnapshotFeed(PartitionFeed):
     """A domain of one source, daily partitions and one landed table.
 
     Attributes:
@@ -102,18 +96,21 @@ class SnapshotFeed(Domain):
 
     def __post_init__(self) -> None:
         self.datasets = (self.dataset,)
-        self.quarantine = Dataset(
-            schema=self.dataset.schema,
-            name=self.dataset.name,
+        self.source_job = f"{self.name}_source_to_lake"
+        self.days_job = f"{self.name}_changed_days"
+        self.quarantine = replace(
+            self.dataset,
             description="Source rows that could not be typed, with their text and the reason.",
             zone="quarantine",
+            partition_by=None,
+            cluster_by=(),
             folder_by=Column(self.day, "string", "The row's day, or why it has none."),
             columns=(
                 Column("source", "string", "Source file, and sheet where it has any."),
                 Column(
                     "row", "int64", "Row in that file or sheet; the header is 1.", nullable=True
                 ),
-                Column("reason", "string", "What was expected and what was found."),
+                REASON,
                 Column("text", "string", "The row's fields as they came: a JSON array.", pii=True),
             ),
         )
@@ -127,12 +124,9 @@ class SnapshotFeed(Domain):
     @property
     def raw_key(self) -> "dg.AssetKey":
         """The asset of the source."""
-        return _key(self.name, f"raw_{self.name}")
+        import dagster as dg
 
-    @property
-    def processed_key(self) -> "dg.AssetKey":
-        """The asset of the lake's table."""
-        return _key(self.name, f"processed_{self.dataset.name}")
+        return dg.AssetKey([self.name, f"raw_{self.name}"])
 
     def place(self, settings: Settings) -> SourcePlace:
         """Where the source is, and over which days."""
@@ -167,12 +161,11 @@ class SnapshotFeed(Domain):
             moment=self.day,
         )
 
-    def modules(self) -> Sequence[DefsModule]:
+    def maker(self) -> "Callable[[Settings], dg.Definitions]":
         """Assets and automation."""
-        from retail_assets.feeds.snapshot.assets import Assets
-        from retail_assets.feeds.snapshot.automation import Automation
+        from retail_assets.feeds.snapshot.definitions import build_defs
 
-        return Assets(self), Automation(self)
+        return partial(build_defs, self)
 
     def prepare(self, settings: Settings) -> None:
         """Write the sample where the settings want it and it is not there."""
@@ -223,25 +216,18 @@ class SnapshotFeed(Domain):
         others = dg.AssetSelection.groups(self.name) - dg.AssetSelection.assets(raw)
         yield Execution(self.name, (min(days), max(days)), asset_selection=others)
 
-    def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
+    def windows(self, landed: "Versions", built: "Versions") -> "Windows":
         """The days that differ."""
-        landed = warehouse.loaded_versions(self.dataset)
-        built = warehouse.loaded_versions(self.dataset, MARTS_STAGE)
-        window = changed_window(landed, built)
-        return MartsPlan({f"{self.name}_window": window}, {self.dataset: landed})
+        window = changed_window(landed[self.dataset], built[self.dataset])
+        return {f"{self.name}_window": window}
 
     def count_rows(self, lake: "LakeResource") -> dict[str, int]:
         """Rows of the source, and of the processed days."""
         from retail_assets.feeds.snapshot.manifest import read_manifest
 
-        rows: dict[str, int] = {}
         manifest = read_manifest(lake, self.name)
-        if manifest is not None:
-            rows[f"{self.name}.raw_{self.name}"] = manifest.read
-        table = lake.table(self.dataset).snapshot()
-        if table.files:
-            rows[f"{self.name}.processed_{self.dataset.name}"] = table.rows
-        return rows
+        raw = {f"{self.name}.raw_{self.name}": manifest.read} if manifest is not None else {}
+        return raw | super().count_rows(lake)
 
     def quarantines(self) -> Sequence[QuarantineTable]:
         """That of its one table."""
@@ -252,21 +238,16 @@ class SnapshotFeed(Domain):
 
         A text that is not of all fields, such as a row of too many, is masked whole.
         """
-        from retail_assets.losses import MASK, public_reason
+        from retail_assets.losses import MASK, mask_fields, public_reason
 
         personal, names = self.dataset.personal, self.row_typing().fields
-        shown = public_reason(reason, personal)
         try:
             values: Any = json.loads(text)
         except ValueError:
-            return shown, MASK
-        if not isinstance(values, list) or len(values) != len(names):
-            return shown, MASK
-        masked = [
-            MASK if name in personal and value else value
-            for name, value in zip(names, values, strict=True)
-        ]
-        return shown, json.dumps(masked, ensure_ascii=False)
+            values = None
+        masked = mask_fields(values, names, personal) if isinstance(values, list) else None
+        told = MASK if masked is None else json.dumps(masked, ensure_ascii=False)
+        return public_reason(reason, personal), told
 
     def questions(self, settings: Settings) -> "Iterator[Question]":
         """Whether the source answers."""
@@ -307,9 +288,3 @@ class SnapshotFeed(Domain):
     def variables(self) -> Sequence[str]:
         """Those of its source."""
         return source_variables(self.name)
-
-
-def _key(*parts: str) -> "dg.AssetKey":
-    import dagster as dg
-
-    return dg.AssetKey(list(parts))

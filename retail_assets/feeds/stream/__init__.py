@@ -10,19 +10,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from retail_assets.dataset import Dataset
-from retail_assets.domain import (
-    Asked,
-    DefsModule,
-    Domain,
-    Execution,
-    PlanError,
-    QuarantineTable,
-)
+from retail_assets.domain import Asked, Domain, Execution, PlanError, QuarantineTable
 from retail_assets.errors import PermanentError
 from retail_assets.settings import Settings, redacted
 
@@ -60,7 +54,10 @@ class StreamFeed(Domain):
         dead_letters: messages that are no such rows, with ``reason``, ``row_stays`` and ``text``.
         typing_version: of how messages become rows of the tables.
         most_lag, most_age_s: the settings' fields of how much may wait in the topic, how long.
-        star_job, load_job, batch_job: names of the jobs that make the tables, load them, do both.
+        messages_job, star_job, batch_job: names of the jobs that land messages, that make the
+            tables, and that load these too.
+        micro_batch, star: the steps of the former two; their configs are batches.MicroBatchConfig
+            and assets.StarConfig.
     """
 
     topic: str
@@ -71,8 +68,11 @@ class StreamFeed(Domain):
     most_lag: str
     most_age_s: str
     star_job: str
-    load_job: str
     batch_job: str
+
+    def __init__(self) -> None:
+        self.messages_job = f"{self.name}_messages"
+        self.micro_batch, self.star = f"{self.name}_micro_batch", f"{self.name}_star"
 
     # What is the domain's own.
 
@@ -129,41 +129,11 @@ class StreamFeed(Domain):
 
     # What it is to the rest.
 
-    @property
-    def micro_batch(self) -> str:
-        """The step that lands messages; its config is batches.MicroBatchConfig."""
-        return f"{self.name}_micro_batch"
-
-    @property
-    def star(self) -> str:
-        """The step that makes the tables; its config is assets.StarConfig."""
-        return f"{self.name}_star"
-
-    @property
-    def messages_job(self) -> str:
-        """The job that lands messages."""
-        return f"{self.name}_messages"
-
-    @property
-    def marts_job(self) -> str:
-        """The job that builds the marts."""
-        return f"{self.name}_marts"
-
-    def modules(self) -> Sequence[DefsModule]:
-        """None of its own: ``build_defs`` has them; the call imports them."""
-        import retail_assets.feeds.stream.automation  # noqa: F401
-
-        return ()
-
-    def build_defs(self, settings: Settings) -> "dg.Definitions":
+    def maker(self) -> "Callable[[Settings], dg.Definitions]":
         """The topic, its messages, the tables made of them, and when each is made."""
-        import dagster as dg
+        from retail_assets.feeds.stream.automation import build_defs
 
-        from retail_assets.feeds.stream import assets, automation
-
-        return dg.Definitions.merge(
-            assets.build_defs(settings, self), automation.build_defs(settings, self)
-        )
+        return partial(build_defs, self)
 
     def resources(self, settings: Settings) -> dict[str, object]:
         """Broker, operational database and Spark."""

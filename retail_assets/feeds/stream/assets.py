@@ -14,9 +14,15 @@ import dagster as dg
 from retail_assets.dataset import Dataset
 from retail_assets.errors import failures_by_kind
 from retail_assets.feeds.landing import landed_asset
+from retail_assets.feeds.processed import lake_kinds
 from retail_assets.feeds.stream import BuiltTable, StreamFeed
 from retail_assets.feeds.stream.batches import Drain, Landed, MicroBatchConfig, listed, produced
-from retail_assets.losses import EmptyingConfig, check_quarantine, quarantine_check_spec
+from retail_assets.losses import (
+    EmptyingConfig,
+    check_quarantine,
+    check_result,
+    quarantine_check_spec,
+)
 from retail_assets.resources.broker.resource import BrokerResource, UnknownTopicError
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.operational_db import OperationalDbResource
@@ -60,10 +66,12 @@ def transformed_key(dataset: Dataset) -> dg.AssetKey:
     return dg.AssetKey([dataset.zone, dataset.name])
 
 
-def build_defs(settings: Settings, feed: StreamFeed) -> dg.Definitions:
+def build_assets(
+    feed: StreamFeed, settings: Settings
+) -> list[dg.SourceAsset | dg.AssetsDefinition]:
     """The feed's assets and their checks."""
     landed = [landed_asset(settings, feed, x, dep=transformed_key(x)) for x in feed.datasets]
-    return dg.Definitions([_topic(feed), _messages(settings, feed), _star(settings, feed), *landed])
+    return [_topic(feed), _messages(settings, feed), _star(settings, feed), *landed]
 
 
 def observe_topic(feed: StreamFeed, broker: BrokerResource) -> dg.ObserveResult:
@@ -114,7 +122,7 @@ def _messages(settings: Settings, feed: StreamFeed) -> dg.AssetsDefinition:
         specs=[
             dg.AssetSpec(
                 key,
-                kinds=_kinds(settings),
+                kinds=lake_kinds(settings),
                 description=f"{feed.messages.description} Each once, as Parquet by ingest date; the"
                 " others are in quarantine, with the reason.",
                 metadata={"dagster/column_schema": feed.messages.table_schema()},
@@ -210,18 +218,13 @@ def check_readable(feed: StreamFeed, landed: Landed) -> dg.AssetCheckResult:
     A topic cannot be refused: others send to it.
     """
     bad = landed.lost.rows
-    passed = bad * 2 <= landed.messages
     told = (
         f"{bad:,} of {landed.messages:,} messages that landed are dead letters, expected at most"
         f" half; the first: {landed.lost.first}. See: retail-assets quarantine"
     )
-    return dg.AssetCheckResult(
-        asset_key=messages_key(feed),
-        check_name=READABLE_CHECK,
-        passed=passed,
-        description=None if passed else told,
-        metadata={"messages": landed.messages, "dead_letters": bad},
-    )
+    faults = "" if bad * 2 <= landed.messages else told
+    key = messages_key(feed)
+    return check_result(key, READABLE_CHECK, faults, messages=landed.messages, dead_letters=bad)
 
 
 def check_lag(settings: Settings, feed: StreamFeed, landed: Landed) -> dg.AssetCheckResult:
@@ -238,14 +241,8 @@ def check_lag(settings: Settings, feed: StreamFeed, landed: Landed) -> dg.AssetC
             f"a message waited {landed.oldest_s:,.0f} s, expected at most {longest:,.0f} s"
             f" ({variable_name(feed.most_age_s)})"
         )
-    return dg.AssetCheckResult(
-        asset_key=messages_key(feed),
-        check_name=LAG_CHECK,
-        passed=not found,
-        severity=dg.AssetCheckSeverity.WARN,
-        description="; ".join(found) or None,
-        metadata={"lag": lag, "oldest_message_waited_s": round(landed.oldest_s, 3)},
-    )
+    told = {"lag": lag, "oldest_message_waited_s": round(landed.oldest_s, 3)}
+    return check_result(messages_key(feed), LAG_CHECK, "; ".join(found), warns=True, **told)
 
 
 def _star(settings: Settings, feed: StreamFeed) -> dg.AssetsDefinition:
@@ -256,7 +253,7 @@ def _star(settings: Settings, feed: StreamFeed) -> dg.AssetsDefinition:
                 transformed_key(dataset),
                 deps=[messages_key(feed)],
                 group_name=feed.name,
-                kinds={"pyspark", *_kinds(settings)},
+                kinds=lake_kinds(settings, "pyspark"),
                 code_version=feed.typing_version,
                 tags={"zone": "processed"},
                 description=f"{dataset.description} As Parquet.",
@@ -300,18 +297,9 @@ def _star(settings: Settings, feed: StreamFeed) -> dg.AssetsDefinition:
 
 def check_star(table: BuiltTable) -> dg.AssetCheckResult:
     """Whether a table made of messages is as it should be."""
-    mend = "; materialize the star with the config anew: true"
-    return dg.AssetCheckResult(
-        asset_key=transformed_key(table.dataset),
-        check_name=STAR_CHECK,
-        passed=not table.faults,
-        description="; ".join(table.faults) + mend if table.faults else None,
-        metadata={"rows": table.rows},
-    )
-
-
-def _kinds(settings: Settings) -> set[str]:
-    return {"parquet", "gcs"} if settings.lake.startswith("gs://") else {"parquet"}
+    mend = ["materialize the star with the config anew: true"] if table.faults else []
+    faults = "; ".join([*table.faults, *mend])
+    return check_result(transformed_key(table.dataset), STAR_CHECK, faults, rows=table.rows)
 
 
 def _by_partition(numbers: Mapping[int, int]) -> dg.JsonMetadataValue:

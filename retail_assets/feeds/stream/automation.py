@@ -9,20 +9,19 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from retail_assets.feeds import automation
-from retail_assets.feeds.automation import Arrivals, landed_keys, told_underway
+from retail_assets.feeds import automation as asking
 from retail_assets.feeds.requests import REQUEST_TAG, Request, runs_underway
 from retail_assets.feeds.stream import StreamFeed, step_config
 from retail_assets.feeds.stream.assets import (
+    build_assets,
     messages_key,
     operational_key,
     topic_key,
     transformed_key,
 )
-from retail_assets.feeds.stream.positions import LakePositions, Ranges, plan_ranges
+from retail_assets.feeds.stream.positions import LakePositions, Ranges, plan_ranges, shown
 from retail_assets.resources.broker.resource import BrokerResource, UnknownTopicError
 from retail_assets.resources.lake import LakeResource
-from retail_assets.resources.warehouse import WarehouseResource
 from retail_assets.settings import Settings
 
 # A run lands these in batches of its own; more would keep the next run waiting.
@@ -33,14 +32,13 @@ def messages_request(
     feed: StreamFeed, incarnation: str, ranges: Ranges, ingest_date: str
 ) -> Request:
     """A micro-batch of exactly ``ranges``, which identify it together with the incarnation."""
-    shown = ",".join(f"{p}:{start}-{end}" for p, (start, end) in sorted(ranges.items()))
     config = step_config(
         feed.micro_batch,
         incarnation=incarnation,
         ingest_date=ingest_date,
         ranges={str(p): [*span] for p, span in sorted(ranges.items())},
     )
-    identity = f"{feed.messages_job}:{incarnation}:{shown}"
+    identity = f"{feed.messages_job}:{incarnation}:{shown(ranges)}"
     return Request(identity, feed.messages_job, (), run_config=config)
 
 
@@ -66,21 +64,6 @@ def unfinished_request(
     return Request(identity, feed.messages_job, (), run_config=config)
 
 
-def pending_messages(
-    feed: StreamFeed, lake: LakeResource, broker: BrokerResource, today: str
-) -> Request | None:
-    """A micro-batch of what is in the topic and has not landed, at most so many messages.
-
-    Raises:
-        UnknownTopicError: there is no topic.
-        LostMessagesError: what should come next is no longer there.
-    """
-    watermarks = broker.watermarks(feed.topic)
-    landed = LakePositions(feed, lake, broker.incarnation(feed.topic), watermarks)
-    ranges = plan_ranges(feed.topic, landed.positions, watermarks, _MOST_MESSAGES_A_RUN)
-    return messages_request(feed, landed.incarnation, ranges, today) if ranges else None
-
-
 def batch_requests(feed: StreamFeed, lake: LakeResource) -> Iterator[Request]:
     """The tables and their load, where they are not of the messages that are there."""
     version, location = lake.table(feed.messages).snapshot().version, feed.messages.location
@@ -90,17 +73,19 @@ def batch_requests(feed: StreamFeed, lake: LakeResource) -> Iterator[Request]:
         yield Request(f"{feed.batch_job}:{version}-{feed.typing_version}", feed.batch_job, ())
 
 
-def ask(
-    instance: dg.DagsterInstance,
+def find_arrivals(
     feed: StreamFeed,
+    instance: dg.DagsterInstance,
     lake: LakeResource,
     broker: BrokerResource,
-    warehouse: WarehouseResource,
     today: str,
-) -> dg.SensorResult | dg.SkipReason:
-    """One look at topic, lake and warehouse, and requests for what is new.
+) -> asking.Arrivals:
+    """What is in the topic and has not landed; then the tables, where messages did since.
 
     One micro-batch at a time: two would wait for each other. It goes on beside all else.
+
+    Raises:
+        LostMessagesError: what should come next is no longer there.
     """
     wanted: list[Request] = []
     note = "every message has landed"
@@ -113,76 +98,68 @@ def ask(
         )
     else:
         try:
-            request = pending_messages(feed, lake, broker, today)
-            request = request or unfinished_request(instance, feed, today)
-            wanted = [request] if request else []
+            watermarks = broker.watermarks(feed.topic)
+            landed = LakePositions(feed, lake, broker.incarnation(feed.topic), watermarks)
+            ranges = plan_ranges(feed.topic, landed.positions, watermarks, _MOST_MESSAGES_A_RUN)
+            if ranges:
+                wanted = [messages_request(feed, landed.incarnation, ranges, today)]
+            elif request := unfinished_request(instance, feed, today):
+                wanted = [request]
         except UnknownTopicError:
             note = f"the topic {feed.topic} is not there yet"
     jobs = feed.star_job, feed.batch_job, feed.load_job, feed.name, feed.marts_job
-    tables = [*map(transformed_key, feed.datasets), *landed_keys(feed)]
-    arrivals = Arrivals(
+    tables = [*map(transformed_key, feed.datasets), *asking.landed_keys(feed)]
+    return asking.Arrivals(
         wanted=lambda: wanted,
         beside=True,
-        underway=told_underway(instance, jobs, tables),
+        underway=asking.told_underway(instance, jobs, tables),
         notes=[] if wanted else [note],
         # What is made already goes on to the marts first: else these would wait for as long as
         # messages come.
         last=lambda: batch_requests(feed, lake),
     )
-    return automation.ask(
-        instance,
-        feed,
-        lake,
-        warehouse,
-        arrivals,
-        load_job=feed.load_job,
-        marts_job=feed.marts_job,
-    )
 
 
-def build_defs(settings: Settings, feed: StreamFeed) -> dg.Definitions:
-    """Jobs, the schedule and the sensor of the feed."""
+def build_defs(feed: StreamFeed, settings: Settings) -> dg.Definitions:
+    """The feed's assets and checks, jobs, the schedule and the sensor."""
     select = dg.AssetSelection
     messages = select.assets(messages_key(feed), operational_key(feed))
     star = select.assets(*map(transformed_key, feed.datasets))
-    landed = select.assets(*landed_keys(feed))
+    landed = select.assets(*asking.landed_keys(feed))
     everything = select.groups(feed.name) - select.assets(topic_key(feed))
     marts = everything - messages - star - landed
-    jobs = {
-        name: dg.define_asset_job(name, selection=selection, description=description)
-        for name, selection, description in (
-            (feed.messages_job, messages, "A micro-batch: messages into the lake and PostgreSQL."),
-            (feed.star_job, star, "The star, of the messages in the lake, by Spark."),
-            (feed.load_job, landed, "The star, from the lake to the warehouse."),
-            (feed.batch_job, star | landed, "The star, and then its load to the warehouse."),
-            (feed.marts_job, marts, "Build and test the dbt models of the domain."),
-            (feed.name, everything, "Everything of the domain, from the topic to the marts."),
-        )
-    }
-
-    @dg.sensor(
-        name=f"{feed.name}_messages_sensor",
-        jobs=[jobs[x] for x in (feed.messages_job, feed.batch_job, feed.load_job, feed.marts_job)],
-        minimum_interval_seconds=30,
-        description="Asks for a micro-batch of exactly the offsets that are in the topic and have"
-        " not landed; for the star and its load, where messages landed since; for a load and the"
-        " marts, where these are behind. It has no cursor: what has landed is what the lake's table"
-        " says.",
+    jobs = asking.define_jobs(
+        {
+            feed.messages_job: (messages, "A micro-batch: messages into the lake and PostgreSQL."),
+            feed.star_job: (star, "The star, of the messages in the lake, by Spark."),
+            feed.load_job: (landed, "The star, from the lake to the warehouse."),
+            feed.batch_job: (star | landed, "The star, and then its load to the warehouse."),
+            feed.marts_job: (marts, "Build and test the dbt models of the domain."),
+            feed.name: (everything, "Everything of the domain, from the topic to the marts."),
+        }
     )
-    def messages_sensor(
-        context: dg.SensorEvaluationContext,
-        lake: LakeResource,
-        broker: BrokerResource,
-        warehouse: WarehouseResource,
-    ) -> dg.SensorResult | dg.SkipReason:
-        today = f"{datetime.now(UTC):%Y-%m-%d}"
-        return ask(context.instance, feed, lake, broker, warehouse, today)
-
-    hourly = dg.ScheduleDefinition(
-        name=f"{feed.batch_job}_hourly",
-        job=jobs[feed.batch_job],
-        cron_schedule="0 * * * *",
-        execution_timezone="UTC",
-        description="The star and its load, of the messages of the last hour.",
+    sensed = {feed.messages_job, feed.batch_job, feed.load_job, feed.marts_job}
+    hourly = "The star and its load, of the messages of the last hour."
+    return dg.Definitions(
+        assets=build_assets(feed, settings),
+        jobs=jobs,
+        schedules=[
+            asking.schedule(f"{feed.batch_job}_hourly", feed.batch_job, "0 * * * *", hourly)
+        ],
+        sensors=[
+            asking.arrivals_sensor(
+                feed,
+                f"{feed.name}_messages_sensor",
+                lambda instance, found: find_arrivals(
+                    feed, instance, found.lake, found.broker, f"{datetime.now(UTC):%Y-%m-%d}"
+                ),
+                [job for job in jobs if job.name in sensed],
+                every_s=30,
+                description="Asks for a micro-batch of exactly the offsets that are in the topic"
+                " and have not landed; for the star and its load, where messages landed since; for"
+                " a load and the marts, where these are behind. It has no cursor: what has landed"
+                " is what the lake's table says.",
+                resources=["broker"],
+            )
+        ],
     )
-    return dg.Definitions(jobs=list(jobs.values()), schedules=[hourly], sensors=[messages_sensor])

@@ -32,6 +32,7 @@ from retail_assets.feeds.stream.positions import (
     Ranges,
     lost_ranges,
     plan_ranges,
+    shown,
 )
 from retail_assets.feeds.stream.sinks import DatabaseSink, LakeSink, Part, lock_name
 from retail_assets.losses import Quarantined
@@ -318,8 +319,8 @@ class Drain:
 
     def _history(self, incarnation: str, ranges: Ranges) -> dict[str, object]:
         """What the tables' history says of a commit."""
-        shown = ",".join(f"{p}:{start}-{end}" for p, (start, end) in ranges.items())
-        return {**self.told, "source": f"{self.feed.topic}, incarnation {incarnation}: {shown}"}
+        source = f"{self.feed.topic}, incarnation {incarnation}: {shown(ranges)}"
+        return {**self.told, "source": source}
 
     def _commit_at_broker(self) -> None:
         """Commit the lake's positions for the group."""

@@ -176,3 +176,8 @@ def lost_ranges(positions: Mapping[int, int], watermarks: Mapping[int, Watermark
         for p, mark in sorted(watermarks.items())
         if positions.get(p, 0) < mark.low
     }
+
+
+def shown(ranges: Ranges) -> str:
+    """Ranges in short: partition, start and end of each."""
+    return ",".join(f"{p}:{start}-{end}" for p, (start, end) in sorted(ranges.items()))

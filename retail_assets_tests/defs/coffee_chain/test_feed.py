@@ -22,9 +22,9 @@ from retail_assets.defs.coffee_chain.contract import (
 )
 from retail_assets.defs.coffee_chain.feed import CUSTOMER_WINDOW, FEED, SALES_WINDOW
 from retail_assets.domain import MARTS_STAGE, Asked, Execution, PlanError
-from retail_assets.feeds.files import ABSENT, WHOLE_TABLE
-from retail_assets.feeds.files.taking import Room, processed_key, take_files
-from retail_assets.feeds.landing import landed_key
+from retail_assets.feeds import WHOLE_TABLE
+from retail_assets.feeds.files import ABSENT
+from retail_assets.feeds.files.taking import Room, take_files
 from retail_assets.resources.cloud_checks import Question
 from retail_assets.resources.lake import LakeResource, open_lake
 from retail_assets.resources.spark import (
@@ -36,7 +36,8 @@ from retail_assets.resources.warehouse import open_warehouse
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
 
-DROPS_JOB, LARGE_JOB, MARTS_JOB = FEED.drops_job, FEED.large_job, FEED.marts_job
+DROPS_JOB, LARGE_JOB = FEED.drops_job, FEED.large_job
+LOAD_JOB, MARTS_JOB = FEED.load_job, FEED.marts_job
 SPARK = SparkResource(master="embedded")
 Drops = dict[str, str]
 
@@ -288,59 +289,20 @@ def test_emptying_is_allowed_of_the_tables_of_each_run(
         assert dg.validate_run_config(job, dict(execution.run_config))
 
 
-PROCESSED = {name: f"coffee_chain__processed_{name}" for name in ("customer", "sales")}
-
-
-def test_what_was_refused_does_not_hold_back_the_other_drops(
+def test_what_a_run_with_refused_drops_leaves_is_load_and_marts_where_they_are_behind(
     settings: Settings, raw: RawZone, instance: dg.DagsterInstance
 ) -> None:
-    days = [D3, "2020-06-30", D1, D2, "2021-06-30"]
-    instance.add_dynamic_partitions(FEED.partitions, days)
-    whole = Execution(DOMAIN, (D3, D2))
+    raw.sales(D1)
+    (whole,) = plan(settings, instance)
+    assert list(whole.rest()) == []  # nothing was taken
 
-    def without(refused: dict[str, list[str]], of: Execution = whole) -> list[Execution]:
-        by_step = {PROCESSED[name]: keys for name, keys in refused.items()}
-        return FEED.plan_without(settings, of, by_step, instance)
-
-    assert without({"sales": [D2]}) == [Execution(DOMAIN, (D3, D1))]
-    assert without({"sales": [D2]}, Execution(DROPS_JOB, (D1, D2))) == [
-        Execution(DROPS_JOB, (D1, D1))
-    ]
-    assert without({"customer": ["2020-06-30"], "sales": ["2020-06-30"]}) == [
-        Execution(LARGE_JOB, (D3, D3)),
-        Execution(DOMAIN, (D1, D2)),
-    ]
-    assert without({"sales": [D3, "2020-06-30", D1, D2]}) == []
-    assert without({"sales": [D1]}, Execution(LARGE_JOB, (D1, D1))) == []
-
-    both = without(
-        {"customer": [D1], "sales": [D2]}, Execution(DOMAIN, (D3, D2), emptying("outlet"))
-    )
-
-    tables = {table.dataset.name: table for table in FEED.dated}
-    assert both == [
-        *(
-            Execution(
-                LARGE_JOB,
-                (day, day),
-                emptying(name),
-                [processed_key(FEED, tables[name]), landed_key(tables[name].dataset)],
-            )
-            for name, day in (("customer", D2), ("sales", D1))
-        ),
-        Execution(DOMAIN, (D3, "2020-06-30"), emptying("outlet", "product", "customer", "sales")),
-    ]
-    crossed = without({"customer": [D1], "sales": [D2]}, Execution(DROPS_JOB, (D1, D2)))
-    assert [x.job_name for x in crossed] == [LARGE_JOB, LARGE_JOB, MARTS_JOB]
-
-    # Of what was landed before a range that is refused whole, the marts are still to be built.
     process(settings, raw)
+    assert list(whole.rest()) == [Execution(LOAD_JOB)]  # without a landed table dbt cannot build
     for dataset in LANDED:
         FEED.rebuild(settings, dataset)
-    assert without({"sales": [D1]}, Execution(DOMAIN, (D1, D1))) == [Execution(MARTS_JOB)]
-    assert without({"sales": [D1]}, Execution(LARGE_JOB, (D1, D1))) == []
-    with open_warehouse(settings).exclusive():
-        assert without({"sales": [D1]}, Execution(DROPS_JOB, (D1, D1))) == [Execution(MARTS_JOB)]
+    assert list(whole.rest()) == [Execution(MARTS_JOB)]
+    with open_warehouse(settings).exclusive():  # the runs will wait for it, on record
+        assert list(whole.rest()) == [Execution(LOAD_JOB), Execution(MARTS_JOB)]
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from retail_assets.defs.coffee_chain.contract import (
 from retail_assets.defs.coffee_chain.feed import FEED
 from retail_assets.defs.coffee_chain.sample import SampleCounts, write_sample
 from retail_assets.domain import range_tags
-from retail_assets.feeds.files.assets import DELETED_CHECK
-from retail_assets.feeds.files.taking import processed_key
+from retail_assets.feeds.files.definitions import DELETED_CHECK
 from retail_assets.feeds.landing import landed_key
+from retail_assets.feeds.processed import processed_key
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings, load_settings
@@ -133,13 +133,15 @@ def test_every_drop_is_materialized_as_a_partition(shop: Shop) -> None:
 
     assert list(shop.instance.get_dynamic_partitions(FEED.partitions)) == dates
     for table in FEED.dated:
-        assert shop.instance.get_materialized_partitions(processed_key(FEED, table)) == set(dates)
+        assert shop.instance.get_materialized_partitions(processed_key(FEED, table.dataset)) == set(
+            dates
+        )
         # Landed, a drop is recorded no second time.
         assert shop.instance.get_materialized_partitions(landed_key(table.dataset)) == set()
         assert shop.instance.get_latest_materialization_event(landed_key(table.dataset))
     for drop in shop.counts.drops:
         of_drop = dg.AssetRecordsFilter(
-            processed_key(FEED, SALES_FILES), asset_partitions=[drop.date]
+            processed_key(FEED, SALES_FILES.dataset), asset_partitions=[drop.date]
         )
         (record,) = shop.instance.fetch_materializations(of_drop, limit=1).records
         assert record.asset_materialization is not None
@@ -167,7 +169,7 @@ def test_drops_backfilled_twice_leave_every_table_as_it_was(shop: Shop) -> None:
         keys = {
             event.partition
             for event in result.filter_events(lambda e: e.is_step_materialization)
-            if event.asset_key == processed_key(FEED, SALES_FILES)
+            if event.asset_key == processed_key(FEED, SALES_FILES.dataset)
         }
         assert keys == {first, last} or keys == {first, last, None}
 

@@ -1,13 +1,11 @@
-"""Tests of retail_assets.feeds.files.automation, of the coffee chain's drops.
+"""Tests of retail_assets.feeds.files.definitions: what is asked for, of the coffee chain's drops.
 
 Over a real Dagster instance, lake, warehouse and Spark; the runs are done here in place of the
 daemon's (defs/coffee_chain/test_runs.py executes them).
 """
 
-import itertools
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +14,6 @@ from uuid import uuid4
 
 import dagster as dg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from retail_assets.defs.coffee_chain.contract import (
     DOMAIN,
@@ -26,21 +22,14 @@ from retail_assets.defs.coffee_chain.contract import (
     SALES,
 )
 from retail_assets.defs.coffee_chain.feed import FEED
-from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
+from retail_assets.domain import MARTS_STAGE, RANGE_TAGS
 from retail_assets.errors import PermanentError
-from retail_assets.feeds import automation as asking
-from retail_assets.feeds.files import WHOLE_TABLE, FileTable, automation
-from retail_assets.feeds.files.assets import raw_key
-from retail_assets.feeds.files.automation import (
-    Automation,
-    drop_ranges,
-    drop_requests,
-    drops_underway,
-)
+from retail_assets.feeds import WHOLE_TABLE
+from retail_assets.feeds.files import FileTable
+from retail_assets.feeds.files.definitions import drops_underway, raw_key
 from retail_assets.feeds.files.taking import Room, take_files
 from retail_assets.feeds.landing import loadable_uris
 from retail_assets.feeds.requests import REQUEST_TAG
-from retail_assets.resources.lake import LakeObject
 from retail_assets.resources.lake.restoring import restore
 from retail_assets.resources.spark import SparkResource
 from retail_assets.resources.warehouse import DuckDBWarehouse
@@ -63,103 +52,6 @@ STARTED = dg.DagsterRunStatus.STARTED
 NOTHING = "nothing has changed"
 
 
-# ---- ranges and wanted
-
-dates = st.dates().map(str)
-
-
-@given(st.sets(dates, max_size=12), st.lists(dates, unique=True, max_size=12), st.data())
-def test_ranges_hold_exactly_the_dates_in_the_order_of_registration(
-    new: set[str], registered: list[str], data: st.DataObject
-) -> None:
-    old = data.draw(st.sets(st.sampled_from(registered))) if registered else set()
-    most = data.draw(st.integers(1, 5))
-    chosen = new | old
-
-    ranges = drop_ranges(chosen, registered, most)
-
-    # As Dagster will know them when the new ones are registered.
-    order = [*registered, *sorted(chosen - set(registered))]
-    held = [order[order.index(x[0]) : order.index(x[-1]) + 1] for x in ranges]
-    assert [key for keys in held for key in keys] == [key for key in order if key in chosen]
-    assert held == ranges
-    assert all(len(keys) <= most for keys in held)
-    for one, other in itertools.pairwise(held):  # none could be one with the next
-        is_neighbour = order.index(other[0]) == order.index(one[-1]) + 1
-        assert len(one) == most or not is_neighbour
-
-
-def test_dates_out_of_order_are_ranges_as_dagster_orders_them() -> None:
-    registered = [D1, D3, D2]
-
-    assert drop_ranges({D1, D2, D3}, registered) == [[D1, D3, D2]]
-    assert drop_ranges({D1, D2}, registered, 500) == [[D1], [D2]]
-    assert drop_ranges({D2, D4, D0}, registered, 500) == [[D2, D0, D4]]
-    assert drop_ranges({D1, D2, D3}, registered, 2) == [[D1, D3], [D2]]
-    assert drop_ranges(set(), registered, 500) == []
-
-
-def listed(**versions: str) -> dict[str, dict[str, LakeObject]]:
-    """Sales of the drops D1, D2... by their versions."""
-    named = {key: globals()[key] for key in versions}
-    files = {named[key]: LakeObject(named[key], 1, text) for key, text in versions.items()}
-    return {SALES.name: dict(sorted(files.items()))}
-
-
-def test_a_request_is_a_range_with_its_tags_and_another_where_a_file_is() -> None:
-    (request,) = drop_requests(FEED, {D1, D2}, listed(D1="a", D2="b"), [])
-
-    assert request.job_name == LARGE_JOB and not request.asset_selection and not request.once
-    assert dict(request.tags) == range_tags(D1, D2)
-    identities = {
-        found.identity
-        for files in (listed(D1="a", D2="b"), listed(D1="a", D2="c"), listed(D1="a"))
-        for found in drop_requests(FEED, {D1, D2}, files, [])
-    }
-    assert len(identities) == 3
-    assert request.identity in identities
-
-
-def parts(count: int, has_failed: int) -> list[int]:
-    """How many drops each request has, where ranges of ``has_failed`` or more failed."""
-    keys = [f"2018-{n // 28 + 1:02}-{n % 28 + 1:02}" for n in range(count)]
-    place = {key: n for n, key in enumerate(keys)}
-    files = {SALES.name: {key: LakeObject(key, 1, "1") for key in keys}}
-
-    def failed(identity: str) -> bool:
-        first, _, rest = identity.removeprefix(f"{LARGE_JOB}:").partition("...")
-        return place[rest.partition(":")[0]] - place[first] + 1 >= has_failed
-
-    wanted = list(drop_requests(FEED, keys, files, keys, failed))
-    spans = [tuple(dict(request.tags)[tag] for tag in RANGE_TAGS) for request in wanted]
-    taken = [key for first, last in spans for key in keys[place[first] : place[last] + 1]]
-    assert taken == keys  # each once, in order, whatever failed
-    return [place[last] - place[first] + 1 for first, last in spans]
-
-
-@pytest.mark.parametrize(
-    ("count", "has_failed", "expected"),
-    [
-        (5, 9, [5]),
-        (5, 5, [1] * 5),
-        (1, 1, [1]),
-        (100, 100, [5] * 20),
-        (41, 41, [3] * 13 + [2]),
-        (100, 5, [1] * 100),
-    ],
-)
-def test_a_range_that_failed_for_good_is_asked_for_in_parts(
-    count: int, has_failed: int, expected: list[int]
-) -> None:
-    assert parts(count, has_failed) == expected
-
-
-def test_a_run_takes_so_many_drops_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(automation, "_MOST_DROPS_A_RUN", 40)
-
-    assert parts(100, 1000) == [40, 40, 20]
-
-
 # ---- the sensor and the schedule
 
 
@@ -174,7 +66,7 @@ class House:
 
     def tick(self) -> dg.SensorResult | dg.SkipReason:
         """The sensor's answer; what it registers is registered, as the daemon does."""
-        (sensor,) = Automation(FEED).build_defs(self.settings).sensors or ()
+        (sensor,) = FEED.build_defs(self.settings).sensors or ()
         assert isinstance(sensor, dg.SensorDefinition)
         with dg.build_sensor_context(
             instance=self.instance,
@@ -477,44 +369,14 @@ def test_a_run_that_a_person_asked_for_is_waited_for(house: House) -> None:
     assert house.shown(only(house.sense())) == D2
 
 
-def test_a_drop_that_fails_is_asked_for_three_times(house: House) -> None:
-    house.settle()
-    house.raw.deliver(RAW_SALES, D1, "x", header="another")
-    keys = []
-    for _ in range(3):
-        request = only(house.sense())
-        keys.append(str(request.run_key))
-        assert not house.run(request)
-
-    assert [key.rpartition(":")[2] for key in keys] == ["1", "2", "3"]
-    assert len({key.rpartition(":")[0] for key in keys}) == 1
-    answer = house.sense()
-    assert isinstance(answer, str)
-    assert f"{LARGE_JOB}:{D1}...{D1}:" in answer
-    assert "failed 3 times: mend its cause and run it by hand" in answer
-
-    deliver(house, D1)
-    request = only(house.sense())
-    assert str(request.run_key).endswith(":1")
-    assert house.run(request)
-
-
 def test_a_bad_drop_does_not_keep_back_the_others_nor_the_marts(house: House) -> None:
     deliver(house, D1, D2, D3)
     house.raw.deliver(RAW_SALES, D2, "x", header="another")
 
     done = house.settle()
 
-    together = f"{D1} {D2} {D3} failed"
-    assert done == [
-        "small",
-        *[together] * 3,
-        D1,
-        f"{D2} failed",
-        D3,
-        *[f"{D2} failed"] * 2,
-        "marts",
-    ]
+    # The first run takes what it can; the others are of what it could not.
+    assert done == ["small", f"{D1} {D2} {D3} failed", *[f"{D2} failed"] * 3, "load", "marts"]
     assert house.landed() == {D1: 1, D3: 1}
     deliver(house, D4)
     assert D4 in house.settle()
@@ -538,14 +400,15 @@ def test_a_refused_drop_is_asked_for_once_a_delivery(house: House) -> None:
         why = f"{run_id} {code_version()} sales has 10 rows and would have 2"
         house.instance.add_run_tags(run_id, {PERMANENT_FAILURE_TAG: why})
 
-    refuse(only(house.sense()))
-    asked = house.sense()
-    assert isinstance(asked, list)
-    assert [house.shown(request) for request in asked] == [D1, D2]
-    assert house.run(asked[0])
-    refuse(asked[1])
+    both = only(house.sense())
+    assert house.shown(both) == f"{D1} {D2}"
+    house.take(FEED.dated[-1], [D1])
+    refuse(both)
+    alone = only(house.sense())
+    assert house.shown(alone) == D2
+    refuse(alone)
 
-    assert house.settle() == ["marts"]
+    assert house.settle() == ["load", "marts"]
     assert house.landed() == {D1: 9, D2: 10}
     answer = house.sense()
     assert isinstance(answer, str)
@@ -570,39 +433,6 @@ def test_marts_wait_for_drops_that_are_underway(house: House) -> None:
     house.record(first, SUCCESS)
 
     assert house.shown(only(house.sense())) == "marts"
-
-
-def test_marts_are_asked_for_once_a_state_of_what_is_landed(house: House) -> None:
-    deliver(house, D1)
-    small, large = house.sense()
-    assert isinstance(large, dg.RunRequest) and isinstance(small, dg.RunRequest)
-    house.run(large)
-    assert house.shown(only(house.sense())) == "small"  # dbt could not build without
-    house.run(small)
-    request = only(house.sense())
-    assert request.job_name == MARTS_JOB
-    house.record(request, STARTED)
-
-    answer = house.sense()
-
-    assert isinstance(answer, str) and f"{request.tags[REQUEST_TAG]} is underway" in answer
-
-
-def test_marts_that_fail_are_asked_for_three_times(house: House) -> None:
-    deliver(house, D1)
-    for request in house.sense():
-        assert isinstance(request, dg.RunRequest)
-        house.run(request)
-    for number in (1, 2, 3):
-        request = only(house.sense())
-        assert str(request.run_key).endswith(f":{number}")
-        house.record(request, FAILURE)
-
-    answer = house.sense()
-
-    assert isinstance(answer, str) and "failed 3 times" in answer
-    deliver(house, D2)
-    assert house.settle() == [D2, "marts"]
 
 
 def test_a_deleted_drop_is_not_obeyed(house: House) -> None:
@@ -654,33 +484,6 @@ def test_the_warehouse_follows_what_was_restored_and_nothing_undoes_it(house: Ho
     assert house.landed() == {D1: 3}
 
 
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Another holder of the warehouse."""
-    from filelock import FileLock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock", thread_local=False):
-        yield
-
-
-def test_a_busy_warehouse_is_told_and_keeps_back_no_drop(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(asking, "WAREHOUSE_WAIT_S", 0.1)
-    deliver(house, D1)
-    house.settle()
-    with held(house.settings.warehouse_path):
-        answer = house.sense()
-        assert isinstance(answer, str) and str(house.settings.warehouse_path) in answer
-        deliver(house, D2)
-        request = only(house.sense())
-
-    assert house.shown(request) == D2
-    house.run(request)
-    assert house.settle() == ["marts"]
-
-
 def test_files_whose_names_are_no_drops_are_told(house: House) -> None:
     house.settle()
     house.raw.deliver_bytes("raw/coffee_chain/sales/sales_20180630.csv", b"x")
@@ -703,7 +506,7 @@ def scheduled(tmp_path: Path) -> Iterator[House]:
 
 def schedule(house: House) -> list[dg.RunRequest] | str:
     """What the nightly schedule of drops asks for, or why nothing."""
-    found = Automation(FEED).build_defs(house.settings).schedules or ()
+    found = FEED.build_defs(house.settings).schedules or ()
     (nightly,) = (x for x in found if x.name == f"{DOMAIN}_drops_nightly")
     assert isinstance(nightly, dg.ScheduleDefinition)
     with dg.build_schedule_context(
@@ -749,7 +552,7 @@ def test_the_schedule_leaves_to_a_run_what_it_has_in_hand(scheduled: House) -> N
 
 
 def test_jobs_run_as_often_as_promised_and_nothing_by_itself(house: House) -> None:
-    defs = Automation(FEED).build_defs(house.settings)
+    defs = FEED.build_defs(house.settings)
     schedules = {x.name: x for x in defs.schedules or () if isinstance(x, dg.ScheduleDefinition)}
     (sensor,) = defs.sensors or ()
 

@@ -10,9 +10,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from retail_assets.domain import Asked, Execution, PlanError, range_tags
+from retail_assets.domain import REFUSED_PARTITIONS, Asked, Execution, PlanError, range_tags
+from retail_assets.feeds.checks import BALANCE_CHECK, SCHEMA_CHECK
 from retail_assets.feeds.files import ABSENT, FileFeed, FileTable, mask_personal
+from retail_assets.feeds.files.definitions import DELETED_CHECK, drops_of
 from retail_assets.feeds.landing import landed_key
+from retail_assets.losses import QUARANTINE_CHECK
 from retail_assets.resources.lake.folder import LocalLake
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings, load_settings
@@ -189,11 +192,33 @@ def test_a_refused_file_keeps_back_no_other(house: House) -> None:
         house.deliver(OF_VISITS, day, f"north,{day[-1]}")
     Path(house.settings.lake, OF_VISITS.file_name(D2)).write_text("other\n")
 
-    done = house.settle(feed)
+    house.instance.add_dynamic_partitions(feed.partitions, [D1, D2, D3])
 
-    failed = "large_files failed"
-    # Together, then each alone.
-    assert done == [*[failed] * 3, "large_files", failed, "large_files", *[failed] * 2]
+    result = house.run(feed, "shop_large_files", range_tags(D1, D3))
+
+    # The good ones are taken, recorded and checked, and the step fails for the bad one.
+    assert not result.success
+    taken = result.filter_events(lambda e: e.is_step_materialization)
+    found = {e.partition: e.materialization.metadata for e in taken}
+    assert {key: x["dagster/partition_row_count"].value for key, x in found.items()} == {
+        D1: 1,
+        D3: 1,
+    }
+    checks = {x.check_name: x.passed for x in result.get_asset_check_evaluations()}
+    names = (BALANCE_CHECK, SCHEMA_CHECK, QUARANTINE_CHECK, DELETED_CHECK)
+    assert checks == dict.fromkeys(names, True)
+    (failure,) = result.filter_events(lambda e: e.is_step_failure)
+    data = failure.step_failure_data.user_failure_data
+    assert data is not None and data.metadata[REFUSED_PARTITIONS].value == [D2]
+    assert str(data.description).startswith("1 of 3 drops cannot be taken; all others were. ")
+    processed = dg.AssetKey(["shop", "processed_visits"])
+    shown = house.instance.get_status_by_partition(processed, [D1, D2, D3], drops_of(feed))
+    assert shown is not None and {key: x and x.name for key, x in shown.items()} == {
+        D1: "MATERIALIZED",
+        D2: "FAILED",
+        D3: "MATERIALIZED",
+    }
+    assert house.settle(feed) == [*["large_files failed"] * 3, "lake_to_warehouse"]
     assert [row[1] for row in house.rows(VISITS)] == [1, 3]
 
 

@@ -27,7 +27,8 @@ from retail_assets.defs.coffee_chain.contract import (
     SALES,
 )
 from retail_assets.defs.coffee_chain.feed import FEED
-from retail_assets.feeds.files import WHOLE_TABLE, listing
+from retail_assets.feeds import WHOLE_TABLE
+from retail_assets.feeds.files import listing
 from retail_assets.feeds.files.listing import (
     Changes,
     Look,

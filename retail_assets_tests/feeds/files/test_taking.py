@@ -32,18 +32,12 @@ from retail_assets.defs.coffee_chain.contract import (
 )
 from retail_assets.defs.coffee_chain.feed import FEED
 from retail_assets.domain import REFUSED_PARTITIONS
+from retail_assets.feeds import WHOLE_TABLE
 from retail_assets.feeds.checks import BALANCE_CHECK, SCHEMA_CHECK, check_processed
-from retail_assets.feeds.files import ABSENT, WHOLE_TABLE, FileTable, quarantine_of, taking
-from retail_assets.feeds.files.assets import Assets
-from retail_assets.feeds.files.taking import (
-    DropError,
-    RefusedDropsError,
-    Room,
-    Taken,
-    processed_key,
-    take_files,
-)
+from retail_assets.feeds.files import ABSENT, FileTable, quarantine_of, taking
+from retail_assets.feeds.files.taking import DropError, Room, take_files
 from retail_assets.feeds.landing import rebuild
+from retail_assets.feeds.processed import RefusedPartitionsError, Taken, processed_key
 from retail_assets.losses import QUARANTINE_CHECK, SKIPPED, Quarantined, ShrunkError
 from retail_assets.resources.lake import LakeObject
 from retail_assets.resources.lake.folder import LocalLake
@@ -53,6 +47,7 @@ from retail_assets.resources.lake.staging import Stage
 from retail_assets.resources.spark import SparkResource
 from retail_assets.resources.tabular import UnreadableFileError
 from retail_assets.resources.warehouse import DuckDBWarehouse
+from retail_assets.settings import load_settings
 from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, person, sale
 
 SPARK = SparkResource(master="embedded")
@@ -227,12 +222,12 @@ def test_a_date_without_a_file_of_the_table_is_an_empty_partition(raw: RawZone) 
 def test_a_date_that_no_file_has_is_refused(raw: RawZone, large: FileTable) -> None:
     raw.sales(D1, sale())
 
-    with pytest.raises(DropError) as error:
+    with pytest.raises(RefusedPartitionsError) as error:
         take(raw.lake, large, D1, D3)
 
     assert f"no raw file has the date {D3}; expected {large.file_name(D3)}" in str(error.value)
     assert error.value.metadata == {REFUSED_PARTITIONS: [D3]}
-    assert everything(raw.lake) == {}
+    assert set(ledgers_of(raw.lake, large.dataset)) == set(error.value.taken) <= {D1}
 
 
 def test_a_drop_that_was_taken_and_then_deleted_stays(raw: RawZone) -> None:
@@ -288,7 +283,7 @@ Sabotage = Callable[[RawZone, pytest.MonkeyPatch], type[Exception]]
 
 def another_header(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
     raw.deliver(RAW_SALES, D3, sale(), header=",invoice,date_time,customer_id,outlet,product,qty")
-    return RefusedDropsError
+    return RefusedPartitionsError
 
 
 def replaced_while_read(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
@@ -300,7 +295,7 @@ def replaced_while_read(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[E
         return written
 
     monkeypatch.setattr(SparkResource, "write", write_and_replace)
-    return RefusedDropsError
+    return RefusedPartitionsError
 
 
 def second_batch_fails(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
@@ -325,7 +320,7 @@ def engine_loses_a_row(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Ex
         return write(self, frame.filter("coalesce(quantity, 0) <> 7"), *arguments)
 
     monkeypatch.setattr(SparkResource, "write", write_less)
-    return RefusedDropsError
+    return RefusedPartitionsError
 
 
 def disk_is_full(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
@@ -341,7 +336,7 @@ def disk_is_full(raw: RawZone, monkeypatch: pytest.MonkeyPatch) -> type[Exceptio
     [another_header, replaced_while_read, second_batch_fails, engine_loses_a_row, disk_is_full],
     ids=lambda f: f.__name__,
 )
-def test_a_failed_run_touches_no_partition_and_no_state(
+def test_a_failed_run_touches_nothing_and_one_that_refuses_drops_no_partition_of_these(
     raw: RawZone, monkeypatch: pytest.MonkeyPatch, sabotage: Sabotage
 ) -> None:
     raw.sales(D1, *DIRTY)
@@ -350,16 +345,24 @@ def test_a_failed_run_touches_no_partition_and_no_state(
     raw.sales(D1, *DIRTY, sale(11))
     raw.sales(D2, sale(quantity=2))
     raw.sales(D3, sale(1), sale(2, quantity=7))
-    before = everything(raw.lake)
+    before, rows = everything(raw.lake), processed(raw.lake, SALES, D3)
     expected = sabotage(raw, monkeypatch)
 
     with pytest.raises(expected) as error:
         take(raw.lake, SALES_DROPS, D1, D2, D3)
 
-    assert everything(raw.lake) == before
-    if isinstance(error.value, RefusedDropsError):
-        assert f"sales_data_{D3}.csv" in str(error.value)
-        assert error.value.metadata == {REFUSED_PARTITIONS: [D3]}
+    if not isinstance(error.value, RefusedPartitionsError):
+        assert everything(raw.lake) == before
+        return
+    assert str(error.value).startswith("1 of 3 drops cannot be taken; all others were. ")
+    assert f"sales_data_{D3}.csv" in str(error.value)
+    assert error.value.metadata == {REFUSED_PARTITIONS: [D3]}
+    assert processed(raw.lake, SALES, D3) == rows and len(rows) == 1
+    ledgers = ledgers_of(raw.lake, SALES)
+    taken = error.value.taken
+    assert {key: x.ledger for key, x in taken.items()} == {key: ledgers[key] for key in (D1, D2)}
+    assert (ledgers[D1].written, ledgers[D2].written) == (4, 1)
+    assert len(quarantined(raw.lake, SALES, D1)) == 5
 
 
 def test_a_replaced_file_is_told_with_what_to_do(
@@ -368,7 +371,8 @@ def test_a_replaced_file_is_told_with_what_to_do(
     raw.sales(D3, sale())
     replaced_while_read(raw, monkeypatch)
 
-    with pytest.raises(DropError, match=r"replaced while it was read.* Run this again; deliver"):
+    told = r"replaced while it was read.* Run this again; deliver"
+    with pytest.raises(RefusedPartitionsError, match=told):
         take(raw.lake, SALES_DROPS, D3)
 
 
@@ -481,7 +485,7 @@ def test_a_drop_that_would_lose_its_rows_is_refused_and_keeps_them(raw: RawZone)
     before = everything(raw.lake)
 
     raw.sales(D1, *(sale(n, "2/1/2019 8:00") for n in range(6)))
-    with pytest.raises(RefusedDropsError) as error:
+    with pytest.raises(RefusedPartitionsError) as error:
         take(raw.lake, SALES_DROPS, D1, most_lost=0.1)
 
     assert everything(raw.lake) == before
@@ -508,7 +512,7 @@ def test_rows_are_those_of_the_table_whatever_was_lost(raw: RawZone, loss: str) 
     else:
         raw.sales(D1)
 
-    with pytest.raises(RefusedDropsError, match="has 2 rows and would have 0, a loss of more"):
+    with pytest.raises(RefusedPartitionsError, match="has 2 rows and would have 0, a loss of more"):
         take(raw.lake, SALES_DROPS, D1, most_lost=0.1)
 
     assert len(processed(raw.lake, SALES, D1)) == 2
@@ -516,7 +520,7 @@ def test_rows_are_those_of_the_table_whatever_was_lost(raw: RawZone, loss: str) 
 
 def test_a_first_drop_that_is_quarantined_whole_is_refused(raw: RawZone) -> None:
     raw.sales(D1, sale(1, "x"), sale(2, "y"))
-    with pytest.raises(RefusedDropsError, match=r"would be quarantined \(2 rows quarantined; date"):
+    with pytest.raises(RefusedPartitionsError, match=r"be quarantined \(2 rows quarantined; date"):
         take(raw.lake, SALES_DROPS, D1, most_lost=0.1)
     assert everything(raw.lake) == {}
 
@@ -525,7 +529,7 @@ def test_a_first_drop_that_is_quarantined_whole_is_refused(raw: RawZone) -> None
         ledger = take(raw.lake, SALES_DROPS, D1, most_lost=most_lost)[D1]
         assert (ledger.written, ledger.quarantined) == (0, 2)
     raw.sales(D1, sale(1, "x"))
-    with pytest.raises(RefusedDropsError, match="1 rows quarantined"):
+    with pytest.raises(RefusedPartitionsError, match="1 rows quarantined"):
         take(raw.lake, SALES_DROPS, D1, most_lost=0.1)
 
     raw.sales(D1)
@@ -537,25 +541,24 @@ def test_all_drops_that_cannot_be_taken_are_told_of_at_once(raw: RawZone) -> Non
     for day in days:
         raw.sales(day, *(sale(n) for n in range(10)))
     take(raw.lake, SALES_DROPS, *days)
-    before = everything(raw.lake)
     good = days.pop(3)
     raw.sales(good, *(sale(n) for n in range(9)))  # a tenth less
     raw.sales(days[0], sale())
     for day in days[1:]:
         raw.deliver(RAW_SALES, day, sale(), header="a,b,c,d,e,f,quantity")
 
-    with pytest.raises(RefusedDropsError) as error:
+    with pytest.raises(RefusedPartitionsError) as error:
         take(raw.lake, SALES_DROPS, *days, good, most_lost=0.1)
 
     assert error.value.metadata == {REFUSED_PARTITIONS: days}
     told = str(error.value)
-    assert told.startswith("6 of 7 drops cannot be taken, and of this table none was. ")
+    assert told.startswith("6 of 7 drops cannot be taken; all others were. ")
     assert f"drop {days[0]} has 10 rows and would have 1" in told
     assert told.count("has the header 'a,b,c,d,e,f,quantity'") == 2 and told.endswith(
         " And 3 more."
     )
-    assert everything(raw.lake) == before
-    assert take(raw.lake, SALES_DROPS, good, most_lost=0.1)[good].written == 9
+    written = {key: ledger.written for key, ledger in ledgers_of(raw.lake, SALES).items()}
+    assert written == dict.fromkeys(days, 10) | {good: 9}
 
 
 @pytest.mark.parametrize("name", ["Unnamed: 0", "Unnamed: 12", "index"])
@@ -838,7 +841,7 @@ def checks(
     """The checks of a run that took this, as the asset makes them."""
     (table,) = (x for x in FEED.tables if x.dataset is dataset)
     lost = sum((x.quarantined for x in taken.values()), Quarantined())
-    asset = processed_key(FEED, table)
+    asset = processed_key(FEED, table.dataset)
     return check_processed(lake, asset, dataset, quarantine_of(dataset), taken, lost, taken)
 
 
@@ -881,7 +884,7 @@ def test_what_was_written_passes_the_checks_by_its_files(raw: RawZone) -> None:
         "duplicates": 2,
         **lost,
         "bytes": ledger.size,
-        "sha256": taken[D1].sha256,
+        "sha256": hashlib.sha256(Path(raw.root / RAW_SALES.name(D1)).read_bytes()).hexdigest(),
     }
     assert metadata[QUARANTINE_CHECK] == lost
     check = checks(raw.lake, SALES, taken)[-1]
@@ -960,7 +963,9 @@ def test_a_table_that_never_had_a_file_is_landed_empty(raw: RawZone, tmp_path: P
 
 
 def deleted(lake: LocalLake) -> Any:
-    return Assets(FEED).no_drop_was_deleted()(lake=lake)
+    (check,) = FEED.build_defs(load_settings()).asset_checks or ()
+    assert isinstance(check, dg.AssetChecksDefinition)
+    return check(lake=lake)
 
 
 def test_drops_that_are_there_pass_the_check(raw: RawZone) -> None:

@@ -14,7 +14,8 @@ from retail_assets.dataset import Dataset
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.feed import FEED
 from retail_assets.feeds.checks import BALANCE_CHECK, check_processed
-from retail_assets.feeds.snapshot.assets import write_days
+from retail_assets.feeds.processed import processed_key
+from retail_assets.feeds.snapshot.definitions import write_days
 from retail_assets.feeds.snapshot.manifest import EMPTY_DAY
 from retail_assets.feeds.snapshot.source import Source
 from retail_assets.losses import Quarantined
@@ -53,7 +54,9 @@ def check(
     lake: LocalLake, days: Sequence[str] = DAYS
 ) -> tuple[bool, Mapping[str, dg.MetadataValue]]:
     """Whether the ledgers balance, and what the check says, in a run of those days."""
-    found = check_processed(lake, FEED.processed_key, FEED.dataset, QUARANTINE, days, Quarantined())
+    found = check_processed(
+        lake, processed_key(FEED, FEED.dataset), FEED.dataset, QUARANTINE, days, Quarantined()
+    )
     (balance,) = [result for result in found if result.check_name == BALANCE_CHECK]
     return balance.passed, balance.metadata
 

@@ -1,4 +1,4 @@
-"""Tests of retail_assets.feeds.snapshot.automation.
+"""Tests of retail_assets.feeds.snapshot.definitions: what is asked for and when.
 
 Over a real Dagster instance, lake, warehouse and source file.
 """
@@ -13,31 +13,24 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from retail_assets.days import contiguous_ranges
 from retail_assets.defs.online_retail.contract import DOMAIN, ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.feed import FEED
 from retail_assets.domain import MARTS_STAGE
 from retail_assets.feeds import automation as asking
-from retail_assets.feeds import requests
 from retail_assets.feeds.landing import lake_versions, landed_key
+from retail_assets.feeds.processed import processed_key
 from retail_assets.feeds.requests import Request
-from retail_assets.feeds.snapshot import automation
-from retail_assets.feeds.snapshot.assets import write_days
-from retail_assets.feeds.snapshot.automation import Automation, day_requests, source_request
+from retail_assets.feeds.snapshot.definitions import source_request, write_days
 from retail_assets.feeds.snapshot.manifest import Manifest, read_manifest
 from retail_assets.feeds.snapshot.source import Source
 from retail_assets.resources.http import Fingerprint
 from retail_assets.resources.lake.folder import LocalLake
-from retail_assets.resources.lake.ledger import Ledger
 from retail_assets.resources.lake.restoring import restore
 from retail_assets.resources.warehouse import DuckDBWarehouse
 from retail_assets.settings import Settings, load_settings
 
-AUTOMATION = Automation(FEED)
-RAW, PROCESSED, LANDED = FEED.raw_key, FEED.processed_key, landed_key(FEED.dataset)
+RAW, PROCESSED, LANDED = FEED.raw_key, processed_key(FEED, FEED.dataset), landed_key(FEED.dataset)
 SOURCE_JOB, DAYS_JOB = "online_retail_source_to_lake", "online_retail_changed_days"
 LOAD_JOB, MARTS_JOB = "online_retail_lake_to_warehouse", "online_retail_marts"
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
@@ -70,50 +63,7 @@ def record(
     return instance.add_run(run).run_id
 
 
-# ---- wanted
-
-wanted_days = st.dictionaries(
-    st.integers(0, 40).map(lambda n: (date(2010, 12, 15) + timedelta(days=n)).isoformat()),
-    st.sampled_from(["v1", "v2"]),
-    min_size=1,
-)
-
-
-@given(wanted=wanted_days, data=st.data())
-def test_requests_are_one_a_range_and_independent_of_order(
-    wanted: dict[str, str], data: st.DataObject
-) -> None:
-    shuffled = data.draw(st.permutations(list(wanted)))
-    found = day_requests(shuffled, wanted, "job", (LANDED,))
-
-    ranges = [(dict(request.tags)[START], dict(request.tags)[END]) for request in found]
-    assert ranges == contiguous_ranges(wanted)
-    assert found == day_requests(sorted(wanted), wanted, "job", (LANDED,))
-    assert len({request.identity for request in found}) == len(found)
-    assert all(x.job_name == "job" and x.asset_selection == (LANDED,) for x in found)
-
-
-@given(wanted=wanted_days, data=st.data())
-def test_a_request_is_another_when_a_day_of_it_is(
-    wanted: dict[str, str], data: st.DataObject
-) -> None:
-    day = data.draw(st.sampled_from(sorted(wanted)))
-    other = {**wanted, day: "v3"}
-    before = {x.identity: dict(x.tags) for x in day_requests(wanted, wanted, "job", (LANDED,))}
-    after = {x.identity: dict(x.tags) for x in day_requests(other, other, "job", (LANDED,))}
-
-    new = [tags for identity, tags in after.items() if identity not in before]
-    assert [tags[START] <= day <= tags[END] for tags in new] == [True]
-
-
-def test_no_days_are_no_request() -> None:
-    assert day_requests([], {}, "job", (LANDED,)) == []
-
-
-def test_a_vanished_day_is_a_request() -> None:
-    (request,) = day_requests(["2010-12-01"], {}, "job", (LANDED,))
-
-    assert dict(request.tags) == {START: "2010-12-01", END: "2010-12-01"}
+# ---- the source
 
 
 def origin(etag: str | None) -> list[Fingerprint]:
@@ -121,7 +71,7 @@ def origin(etag: str | None) -> list[Fingerprint]:
 
 
 def source(etag: str | None, manifest: Manifest | None = None) -> Request:
-    return source_request(SOURCE_JOB, RAW, origin(etag), manifest)
+    return source_request(FEED, origin(etag), manifest)
 
 
 def test_the_source_is_asked_for_by_version() -> None:
@@ -168,7 +118,7 @@ class House:
 
     def sense(self) -> list[dg.RunRequest] | str:
         """The sensor's requests, or why it makes none."""
-        (sensor,) = AUTOMATION.build_defs(self.settings).sensors or ()
+        (sensor,) = FEED.build_defs(self.settings).sensors or ()
         assert isinstance(sensor, dg.SensorDefinition)
         with dg.build_sensor_context(
             instance=self.instance,
@@ -177,7 +127,7 @@ class House:
             return _answer(sensor(context))
 
     def schedule(self, name: str) -> list[dg.RunRequest] | str:
-        found = AUTOMATION.build_defs(self.settings).schedules or ()
+        found = FEED.build_defs(self.settings).schedules or ()
         (schedule,) = [x for x in found if isinstance(x, dg.ScheduleDefinition) and x.name == name]
         resources: dict[str, object] = {"lake": self.lake}
         if "warehouse" in name:
@@ -432,70 +382,10 @@ def test_days_that_a_person_restored_stay_until_the_source_is_another(
     assert house.landed() == {"01": 1, "02": 1, "05": 5}
 
 
-def test_a_failed_request_is_made_three_times(house: House) -> None:
-    house.publish(d01=1)
-    keys = []
-    for _ in range(3):
-        request = only(house.sense())
-        keys.append(request.run_key)
-        house.run(request, FAILURE)
-
-    assert [str(key).rpartition(":")[2] for key in keys] == ["1", "2", "3"]
-    assert len({str(key).rpartition(":")[0] for key in keys}) == 1
-    answer = house.sense()
-    assert isinstance(answer, str)
-    assert "failed 3 times" in answer
-
-    house.publish(d01=2)
-    assert str(only(house.sense()).run_key).endswith(":1")
-
-
-def test_ranges_that_cannot_be_done_do_not_keep_others_waiting(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(requests, "_MOST_REQUESTS_A_TICK", 2)
-    house.publish(d01=1)
-    house.settle()
-    vanished = [f"2011-01-{n:02}" for n in (1, 3, 5, 7, 9)]
-    with house.lake.staging("run") as stage:
-        stage.publish(ONLINE_RETAIL_DATA, vanished, dict.fromkeys(vanished, Ledger("old", 0)))
-
-    asked: set[str] = set()
-    for _ in range(12):
-        answer = house.sense()
-        if isinstance(answer, str) or answer[0].job_name == LOAD_JOB:
-            break
-        assert len(answer) <= 2
-        for request in answer:
-            asked |= set(days_of(request))
-            house.run(request, FAILURE)
-
-    assert asked == set(vanished)
-
-
-def test_the_marts_are_asked_for_once_a_state_of_what_is_landed(house: House) -> None:
-    house.publish(d01=1)
-    house.run(only(house.sense()))
-    assert house.settle() == [["2010-12-01"], ["marts"]]
-
-    house.publish(d01=2)
-    house.run(only(house.sense()))
-    house.run(only(house.sense()))
-    request = only(house.sense())
-
-    assert (request.job_name, request.asset_selection) == (MARTS_JOB, None)
-    run_id = house.run(request, dg.DagsterRunStatus.STARTED)
-    assert house.sense() == f"{MARTS_JOB} is underway (run {run_id})"
-    house.instance.delete_run(run_id)
-    house.run(request)
-    assert house.sense() == "nothing has changed"
-
-
 @pytest.mark.parametrize(
     ("job", "assets"),
     [
-        *((job, ()) for job in (SOURCE_JOB, DAYS_JOB, LOAD_JOB, DOMAIN, MARTS_JOB)),
-        ("__ASSET_JOB", (LANDED,)),
+        *((job, ()) for job in (SOURCE_JOB, DAYS_JOB, DOMAIN)),
         ("__ASSET_JOB", (RAW, PROCESSED)),
     ],
 )
@@ -514,20 +404,6 @@ def test_the_marts_wait_for_days_that_are_underway(
     assert isinstance(answer, str) and f"is underway (run {run_id})" in answer
     assert other not in answer
     house.instance.delete_run(run_id)
-    assert only(house.sense()).job_name == MARTS_JOB
-
-
-def test_days_that_failed_for_good_do_not_keep_the_marts_back(house: House) -> None:
-    house.publish(d01=1)
-    house.run(only(house.sense()))
-    house.run(only(house.sense()))
-    house.publish(d01=1, d03=1)
-    house.run(only(house.sense()))
-    for _ in range(3):
-        request = only(house.sense())
-        assert days_of(request) == ["2010-12-02", "2010-12-03"]
-        house.run(request, FAILURE)
-
     assert only(house.sense()).job_name == MARTS_JOB
 
 
@@ -561,7 +437,6 @@ def test_a_busy_warehouse_puts_the_days_off(
 ) -> None:
     house = scheduled_house
     monkeypatch.setattr(asking, "WAREHOUSE_WAIT_S", 0.1)
-    monkeypatch.setattr(automation, "WAREHOUSE_WAIT_S", 0.1)
     house.publish(d01=1)
     house.settle()
     with held(house.settings.warehouse_path):
@@ -628,7 +503,7 @@ def test_days_outside_a_narrowed_span_are_not_asked_for(scheduled_house: House) 
 
 
 def test_the_jobs_run_as_often_as_promised(house: House) -> None:
-    found = AUTOMATION.build_defs(house.settings).schedules or ()
+    found = FEED.build_defs(house.settings).schedules or ()
     schedules = {x.name: x for x in found if isinstance(x, dg.ScheduleDefinition)}
 
     assert {name: x.cron_schedule for name, x in schedules.items()} == {

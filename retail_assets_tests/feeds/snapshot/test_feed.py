@@ -9,7 +9,7 @@ import pytest
 from retail_assets.defs.online_retail.contract import ONLINE_RETAIL_DATA
 from retail_assets.defs.online_retail.feed import FEED
 from retail_assets.domain import Asked, Execution, PlanError
-from retail_assets.feeds.snapshot.assets import write_days
+from retail_assets.feeds.snapshot.definitions import write_days
 from retail_assets.feeds.snapshot.source import Source
 from retail_assets.resources.cloud_checks import Question
 from retail_assets.resources.lake import open_lake

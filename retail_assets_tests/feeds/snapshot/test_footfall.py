@@ -11,9 +11,9 @@ import pytest
 from retail_assets.dataset import Column, Dataset
 from retail_assets.domain import range_tags
 from retail_assets.feeds.landing import landed_key
+from retail_assets.feeds.processed import processed_key
 from retail_assets.feeds.snapshot import SnapshotFeed
-from retail_assets.feeds.snapshot.assets import build_assets
-from retail_assets.feeds.snapshot.automation import Automation
+from retail_assets.feeds.snapshot.definitions import build_assets
 from retail_assets.losses import MASK, QUARANTINE_CHECK
 from retail_assets.resources.lake import open_lake
 from retail_assets.resources.warehouse import open_warehouse
@@ -77,7 +77,9 @@ def test_a_dataset_is_enough(settings: Settings) -> None:
     ]
     days = {
         x.partition: x.metadata
-        for x in result.asset_materializations_for_node(FEED.processed_key.to_python_identifier())
+        for x in result.asset_materializations_for_node(
+            processed_key(FEED, FEED.dataset).to_python_identifier()
+        )
     }
     told = ("read", "duplicates", "quarantined", "left_out_values")
     assert [days[FIRST][name].value for name in told] == [3, 1, 1, 0]
@@ -121,7 +123,7 @@ def test_a_source_that_nothing_names_is_refused_by_its_asset_alone(
     monkeypatch.delenv("RETAIL_FOOTFALL_SOURCE")
     unnamed = load_settings(home=settings.home)
 
-    assert Automation(FEED).build_defs(unnamed).jobs
+    assert FEED.build_defs(unnamed).jobs
     result = run(unnamed)
 
     (failure,) = result.filter_events(lambda e: e.is_step_failure)
@@ -130,9 +132,9 @@ def test_a_source_that_nothing_names_is_refused_by_its_asset_alone(
 
 
 def test_everything_is_called_by_the_domain_and_its_dataset(settings: Settings) -> None:
-    defs = Automation(FEED).build_defs(settings)
+    defs = FEED.build_defs(settings)
 
-    assert [key.to_user_string() for key in (FEED.raw_key, FEED.processed_key)] == [
+    assert [key.to_user_string() for key in (FEED.raw_key, processed_key(FEED, FEED.dataset))] == [
         "footfall/raw_footfall",
         "footfall/processed_visits",
     ]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from retail_assets.defs.online_retail.feed import FEED
 from retail_assets.feeds.reading import AmbiguousDatesError, SchemaDriftError
-from retail_assets.feeds.snapshot.assets import write_days
+from retail_assets.feeds.snapshot.definitions import write_days
 from retail_assets.feeds.snapshot.manifest import changed_days, manifest_state, read_manifest
 from retail_assets.feeds.snapshot.source import REFUSED, UNPLACED, Source, SourceError
 from retail_assets.losses import ShrunkError

@@ -4,8 +4,6 @@ Over a real Dagster instance, embedded broker and PostgreSQL; the runs are done 
 daemon's.
 """
 
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -23,7 +21,7 @@ from retail_assets.feeds import automation
 from retail_assets.feeds.landing import landed_key
 from retail_assets.feeds.requests import REQUEST_TAG
 from retail_assets.feeds.stream.assets import transformed_key
-from retail_assets.feeds.stream.automation import ask, messages_request
+from retail_assets.feeds.stream.automation import find_arrivals, messages_request
 from retail_assets.feeds.stream.batches import MicroBatchConfig
 from retail_assets.feeds.stream.sinks import DatabaseSink
 from retail_assets.resources.broker import embedded as broker_embedded
@@ -64,7 +62,8 @@ def shop(tmp_path: Path, database: OperationalDbResource) -> Iterator[Shop]:
 
 def tick(shop: Shop, today: str = YESTERDAY) -> tuple[list[dg.RunRequest], str]:
     """What the sensor asks for, or why it asks for nothing."""
-    found = ask(shop.instance, FEED, shop.lake, shop.broker, shop.warehouse, today)
+    arrivals = find_arrivals(FEED, shop.instance, shop.lake, shop.broker, today)
+    found = automation.ask(shop.instance, FEED, shop.lake, shop.warehouse, arrivals)
     if isinstance(found, dg.SkipReason):
         return [], found.skip_message or ""
     return list(found.run_requests or ()), ""
@@ -324,18 +323,6 @@ def test_a_star_that_is_half_published_is_built_and_not_loaded(shop: Shop) -> No
     assert not shop.execute(LOAD_JOB).success
 
 
-def test_a_star_that_cannot_be_built_is_not_asked_for_without_end(shop: Shop) -> None:
-    shop.send([order_line(1)], 0)
-    assert shop.execute(MESSAGES_JOB).success
-    for _ in range(3):
-        (batch,), _ = tick(shop)
-        record(shop, BATCH_JOB, FAILURE, batch.tags)
-
-    requests, reason = tick(shop)
-    assert requests == []
-    assert "failed 3 times: mend its cause and run it by hand" in reason
-
-
 def load(shop: Shop, version: str, stage: str = "landed") -> None:
     """Have every table, and note it as loaded, of this version."""
     shop.warehouse.query(f"create schema if not exists {DOMAIN}")
@@ -382,38 +369,6 @@ def test_marts_wait_for_the_load_that_is_underway(shop: Shop, job: str) -> None:
 
     assert requests == []
     assert f"{job} is underway (run {run_id})" in reason
-
-
-def test_marts_wait_until_every_table_is_landed(shop: Shop) -> None:
-    load(shop, "v1")
-    shop.warehouse.query(
-        "delete from retail_operations.loaded_partitions where table_name = ?",
-        [DIM_CUSTOMER.table],
-    )
-    assert not shop.warehouse.loaded_versions(DIM_CUSTOMER)
-
-    assert tick(shop)[0] == []
-
-
-def test_a_warehouse_that_is_in_use_is_a_reason(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(automation, "WAREHOUSE_WAIT_S", 0.5)
-    load(shop, "v1")
-    code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(1, flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(shop.settings.warehouse_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
-        assert other.stdout is not None and other.stdout.readline() == "1\n"
-        requests, reason = tick(shop)
-        other.communicate("\n")
-
-    assert requests == []
-    assert "no embedded broker" in reason and str(shop.settings.warehouse_path) in reason
-    assert [each.job_name for each in tick(shop)[0]] == [MARTS_JOB]
 
 
 # ---- what Dagster is given
