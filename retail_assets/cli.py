@@ -123,12 +123,19 @@ def status() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="write our lines into dagster.yaml; a copy is kept")
+    ] = False,
+) -> None:
     """Check each outside system that the settings name; exit 1 if one fails."""
-    from retail_assets.commands.doctor import examine
+    from retail_assets.commands.doctor import examine, mend
     from retail_assets.commands.tables import print_findings
 
-    if not print_findings(examine(load_settings())):
+    settings = load_settings()
+    if fix:
+        typer.echo(mend(settings))
+    if not print_findings(examine(settings)):
         raise SystemExit(1)
 
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 from retail_assets.defs.registry import domains
 from retail_assets.errors import PermanentError
 from retail_assets.instance import open_instance, prepare_instance
+from retail_assets.instance_config import EMBEDDED, differences
 from retail_assets.resources.dbt.project import prepare_project
 from retail_assets.settings import PROJECT_ROOT, Settings
 
@@ -34,6 +35,12 @@ def serve(settings: Settings, port: int) -> NoReturn:
             started.
     """
     prepare_instance(settings)
+    if behind := differences(settings):
+        print(
+            f"{settings.instance_dir / 'dagster.yaml'}: {len(behind)} lines are not as ours:"
+            " retail-assets doctor says which, and --fix writes them",
+            flush=True,
+        )
     hold(settings.instance_dir / "dev.lock")
     refuse_daemon(settings.instance_dir)
     require_free(port)

@@ -4,7 +4,8 @@ Here: what became of a request's runs, and whether to ask again. Not here: what 
 feed; automation.py), what a run tells of itself, and those that nobody executes (runs.py).
 
 Dagster's own run keys, retries and automation conditions do less: a run key is never asked for
-again, a retry knows no permanent failure, a condition cannot split a range around a bad file.
+again, a retry knows no permanent failure, a condition cannot split a range around a bad file. So
+its run retries are off for what is asked for here.
 """
 
 import time
@@ -21,6 +22,8 @@ from retail_assets.runs import permanent_failure
 # Fingerprint of each partition of each landed table.
 Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
 REQUEST_TAG = "retail_assets/request"
+# Asked for again here, if at all; before backfills, whose runs have the priority 0.
+_RUN_TAGS = {"dagster/max_retries": "0", "dagster/priority": "1"}
 _MOST_ATTEMPTS = 3
 _MOST_REQUESTS_A_TICK = 20
 _TICK_BUDGET_S = 20.0
@@ -111,7 +114,7 @@ def next_request(request: Request, history: History) -> dg.RunRequest | str:
         job_name=request.job_name,
         asset_selection=list(request.asset_selection) or None,
         run_config=dict(request.run_config),
-        tags=dict(request.tags) | {REQUEST_TAG: request.identity},
+        tags=_RUN_TAGS | dict(request.tags) | {REQUEST_TAG: request.identity},
     )
 
 

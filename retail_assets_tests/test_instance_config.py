@@ -1,0 +1,97 @@
+"""Tests of retail_assets.instance_config: a dagster.yaml of an earlier version, and its mending."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from retail_assets.commands.doctor import mend
+from retail_assets.instance import prepare_instance
+from retail_assets.instance_config import differences, our_config
+from retail_assets.settings import Settings, load_settings
+from retail_assets_tests.conftest import Command, instance_of
+
+# As made before there was run monitoring; what follows is its owner's.
+OLD = """\
+telemetry:
+  enabled: false
+nux:
+  enabled: false
+run_coordinator:
+  module: dagster.core.run_coordinator
+  class: QueuedRunCoordinator
+concurrency:
+  runs:
+    max_concurrent_runs: 9
+    tag_concurrency_limits: [{key: mine, limit: 1}]
+python_logs: {python_log_level: WARNING}
+"""
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(home=tmp_path, most_runs=3, run_timeout_s=600)
+
+
+def config_of(settings: Settings) -> Path:
+    return settings.instance_dir / "dagster.yaml"
+
+
+def test_a_new_one_is_ours_and_dagster_takes_it(settings: Settings) -> None:
+    prepare_instance(settings)
+
+    assert differences(settings) == []
+    with instance_of(settings.home) as instance:
+        assert instance.run_monitoring_enabled and instance.run_retries_enabled
+        assert instance.run_monitoring_max_runtime_seconds == 600
+        queue = instance.get_concurrency_config().run_queue_config
+        assert queue is not None and queue.max_concurrent_runs == 3
+
+
+def test_an_old_one_is_obeyed_and_told_line_by_line(settings: Settings) -> None:
+    settings.instance_dir.mkdir()
+    config_of(settings).write_text(OLD)
+
+    prepare_instance(settings)
+
+    assert config_of(settings).read_text() == OLD
+    told = [str(found) for found in differences(settings)]
+    assert "concurrency.runs.max_concurrent_runs: 3 (found: 9)" in told
+    assert "run_monitoring.enabled: True (found: nothing)" in told
+    assert not any(line.startswith(("telemetry", "nux", "python_logs")) for line in told)
+
+
+def test_mending_keeps_a_copy_and_what_is_its_owner_s(settings: Settings) -> None:
+    settings.instance_dir.mkdir()
+    config_of(settings).write_text(OLD)
+
+    told = mend(settings)
+
+    (copy,) = settings.instance_dir.glob("dagster.yaml.*")
+    assert copy.read_text() == OLD and str(copy) in told
+    assert "concurrency.runs.max_concurrent_runs: 3 (found: 9)" in told
+    mended = yaml.safe_load(config_of(settings).read_text())
+    assert mended["python_logs"] == {"python_log_level": "WARNING"}
+    assert mended["concurrency"]["runs"]["tag_concurrency_limits"] == [{"key": "mine", "limit": 1}]
+    assert mended.items() >= {"run_monitoring": our_config(settings)["run_monitoring"]}.items()
+    assert differences(settings) == []
+    with instance_of(settings.home) as instance:
+        assert instance.run_monitoring_enabled
+    assert mend(settings) == "dagster.yaml is as ours"
+
+
+def test_doctor_finds_what_is_behind_and_mends_it(
+    settings: Settings, retail_assets: Command
+) -> None:
+    settings.instance_dir.mkdir()
+    config_of(settings).write_text(OLD)
+
+    found = retail_assets("doctor", home=settings.home)
+    assert found.returncode == 1
+    (line,) = (line for line in found.stdout.splitlines() if "dagster.yaml" in line)
+    assert line.startswith("FAIL") and "max_concurrent_runs: 4 (found: 9)" in line
+    assert "doctor --fix" in line
+    assert config_of(settings).read_text() == OLD
+
+    mended = retail_assets("doctor", "--fix", home=settings.home)
+    assert "ok   dagster.yaml: as ours" in mended.stdout
