@@ -94,6 +94,8 @@ def prepare(home: Path) -> Killed:
     settings = load_settings(home=home, online_retail_source=str(source))
     prepare_instance(settings)
     with instance_of(home) as instance:
+        # All three wait for the warehouse at once, in their middle, and not in the queue.
+        instance.event_log_storage.set_concurrency_slots("warehouse", 3)
         fetched = (
             build_defs(settings, domains=[FEED])
             .resolve_job_def("online_retail_source_to_lake")

@@ -15,6 +15,7 @@ from retail_assets.feeds.files import WHOLE_TABLE, FileFeed, FileTable, quaranti
 from retail_assets.feeds.files.listing import Look, describe_drops
 from retail_assets.feeds.files.taking import Room, processed_key, take_files
 from retail_assets.feeds.landing import landed_asset
+from retail_assets.instance_config import spark_pool
 from retail_assets.losses import EmptyingConfig, Quarantined
 from retail_assets.resources.lake import LakeResource
 from retail_assets.settings import Settings
@@ -78,6 +79,7 @@ class Assets:
             group_name=feed.name,
             partitions_def=drops_of(feed) if table.is_dated else None,
             backfill_policy=dg.BackfillPolicy.single_run() if table.is_dated else None,
+            pool=spark_pool(settings) if "spark" in table.resources else None,
             kinds={"parquet", table.engine, *cloud},
             code_version=table.version,
             tags={"zone": "processed"},
