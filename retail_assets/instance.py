@@ -9,10 +9,11 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retail_assets.settings import Settings
 from retail_assets.instance_config import DATABASE, EMBEDDED, make_config
+from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -103,6 +104,7 @@ def open_instance(settings: Settings) -> Iterator["dg.DagsterInstance"]:
     import dagster as dg
 
     prepare_instance(settings)
+    attach_storage(settings)
     ease_sqlite()
     os.environ["DAGSTER_HOME"] = str(settings.instance_dir)
     try:
