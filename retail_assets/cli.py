@@ -4,6 +4,7 @@ Here: reading arguments, calling the package, printing. Not here: work of any ki
 one domain has (its commands.py).
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from retail_assets.commands.webserver import DEFAULT_URL
 from retail_assets.defs.registry import domains, load_commands, load_domain
 from retail_assets.errors import PermanentError, TransientError
 from retail_assets.process import QuickEnd, spare_garbage_collection
@@ -77,6 +79,7 @@ app.add_typer(
     name=_SAMPLE,
 )
 DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help=f"one of: {_DOMAINS}")]
+Url = Annotated[str, typer.Option(help="of the instance's webserver")]
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help=f"such as {_A_TABLE}")]
 
 
@@ -264,6 +267,46 @@ def main() -> None:
     with QuickEnd():
         spare_garbage_collection()
         try:
+@app.command()
+def launch(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="such as batch_pipeline")],
+    partitions: Annotated[
+        str | None, typer.Option(help="a range A...B of the job's partitions, as one run")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="the run's config: a JSON object")] = None,
+    url: Url = DEFAULT_URL,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="follow the run; exit 1 where it does not succeed")
+    ] = False,
+) -> None:
+    """Start a job in a running instance (retail-assets dev), and print the run's link."""
+    from retail_assets.commands.launch import follow
+    from retail_assets.commands.launch import launch as start
+
+    launched = start(url, job, partitions, config)
+    typer.echo(launched.link)
+    if wait and not follow(launched, typer.echo):
+        raise SystemExit(1)
+
+
+@app.command()
+def health(
+    url: Url = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON document")] = False,
+) -> None:
+    """Look whether a running instance works: webserver, code, daemon; exit 1 if one does not."""
+    from retail_assets.commands.health import look
+
+    signs = look(url)
+    if as_json:
+        typer.echo(json.dumps([vars(sign) for sign in signs], indent=2))
+    else:
+        for sign in signs:
+            typer.echo(f"{'ok  ' if sign.ok else 'FAIL'} {sign.part}: {sign.found}")
+    if not all(sign.ok for sign in signs):
+        raise SystemExit(1)
+
+
             app()
         except KeyboardInterrupt:
             sys.exit(130)
