@@ -216,6 +216,21 @@ def vacuum(
         typer.echo(f"{freed.table}: {freed.files:,} files, {freed.size:,} bytes {done}")
 
 
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="count, and remove nothing")] = False,
+) -> None:
+    """Remove what is older than RETAIL_KEEP_..._DAYS keep: runs and logs, raw files, messages."""
+    from retail_assets.defs.retention import prune as remove
+    from retail_assets.instance import open_instance
+
+    settings = load_settings()
+    done = "would be removed" if dry_run else "removed"
+    with open_instance(settings) as instance:
+        for pruned in remove(settings, instance, domains(), dry_run=dry_run):
+            typer.echo(f"{pruned.what}: {pruned.count:,}, {pruned.size:,} bytes {done}")
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
@@ -252,21 +267,6 @@ def new(
     typer.echo(make_domain(name, file, said))
 
 
-@app.command()
-def dev(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="port on localhost")] = 3000,
-) -> None:
-    """Start Dagster's UI and daemon on localhost, until Ctrl-C."""
-    from retail_assets.commands.dev import serve
-
-    serve(load_settings(), port)
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    with QuickEnd():
-        spare_garbage_collection()
-        try:
 @app.command()
 def launch(
     job: Annotated[str, typer.Argument(metavar="JOB", help="such as batch_pipeline")],
@@ -307,6 +307,21 @@ def health(
         raise SystemExit(1)
 
 
+@app.command()
+def dev(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port on localhost")] = 3000,
+) -> None:
+    """Start Dagster's UI and daemon on localhost, until Ctrl-C."""
+    from retail_assets.commands.dev import serve
+
+    serve(load_settings(), port)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    with QuickEnd():
+        spare_garbage_collection()
+        try:
             app()
         except KeyboardInterrupt:
             sys.exit(130)

@@ -152,6 +152,21 @@ class Settings(BaseSettings):
         description="days for which replaced files of the lake's tables are kept, so that history"
         " can be read and restored; 0: they go at once",
     )
+    keep_runs_days: float = Field(
+        30, ge=0, le=36_500, description="days for which `prune` leaves Dagster's runs; 0: for ever"
+    )
+    keep_raw_days: float = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="days for which `prune` leaves a source's old versions; 0: for ever",
+    )
+    keep_messages_days: float = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="days for which `prune` leaves PostgreSQL's messages; 0: for ever",
+    )
     warehouse: str = Field(
         "",
         description="duckdb:PATH or bigquery://PROJECT?location=EU;"
@@ -214,6 +229,15 @@ class Settings(BaseSettings):
         4 * 1024**3, gt=0, description="largest source that is downloaded, in bytes"
     )
 
+    @field_validator("dagster_storage")
+    @classmethod
+    def _storage_of_dagster(cls, value: SecretStr) -> SecretStr:
+        said = value.get_secret_value()
+        url = said.replace(_DAGSTER_SCHEME, "postgresql://", 1)
+        if said not in ("", "embedded") and (url == said or not _POSTGRES.fullmatch(url)):
+            raise ValueError("it names no storage")
+        return value
+
     @field_validator("kafka_options")
     @classmethod
     def _object_of_texts(cls, value: SecretStr) -> SecretStr:
@@ -228,15 +252,6 @@ class Settings(BaseSettings):
             if not isinstance(option, str):
                 raise ValueError(f"the value of {name!r} is no text")
         return SecretStr(text)
-
-    @field_validator("dagster_storage")
-    @classmethod
-    def _storage_of_dagster(cls, value: SecretStr) -> SecretStr:
-        said = value.get_secret_value()
-        url = said.replace(_DAGSTER_SCHEME, "postgresql://", 1)
-        if said not in ("", "embedded") and (url == said or not _POSTGRES.fullmatch(url)):
-            raise ValueError("it names no storage")
-        return value
 
     @model_validator(mode="before")
     @classmethod

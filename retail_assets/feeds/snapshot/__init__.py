@@ -8,7 +8,9 @@ Nothing heavy is imported: the command line starts here.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -24,6 +26,7 @@ from retail_assets.domain import (
     Execution,
     MartsPlan,
     PlanError,
+    Pruned,
     QuarantineTable,
 )
 from retail_assets.settings import (
@@ -242,6 +245,28 @@ class SnapshotFeed(Domain):
         if table.files:
             rows[f"{self.name}.processed_{self.dataset.name}"] = table.rows
         return rows
+
+    def prune(self, settings: Settings, *, dry_run: bool) -> Iterator[Pruned]:
+        """Also of the source's files those that it has no longer, ``keep_raw_days`` after."""
+        from retail_assets.feeds.snapshot.manifest import read_manifest
+        from retail_assets.resources.lake import open_lake
+
+        yield from super().prune(settings, dry_run=dry_run)
+        lake, keep_days = open_lake(settings), settings.keep_raw_days
+        with lake.lock(self.name) if keep_days else nullcontext():
+            manifest = read_manifest(lake, self.name) if keep_days else None
+            if manifest is None:
+                return
+            kept, since = manifest.hashes, time.time() - keep_days * 86_400
+            old = [
+                file
+                for file in lake.list_objects(f"raw/{self.name}/")
+                if file.name not in kept and file.modified < since
+            ]
+            if not dry_run:
+                lake.delete_all([file.name for file in old])
+        what = f"old versions of {self.name}'s source"
+        yield Pruned(what, len(old), sum(file.size for file in old))
 
     def quarantines(self) -> Sequence[QuarantineTable]:
         """That of its one table."""
