@@ -16,6 +16,7 @@ from urllib.parse import quote
 from retail_assets.settings import Settings, variable_name
 
 EMBEDDED = "embedded"
+_LATER_S = 300
 # Dagster's, in the embedded PostgreSQL.
 DATABASE = "dagster"
 _HEADING = """\
@@ -48,11 +49,13 @@ def our_config(settings: Settings) -> dict[str, Any]:
             "runs": {"max_concurrent_runs": settings.most_runs},
             "pools": {"granularity": "run", "default_limit": 1},
         },
-        # Of a run that does not start (in 180 s), does not end, or not when it was told to (180 s).
+        # Of a run that does not start (in 180 s), or not end when it was told to (180 s). One that
+        # hangs is ended before, without the signal by which Dagster does it: a process that is
+        # stopped does not hear that, and the code server waits for it to hear.
         "run_monitoring": {
             "enabled": True,
             "poll_interval_seconds": 30,
-            "max_runtime_seconds": settings.run_timeout_s,
+            "max_runtime_seconds": settings.run_timeout_s + _LATER_S,
         },
         # Of those whose process died. What a step fails of, its error says whether to try again.
         "run_retries": {

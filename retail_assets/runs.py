@@ -2,8 +2,8 @@
 
 Here: the executor of every job, which notes its process and whether a failure is permanent;
 failing the runs that nobody executes any more, and ending processes that outlive their run. Not
-here: asking for a failed run again (requests.py), runs that do not start or never end, which
-Dagster's run monitoring fails.
+here: asking for a failed run again (requests.py), runs that do not start, which Dagster's run
+monitoring fails.
 """
 
 import hashlib
@@ -42,6 +42,7 @@ _START_TIMEOUT = {"dagster/failure_reason": "START_TIMEOUT"}
 # For a process to end by itself after its run; and for how long it is looked for.
 _LONGEST_END = timedelta(seconds=30)
 _LOOKED_FOR = timedelta(hours=1)
+_TO_HEAR_S = 1.0
 _OVER = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.SUCCESS)
 # Of a run of another host: what a step of ours says nothing for, and much more.
 _LONGEST_SILENCE_S = 3600.0
@@ -240,40 +241,51 @@ def _why_lost(
     return f"Nothing was heard of {process.host} for {silent_s:.0f} s." if is_lost else None
 
 
-def end_left_processes(instance: dg.DagsterInstance) -> dict[str, int]:
-    """Kill this host's processes half a minute after they should have ended; pid by run id.
+def end_left_processes(instance: dg.DagsterInstance, longest_s: float) -> dict[str, str]:
+    """Kill this host's processes that hang; returns why, by run id.
 
-    Their run has ended, or was told to. Such a process hangs: it holds memory and locks, keeps
-    Dagster's code server from starting others, and the signal by which Dagster ends a run did
-    nothing. Only those of runs that Dagster's daemon launched: a command goes on after a run.
+    These are of runs that are in progress for more than ``longest_s`` seconds, which are then lost;
+    and of those that ended half a minute ago, or were told to, and whose process goes on. Only of
+    runs that Dagster's daemon launched: a command goes on after a run.
     """
     import psutil
 
-    now = datetime.now(UTC)
-    filters = dg.RunsFilter(
-        statuses=[*_OVER, dg.DagsterRunStatus.CANCELING],
-        updated_after=now - _LOOKED_FOR,
-        updated_before=now - _LONGEST_END,
-    )
     killed = {}
-    for run in instance.get_runs(filters):
-        if _LAUNCHED_TAG not in run.tags:
-            continue
+    for run, why in _overdue(instance, longest_s):
         process = _process_of(run)
         if process is None and _START_TIMEOUT.items() <= run.tags.items():
             process = _begun_process(instance, run.run_id)
-        if process is None or not process.is_here:
+        if _LAUNCHED_TAG not in run.tags or process is None or not process.is_here:
             continue
         with suppress(psutil.NoSuchProcess):  # it ended meanwhile
             left = psutil.Process(process.pid)
             # What it started ends with it, but for servers, which have a session of their own.
             below = [x for x in left.children(recursive=True) if _session(x) == _session(left)]
+            if run.status == dg.DagsterRunStatus.CANCELING:
+                # Dagster's code server waits for its process to hear that, and starts no other.
+                left.resume()
+                psutil.wait_procs([left], _TO_HEAR_S)
             for each in (left, *below):
-                each.kill()
-        killed[run.run_id] = process.pid
-        told = f"Killed process {process.pid}, which did not end as it should have."
-        instance.report_engine_event(told, run)
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+        killed[run.run_id] = f"Killed process {process.pid}: {why}."
+        instance.report_engine_event(killed[run.run_id], run)
     return killed
+
+
+def _overdue(instance: dg.DagsterInstance, longest_s: float) -> Iterator[tuple[dg.DagsterRun, str]]:
+    now = datetime.now(UTC)
+    for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        if record.start_time is not None and now.timestamp() - record.start_time > longest_s:
+            yield record.dagster_run, f"the run was in progress for more than {longest_s:.0f} s"
+    for run in instance.get_runs(
+        dg.RunsFilter(
+            statuses=[*_OVER, dg.DagsterRunStatus.CANCELING],
+            updated_after=now - _LOOKED_FOR,
+            updated_before=now - _LONGEST_END,
+        )
+    ):
+        yield run, "it went on after its run had ended, or should have"
 
 
 def _begun_process(instance: dg.DagsterInstance, run_id: str) -> Process | None:

@@ -176,6 +176,7 @@ def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) ->
         "gcs_to_bigquery_pipeline",
         "batch_pipeline",
         "supply_chain_marts",
+        "prune",
     }
     assert {x.name for x in repository.schedule_defs} == {
         "online_retail_source_to_lake_daily",
@@ -184,6 +185,7 @@ def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) ->
         "coffee_chain_drops_nightly",
         "coffee_chain_nightly",
         "batch_pipeline_hourly",
+        "prune_nightly",
     }
     assert {x.name for x in repository.sensor_defs} == {
         "online_retail_source_sensor",
@@ -325,8 +327,8 @@ def test_what_one_machine_bears_once_is_in_a_pool(tmp_path: Path) -> None:
 
     here = pools()
     assert {name for name, pool in here.items() if pool == "spark"} == {
-        "malaysian_coffee_chain__processed_customer",
-        "malaysian_coffee_chain__processed_sales",
+        "coffee_chain__processed_customer",
+        "coffee_chain__processed_sales",
         "supply_chain_star",
     }
     assert set(here.values()) == {"spark", "warehouse"}

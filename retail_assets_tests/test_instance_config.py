@@ -43,7 +43,7 @@ def test_a_new_one_is_ours_and_dagster_takes_it(settings: Settings) -> None:
     assert differences(settings) == []
     with instance_of(settings.home) as instance:
         assert instance.run_monitoring_enabled and instance.run_retries_enabled
-        assert instance.run_monitoring_max_runtime_seconds == 600
+        assert instance.run_monitoring_max_runtime_seconds == 900
         queue = instance.get_concurrency_config().run_queue_config
         assert queue is not None and queue.max_concurrent_runs == 3
 

@@ -48,9 +48,7 @@ def mend(settings: Settings) -> str:
     prepare_instance(settings)
     lines = [f"dagster.yaml: {found}" for found in differences(settings)]
     copy = mend_config(settings)
-    return "\n".join(
-        [*lines, f"dagster.yaml: was {copy.name}" if copy else "dagster.yaml: as ours"]
-    )
+    return "\n".join([*lines, f"what it was: {copy}" if copy else "dagster.yaml is as ours"])
 
 
 def _questions(settings: Settings) -> Iterator[Question]:

@@ -21,8 +21,8 @@ _OVER = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRun
 def build_defs(settings: Settings, domains: Iterable[Domain]) -> dg.Definitions:
     """The job that prunes, and its schedule."""
 
-    @dg.op(name="prune", description="Removes what is older than the settings keep.")
-    def prune_op(context: dg.OpExecutionContext) -> None:
+    @dg.op(name="remove_old", description="Removes what is older than the settings keep.")
+    def remove_old(context: dg.OpExecutionContext) -> None:
         for pruned in prune(settings, context.instance, domains, dry_run=False):
             context.log.info(f"{pruned.what}: {pruned.count:,}, {pruned.size:,} bytes")
 
@@ -32,7 +32,7 @@ def build_defs(settings: Settings, domains: Iterable[Domain]) -> dg.Definitions:
         " what assets, partitions and checks show stays.",
     )
     def prune_job() -> None:
-        prune_op()
+        remove_old()
 
     schedule = dg.ScheduleDefinition(
         name="prune_nightly",

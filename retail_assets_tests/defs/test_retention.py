@@ -9,8 +9,9 @@ import pytest
 from retail_assets.defs.retention import build_defs, prune
 from retail_assets.domain import Pruned
 from retail_assets.feeds.requests import REQUEST_TAG, has_failed_for_good
-from retail_assets.instance import open_instance
+from retail_assets.instance import prepare_instance
 from retail_assets.settings import Settings, load_settings
+from retail_assets_tests.conftest import instance_of
 
 # Everything that ended is older.
 A_MOMENT = 1e-9
@@ -39,7 +40,8 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    with open_instance(settings) as found:
+    prepare_instance(settings)
+    with instance_of(settings.home) as found:
         yield found
 
 
