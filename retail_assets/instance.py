@@ -43,7 +43,7 @@ def attach_storage(settings: Settings) -> None:
     )
 
     host = EmbeddedPostgres.attach(settings.home)
-    if Path(host).parent.parent != settings.home:
+    if Path(host).parent.parent != settings.home.resolve():
         raise EmbeddedPostgresError(
             f"RETAIL_DAGSTER_STORAGE is 'embedded', and the path of {settings.home} is too long for"
             " a socket, which dagster.yaml must name. Set RETAIL_HOME to a shorter path, or name a"

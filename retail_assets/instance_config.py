@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from retail_assets.errors import PermanentError
 from retail_assets.settings import Settings, variable_name
 
 EMBEDDED = "embedded"
@@ -23,6 +24,10 @@ _HEADING = """\
 # Made by retail-assets, which compares it with its settings: retail-assets doctor.
 # Reference: Dagster's "dagster.yaml".
 """
+
+
+class UnreadableConfigError(PermanentError):
+    """An instance's dagster.yaml cannot be read; nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,11 @@ def make_config(settings: Settings) -> None:
 
 
 def differences(settings: Settings) -> list[Difference]:
-    """Where the instance's dagster.yaml is not as ours; its other keys are its owner's."""
+    """Where the instance's dagster.yaml is not as ours; its other keys are its owner's.
+
+    Raises:
+        UnreadableConfigError: it is no YAML.
+    """
     return list(_differences(our_config(settings), _read(_path(settings))))
 
 
@@ -127,7 +136,13 @@ def _path(settings: Settings) -> Path:
 def _read(config: Path) -> dict[str, Any]:
     import yaml
 
-    found = yaml.safe_load(config.read_text()) if config.exists() else None
+    try:
+        found = yaml.safe_load(config.read_text()) if config.exists() else None
+    except yaml.YAMLError as error:
+        told = " ".join(str(error).split())
+        raise UnreadableConfigError(
+            f"{config} is no YAML: {told}. Mend it, or delete it; it is then made anew."
+        ) from None
     return found if isinstance(found, dict) else {}
 
 

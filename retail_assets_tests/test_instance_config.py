@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from retail_assets.commands.doctor import mend
+from retail_assets.errors import PermanentError
 from retail_assets.instance import prepare_instance
 from retail_assets.instance_config import differences, our_config
 from retail_assets.settings import Settings, load_settings
@@ -78,6 +79,27 @@ def test_mending_keeps_a_copy_and_what_is_its_owner_s(settings: Settings) -> Non
     with instance_of(settings.home) as instance:
         assert instance.run_monitoring_enabled
     assert mend(settings) == "dagster.yaml is as ours"
+
+
+def test_one_that_is_no_yaml_is_told_and_left(settings: Settings) -> None:
+    settings.instance_dir.mkdir()
+    config_of(settings).write_text("telemetry: [")
+
+    with pytest.raises(PermanentError, match=r"dagster\.yaml is no YAML: .* Mend it, or delete it"):
+        mend(settings)
+
+    assert config_of(settings).read_text() == "telemetry: ["
+
+
+def test_a_password_stays_in_the_environment(tmp_path: Path) -> None:
+    url = "postgresql+psycopg2://dagster:s3cret@db/dagster"
+    remote = load_settings(home=tmp_path, dagster_storage=url)
+
+    prepare_instance(remote)
+
+    assert "s3cret" not in config_of(remote).read_text() + repr(remote)
+    told = yaml.safe_load(config_of(remote).read_text())["storage"]
+    assert told == {"postgres": {"postgres_url": {"env": "RETAIL_DAGSTER_STORAGE"}}}
 
 
 def test_doctor_finds_what_is_behind_and_mends_it(

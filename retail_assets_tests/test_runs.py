@@ -22,7 +22,7 @@ import pytest
 
 from retail_assets import runs
 from retail_assets.errors import PermanentError, TransientError, failures_by_kind
-from retail_assets.feeds.requests import History, Request, next_request
+from retail_assets.feeds.requests import Request, requests_for
 from retail_assets.instance import prepare_instance
 from retail_assets.runs import (
     PERMANENT_FAILURE_TAG,
@@ -234,19 +234,18 @@ def test_a_run_without_our_tag_is_judged_by_the_process_that_dagster_told(
     assert status(instance, run_id) is FAILURE
 
 
-@pytest.mark.parametrize(("asked_for", "again"), [(False, "true"), (True, "false")])
-def test_dagster_tries_a_lost_run_again_but_for_what_is_asked_for_again(
-    tmp_path: Path, other: subprocess.Popen[bytes], asked_for: bool, again: str
+@pytest.mark.parametrize(("by_sensor", "again"), [(False, "true"), (True, "false")])
+def test_dagster_tries_a_lost_run_again_but_for_what_a_sensor_asks_for_again(
+    tmp_path: Path, other: subprocess.Popen[bytes], by_sensor: bool, again: str
 ) -> None:
     """By the dagster.yaml of ours. What a step failed of, is never tried again so."""
     settings = load_settings(home=tmp_path)
-    tags = {}
-    if asked_for:
-        request = next_request(Request("days:1", "job", ()), History())
-        assert isinstance(request, dg.RunRequest)
-        tags = dict(request.tags)
     prepare_instance(settings)
     with instance_of(tmp_path) as instance:
+        requests, _ = requests_for(
+            lambda: [Request("days:1", "job", ())], instance, by_sensor=by_sensor
+        )
+        tags = dict(requests[0].tags)
         run_id = record(instance, STARTED, other.pid, more=tags)
         end(other)
         fail_lost_runs(instance)

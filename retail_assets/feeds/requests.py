@@ -5,12 +5,12 @@ feed; automation.py), what a run tells of itself, and those that nobody executes
 
 Dagster's own run keys, retries and automation conditions do less: a run key is never asked for
 again, a retry knows no permanent failure, a condition cannot split a range around a bad file. So
-its run retries are off for what is asked for here.
+its run retries are off for what a sensor asks for, which looks again within a minute.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -22,8 +22,9 @@ from retail_assets.runs import permanent_failure
 # Fingerprint of each partition of each landed table.
 Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
 REQUEST_TAG = "retail_assets/request"
-# Asked for again here, if at all; before backfills, whose runs have the priority 0.
-_RUN_TAGS = {"dagster/max_retries": "0", "dagster/priority": "1"}
+# Before backfills, whose runs have the priority 0.
+_RUN_TAGS = {"dagster/priority": "1"}
+_NO_RETRIES = {"dagster/max_retries": "0"}
 _MOST_ATTEMPTS = 3
 _MOST_REQUESTS_A_TICK = 20
 _TICK_BUDGET_S = 20.0
@@ -155,9 +156,15 @@ def _state(run: dg.DagsterRun) -> RunState:
 
 
 def requests_for(
-    wanted: Callable[[], Iterable[Request]], instance: dg.DagsterInstance
+    wanted: Callable[[], Iterable[Request]],
+    instance: dg.DagsterInstance,
+    *,
+    by_sensor: bool = False,
 ) -> tuple[list[dg.RunRequest], list[str]]:
-    """Dagster's requests for what is ``wanted``, at most so many a tick, and why not of others."""
+    """Dagster's requests for what is ``wanted``, at most so many a tick, and why not of others.
+
+    What a sensor asked for it asks for again: then Dagster does not try it again by itself.
+    """
     requests: list[dg.RunRequest] = []
     reasons: list[str] = []
     again: set[str] = set()
@@ -165,6 +172,8 @@ def requests_for(
     for request in wanted():
         if len(requests) == _MOST_REQUESTS_A_TICK or time.monotonic() > end:
             break
+        if by_sensor:
+            request = replace(request, tags=(*request.tags, *_NO_RETRIES.items()))
         history = run_history(instance, request.identity)
         answer = next_request(request, history)
         if isinstance(answer, str):

@@ -81,7 +81,6 @@ def test_what_never_ran_failed_or_is_wanted_again_is_asked_for(
         START: "2010-12-01",
         END: "2010-12-02",
         REQUEST_TAG: "days:1",
-        "dagster/max_retries": "0",  # it is asked for again, and not by two at once
         "dagster/priority": "1",
     }
 
