@@ -1,11 +1,12 @@
 """Tests of retail_assets.instance_config: a dagster.yaml of an earlier version, and its mending."""
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import yaml
 
-from retail_assets.commands.doctor import mend
+from retail_assets.commands.doctor import examine, mend
 from retail_assets.errors import PermanentError
 from retail_assets.instance import prepare_instance
 from retail_assets.instance_config import differences, our_config
@@ -102,18 +103,16 @@ def test_a_password_stays_in_the_environment(tmp_path: Path) -> None:
     assert told == {"postgres": {"postgres_url": {"env": "RETAIL_DAGSTER_STORAGE"}}}
 
 
-def test_doctor_finds_what_is_behind_and_mends_it(
-    settings: Settings, retail_assets: Command
-) -> None:
+def test_doctor_finds_what_is_behind_and_mends_it(tmp_path: Path, retail_assets: Command) -> None:
+    settings = load_settings(home=tmp_path)
     settings.instance_dir.mkdir()
     config_of(settings).write_text(OLD)
 
-    found = retail_assets("doctor", home=settings.home)
-    assert found.returncode == 1
-    (line,) = (line for line in found.stdout.splitlines() if "dagster.yaml" in line)
-    assert line.startswith("FAIL") and "max_concurrent_runs: 4 (found: 9)" in line
-    assert "doctor --fix" in line
+    (found,) = islice((x for x in examine(settings) if x.system == "dagster.yaml"), 1)
+    assert not found.ok and "max_concurrent_runs: 4 (found: 9)" in found.found
+    assert "doctor --fix" in found.fix
     assert config_of(settings).read_text() == OLD
 
     mended = retail_assets("doctor", "--fix", home=settings.home)
+    assert "dagster.yaml: run_monitoring.enabled: True (found: nothing)\n" in mended.stdout
     assert "ok   dagster.yaml: as ours" in mended.stdout

@@ -127,7 +127,7 @@ class Dev:
         """Runs that carry these tags, latest first; all without."""
         found = self.ask(
             "query($filter: RunsFilter) {runsOrError(filter: $filter) {... on Runs {results"
-            " {id status jobName startTime endTime tags {key value} stepStats {stepKey status}}}}}",
+            " {id status jobName tags {key value} stepStats {stepKey status}}}}}",
             filter={"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         )
         return list(found["runsOrError"]["results"])
