@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,11 @@ from filelock import FileLock
 from retail_assets.defs.online_retail.sample import write_sample
 from retail_assets.domain import range_tags
 from retail_assets.instance import prepare_instance
+from retail_assets.resources.operational_db.embedded import EmbeddedPostgres
 from retail_assets.runs import PROCESS_TAG, end_left_processes, fail_lost_runs
 from retail_assets.settings import load_settings
 from retail_assets_tests.conftest import instance_of
-from retail_assets_tests.integration.served import REPOSITORY, Dev, served, tag, wait_for
+from retail_assets_tests.integration.served import COMMAND, REPOSITORY, Dev, served, tag, wait_for
 
 SENSOR = "online_retail_source_sensor"
 MARTS = "online_retail_marts"
@@ -37,7 +39,8 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
     config.write_text(config.read_text().replace("interval_seconds: 30", "interval_seconds: 2"))
     with served(home, online_retail_source=source, dagster_storage="embedded") as found:
         yield found
-    wait_for("the server's end", lambda: not (home / "postgres/data/postmaster.pid").exists(), 30)
+    EmbeddedPostgres.attach(home)  # where its keeper was killed too, the server stays
+    EmbeddedPostgres.leave(home)
 
 
 def test_everything_is_loaded(dev: Dev) -> None:
@@ -89,8 +92,11 @@ def test_a_file_that_is_not_as_ours_is_obeyed_and_told(dev: Dev) -> None:
 
 def test_a_run_that_hangs_is_failed_and_tried_again(dev: Dev) -> None:
     """One that stops while it has the warehouse; another is queued until then."""
+    command = [COMMAND, "launch", "online_retail_lake_to_warehouse", "--url", dev.url, "--wait"]
+    launched = subprocess.Popen(command, env=dev.environment, stdout=subprocess.PIPE, text=True)
     with FileLock(dev.home / "warehouse.duckdb.lock"):
-        run_id = dev.launch("online_retail_lake_to_warehouse")
+        assert launched.stdout is not None
+        run_id = launched.stdout.readline().strip().rpartition("/")[2]
 
         def begun() -> str | None:
             (run,) = dev.runs()
@@ -105,13 +111,17 @@ def test_a_run_that_hangs_is_failed_and_tried_again(dev: Dev) -> None:
         with instance_of(dev.home) as instance:  # as the sensor does, each half minute
             assert list(end_left_processes(instance, 5)) == [run_id]
             wait_for("its end", lambda: list(fail_lost_runs(instance)) == [run_id], 10)
+    told, _ = launched.communicate(timeout=90)
 
-    def succeeded() -> set[str | None]:
-        found = [run for run in dev.runs() if run["status"] == "SUCCESS"]
-        return {tag(run, "dagster/parent_run_id") for run in found}
-
-    wait_for("the second try, and the other", lambda: succeeded() == {run_id, None}, 90)
-    assert dev.runs()[-1]["status"] == "FAILURE"
+    assert (launched.returncode, told.splitlines()[-1]) == (0, "success")
+    (again,) = (line for line in told.splitlines() if line.startswith("Dagster tries it again"))
+    wait_for("the other", lambda: dev.runs()[-2]["status"] == "SUCCESS", 60)
+    found = {run["id"]: (run["status"], tag(run, "dagster/parent_run_id")) for run in dev.runs()}
+    assert found == {
+        run_id: ("FAILURE", None),
+        queued: ("SUCCESS", None),
+        again.rpartition("/")[2]: ("SUCCESS", run_id),
+    }
 
 
 def test_health_tells_of_each_part(dev: Dev) -> None:
