@@ -4,6 +4,7 @@ Here: reading arguments, calling the package, printing. Not here: work of any ki
 one domain has (its commands.py).
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from retail_assets.commands.webserver import DEFAULT_URL
 from retail_assets.defs.registry import domains, load_commands, load_domain
 from retail_assets.errors import PermanentError, TransientError
 from retail_assets.process import QuickEnd, spare_garbage_collection
@@ -77,6 +79,7 @@ app.add_typer(
     name=_SAMPLE,
 )
 DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help=f"one of: {_DOMAINS}")]
+Url = Annotated[str, typer.Option(help="of the instance's webserver")]
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help=f"such as {_A_TABLE}")]
 
 
@@ -123,12 +126,19 @@ def status() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    fix: Annotated[
+        bool, typer.Option("--fix", help="write our lines into dagster.yaml; a copy is kept")
+    ] = False,
+) -> None:
     """Check each outside system that the settings name; exit 1 if one fails."""
-    from retail_assets.commands.doctor import examine
+    from retail_assets.commands.doctor import examine, mend
     from retail_assets.commands.tables import print_findings
 
-    if not print_findings(examine(load_settings())):
+    settings = load_settings()
+    if fix:
+        typer.echo(mend(settings))
+    if not print_findings(examine(settings)):
         raise SystemExit(1)
 
 
@@ -206,6 +216,21 @@ def vacuum(
         typer.echo(f"{freed.table}: {freed.files:,} files, {freed.size:,} bytes {done}")
 
 
+@app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="count, and remove nothing")] = False,
+) -> None:
+    """Remove what is older than RETAIL_KEEP_..._DAYS keep: runs and logs, raw files, messages."""
+    from retail_assets.defs.retention import prune as remove
+    from retail_assets.instance import open_instance
+
+    settings = load_settings()
+    done = "would be removed" if dry_run else "removed"
+    with open_instance(settings) as instance:
+        for pruned in remove(settings, instance, domains(), dry_run=dry_run):
+            typer.echo(f"{pruned.what}: {pruned.count:,}, {pruned.size:,} bytes {done}")
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
@@ -240,6 +265,46 @@ def new(
 
     said = {"feed": feed, "date": date, "key": key, "amount": amount, "dates": dates}
     typer.echo(make_domain(name, file, said))
+
+
+@app.command()
+def launch(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="such as batch_pipeline")],
+    partitions: Annotated[
+        str | None, typer.Option(help="a range A...B of the job's partitions, as one run")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="the run's config: a JSON object")] = None,
+    url: Url = DEFAULT_URL,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="follow the run; exit 1 where it does not succeed")
+    ] = False,
+) -> None:
+    """Start a job in a running instance (retail-assets dev), and print the run's link."""
+    from retail_assets.commands.launch import follow
+    from retail_assets.commands.launch import launch as start
+
+    launched = start(url, job, partitions, config)
+    typer.echo(launched.link)
+    if wait and not follow(launched, typer.echo):
+        raise SystemExit(1)
+
+
+@app.command()
+def health(
+    url: Url = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON document")] = False,
+) -> None:
+    """Look whether a running instance works: webserver, code, daemon; exit 1 if one does not."""
+    from retail_assets.commands.health import look
+
+    signs = look(url)
+    if as_json:
+        typer.echo(json.dumps([vars(sign) for sign in signs], indent=2))
+    else:
+        for sign in signs:
+            typer.echo(f"{'ok  ' if sign.ok else 'FAIL'} {sign.part}: {sign.found}")
+    if not all(sign.ok for sign in signs):
+        raise SystemExit(1)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from retail_assets.defs import operations
+from retail_assets.defs import operations, retention
 from retail_assets.defs.marts import dbt as marts
 from retail_assets.defs.registry import domains as all_domains
 from retail_assets.domain import Domain
@@ -53,6 +53,7 @@ def build_defs(
         *(domain.build_defs(settings) for domain in chosen),
         marts.build_defs(settings, chosen),
         operations.build_defs(),
+        retention.build_defs(settings, chosen),
         dg.Definitions(
             resources={**build_resources(settings, chosen), **overrides},
             executor=in_process_executor,

@@ -5,7 +5,7 @@ which domains there are (defs/registry.py). Dagster is not imported: the command
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -86,6 +86,15 @@ class QuarantineTable:
     dataset: Dataset
     places: tuple[str, ...]
     mask: Callable[[str, str], tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was removed, or would be: what kind of thing, how many, and bytes where known."""
+
+    what: str
+    count: int
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -210,6 +219,17 @@ class Domain(ABC):
             **{dataset.table: dataset for dataset in self.datasets},
             **{f"quarantine.{x.table}": x.dataset for x in self.quarantines()},
         }
+
+    def prune(self, settings: Settings, *, dry_run: bool) -> Iterator[Pruned]:
+        """Remove what is older than the settings keep: of the lake, files of no kept version."""
+        from retail_assets.resources.lake import open_lake
+        from retail_assets.resources.lake.vacuum import vacuum
+
+        lake = open_lake(settings)
+        for name, dataset in self.lake_tables().items():
+            sizes = {x.name: x.size for x in lake.list_objects(f"{dataset.location}/")}
+            gone = vacuum(lake, lake.table(dataset), dry_run=dry_run) if sizes else []
+            yield Pruned(f"files of {name}", len(gone), sum(sizes.get(x, 0) for x in gone))
 
     def instead_of_restoring(self, table: str) -> str:
         """What to do in place of restoring one of ``lake_tables``; "" where it can be restored.

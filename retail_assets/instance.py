@@ -1,6 +1,7 @@
 """Dagster's instance: its folder, made with our dagster.yaml where there is none.
 
-Here: what every command and make target shares of Dagster's own state. Not here: definitions.
+Here: what every command and make target shares of Dagster's own state. Not here: what
+dagster.yaml says (instance_config.py), definitions.
 """
 
 import os
@@ -8,37 +9,51 @@ import sqlite3
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retail_assets.instance_config import DATABASE, EMBEDDED, make_config
 from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     import dagster as dg
 
-_DAGSTER_YAML = """\
-# Made by retail-assets; yours to edit. Reference: Dagster's "dagster.yaml".
-telemetry:
-  enabled: false
-nux:
-  enabled: false
-run_coordinator:
-  module: dagster.core.run_coordinator
-  class: QueuedRunCoordinator
-concurrency:
-  runs:
-    max_concurrent_runs: 4
-"""
-
 
 def prepare_instance(settings: Settings) -> None:
     """Make the instance's folder with a dagster.yaml; one that is there is left as it is."""
-    folder = settings.instance_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "dagster.yaml"
-    if not config.exists():  # as a whole or not: half of it would be kept, and obeyed
-        partial = config.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(_DAGSTER_YAML)
-        partial.replace(config)
+    settings.instance_dir.mkdir(parents=True, exist_ok=True)
+    make_config(settings)
+
+
+def attach_storage(settings: Settings) -> None:
+    """Have the embedded PostgreSQL run until this process ends, where Dagster's state is there.
+
+    Raises:
+        EmbeddedPostgresError: it cannot run here.
+        EmbeddedPostgresBusyError: it was not ready in time.
+    """
+    if settings.dagster_storage.get_secret_value() != EMBEDDED:
+        return
+    import psycopg
+
+    from retail_assets.resources.operational_db.embedded import (
+        ADMINISTRATOR,
+        EmbeddedPostgres,
+        EmbeddedPostgresError,
+    )
+
+    host = EmbeddedPostgres.attach(settings.home)
+    if Path(host).parent.parent != settings.home.resolve():
+        raise EmbeddedPostgresError(
+            f"RETAIL_DAGSTER_STORAGE is 'embedded', and the path of {settings.home} is too long for"
+            " a socket, which dagster.yaml must name. Set RETAIL_HOME to a shorter path, or name a"
+            " server: postgresql+psycopg2://USER@HOST:PORT/DATABASE"
+        )
+    with (
+        psycopg.connect(host=host, user=ADMINISTRATOR, autocommit=True) as connection,
+        suppress(psycopg.errors.DuplicateDatabase),
+    ):
+        connection.execute(f"create database {DATABASE}".encode())
 
 
 _HELD_FILES = 4
@@ -89,6 +104,7 @@ def open_instance(settings: Settings) -> Iterator["dg.DagsterInstance"]:
     import dagster as dg
 
     prepare_instance(settings)
+    attach_storage(settings)
     ease_sqlite()
     os.environ["DAGSTER_HOME"] = str(settings.instance_dir)
     try:

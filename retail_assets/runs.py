@@ -1,8 +1,9 @@
 """What a run's own process leaves on the run, and the runs whose process is gone.
 
 Here: the executor of every job, which notes its process and whether a failure is permanent;
-failing the runs that nobody executes any more. Not here: asking for a failed run again
-(requests.py), a process that lives and does nothing.
+failing the runs that nobody executes any more, and ending processes that outlive their run. Not
+here: asking for a failed run again (requests.py), runs that do not start, which Dagster's run
+monitoring fails.
 """
 
 import hashlib
@@ -11,15 +12,20 @@ import platform
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import dagster as dg
 
 from retail_assets.errors import PERMANENT
 from retail_assets.settings import load_settings, redacted
+
+if TYPE_CHECKING:
+    import psutil
 
 # A run that is executed again has the tags of the first: each value names the run that it is of.
 PROCESS_TAG = "retail_assets/process"
@@ -30,8 +36,14 @@ _IN_PROGRESS = (
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 )
-# Of a run whose process nobody knows: its start is seconds of imports, with many at once more.
-_LONGEST_START_S = 120.0
+# Dagster's, on runs that its daemon launched: a process of their own executes them.
+_LAUNCHED_TAG = ".dagster/grpc_info"
+_START_TIMEOUT = {"dagster/failure_reason": "START_TIMEOUT"}
+# For a process to end by itself after its run; and for how long it is looked for.
+_LONGEST_END = timedelta(seconds=30)
+_LOOKED_FOR = timedelta(hours=1)
+_TO_HEAR_S = 1.0
+_OVER = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.SUCCESS)
 # Of a run of another host: what a step of ours says nothing for, and much more.
 _LONGEST_SILENCE_S = 3600.0
 # An event is written within moments of its process's start; clocks are set by more at times.
@@ -39,7 +51,8 @@ _CLOCK_SLACK_S = 60.0
 _LONGEST_REASON = 300
 _HOW = "it was killed, or its machine stopped"
 _WHAT_NEXT = (
-    "What a sensor asked for, it asks for again when it looks next; run anything else again."
+    "What a sensor asked for, it asks for again when it looks next; Dagster tries anything else"
+    " that its daemon launched again, twice."
 )
 _PROC = Path("/proc")
 
@@ -61,6 +74,11 @@ class Process:
     def is_gone(self) -> bool:
         """Whether it has ended. Of another host nobody knows: False."""
         return self.host == platform.node() and _started(self.pid) != self.started
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it lives on this host."""
+        return self.host == platform.node() and not self.is_gone
 
 
 def _started(pid: int) -> str:
@@ -180,9 +198,9 @@ def fail_lost_runs(instance: dg.DagsterInstance, *, nobody_starts: bool = False)
     """Fail the runs in progress whose process is gone; returns why, by run id.
 
     Queued runs wait for a daemon, and are left. A run of another host is lost when it has said
-    nothing for an hour, and one that never had a process when its start takes too long, or at once
-    where ``nobody_starts`` runs now. Where another launcher than Dagster's default one starts runs,
-    it knows better: then only processes of this host are judged.
+    nothing for an hour, and one that never had a process at once where ``nobody_starts`` runs now;
+    else Dagster's run monitoring fails it in time. Where another launcher than Dagster's default
+    one starts runs, it knows better: then only processes of this host are judged.
     """
     lost = {}
     for record in instance.get_run_records(dg.RunsFilter(statuses=list(_IN_PROGRESS))):
@@ -216,12 +234,70 @@ def _why_lost(
         # Of a run that was begun otherwise, or by a version of ours that noted none.
         pid, at = told
         return None if _lived(pid, at) else f"The process of this run ({pid}) is gone: {_HOW}."
-    silent_s = time.time() - _last_sign(instance, record)
     if process is None:
-        is_lost = nobody_starts or silent_s > _LONGEST_START_S
-        return "No process has begun this run: what launched it is gone." if is_lost else None
+        return "No process has begun this run: what launched it is gone." if nobody_starts else None
+    silent_s = time.time() - _last_sign(instance, record)
     is_lost = silent_s > _LONGEST_SILENCE_S
     return f"Nothing was heard of {process.host} for {silent_s:.0f} s." if is_lost else None
+
+
+def end_left_processes(instance: dg.DagsterInstance, longest_s: float) -> dict[str, str]:
+    """Kill this host's processes that hang; returns why, by run id.
+
+    These are of runs that are in progress for more than ``longest_s`` seconds, which are then lost;
+    and of those that ended half a minute ago, or were told to, and whose process goes on. Only of
+    runs that Dagster's daemon launched: a command goes on after a run.
+    """
+    import psutil
+
+    killed = {}
+    for run, why in _overdue(instance, longest_s):
+        process = _process_of(run)
+        if process is None and _START_TIMEOUT.items() <= run.tags.items():
+            process = _begun_process(instance, run.run_id)
+        if _LAUNCHED_TAG not in run.tags or process is None or not process.is_here:
+            continue
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            left = psutil.Process(process.pid)
+            # What it started ends with it, but for servers, which have a session of their own.
+            below = [x for x in left.children(recursive=True) if _session(x) == _session(left)]
+            if run.status == dg.DagsterRunStatus.CANCELING:
+                # Dagster's code server waits for its process to hear that, and starts no other.
+                left.resume()
+                psutil.wait_procs([left], _TO_HEAR_S)
+            for each in (left, *below):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+        killed[run.run_id] = f"Killed process {process.pid}: {why}."
+        instance.report_engine_event(killed[run.run_id], run)
+    return killed
+
+
+def _overdue(instance: dg.DagsterInstance, longest_s: float) -> Iterator[tuple[dg.DagsterRun, str]]:
+    now = datetime.now(UTC)
+    for record in instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        if record.start_time is not None and now.timestamp() - record.start_time > longest_s:
+            yield record.dagster_run, f"the run was in progress for more than {longest_s:.0f} s"
+    for run in instance.get_runs(
+        dg.RunsFilter(
+            statuses=[*_OVER, dg.DagsterRunStatus.CANCELING],
+            updated_after=now - _LOOKED_FOR,
+            updated_before=now - _LONGEST_END,
+        )
+    ):
+        yield run, "it went on after its run had ended, or should have"
+
+
+def _begun_process(instance: dg.DagsterInstance, run_id: str) -> Process | None:
+    """The process of a run that never came to its steps, if it lives."""
+    told = _told_process(instance, run_id)
+    if told is None or not _lived(*told):
+        return None
+    return Process(platform.node(), told[0], _started(told[0]))
+
+
+def _session(process: "psutil.Process") -> int:
+    return os.getsid(process.pid)
 
 
 def _told_process(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:

@@ -49,6 +49,8 @@ _POSTGRES = re.compile(
     rf"(?P<place>{_POSTGRES_HOST}(?:,{_POSTGRES_HOST})*(?:/[^\s?#]*)?)(?:\?(?P<query>[^\s#]*))?"
 )
 _DATABASE = re.compile(rf"embedded|{_POSTGRES.pattern}")
+# Dagster reads the variable itself, and writes what other drivers than this refuse.
+_DAGSTER_SCHEME = "postgresql+psycopg2://"
 _HIDDEN = "***"
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 
@@ -129,6 +131,17 @@ class Settings(BaseSettings):
         validation_alias="DAGSTER_HOME",
         description="Dagster's instance: a path; default $RETAIL_HOME/dagster",
     )
+    dagster_storage: SecretStr = Field(
+        SecretStr(""),
+        description="where Dagster keeps its state: embedded (the embedded PostgreSQL), or"
+        f" {_DAGSTER_SCHEME}USER:PASSWORD@HOST:PORT/DATABASE; empty: SQLite in DAGSTER_HOME",
+    )
+    most_runs: int = Field(
+        4, ge=1, description="runs that Dagster's daemon has in progress at once"
+    )
+    run_timeout_s: int = Field(
+        43_200, ge=60, description="seconds after which a run in progress is failed, and ended"
+    )
     lake: str = Field(
         "", description="a path, file:// URL or gs://BUCKET[/PREFIX]; default $RETAIL_HOME/lake"
     )
@@ -138,6 +151,21 @@ class Settings(BaseSettings):
         le=36_500,
         description="days for which replaced files of the lake's tables are kept, so that history"
         " can be read and restored; 0: they go at once",
+    )
+    keep_runs_days: float = Field(
+        30, ge=0, le=36_500, description="days for which `prune` leaves Dagster's runs; 0: for ever"
+    )
+    keep_raw_days: float = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="days for which `prune` leaves a source's old versions; 0: for ever",
+    )
+    keep_messages_days: float = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="days for which `prune` leaves PostgreSQL's messages; 0: for ever",
     )
     warehouse: str = Field(
         "",
@@ -200,6 +228,15 @@ class Settings(BaseSettings):
     http_max_bytes: int = Field(
         4 * 1024**3, gt=0, description="largest source that is downloaded, in bytes"
     )
+
+    @field_validator("dagster_storage")
+    @classmethod
+    def _storage_of_dagster(cls, value: SecretStr) -> SecretStr:
+        said = value.get_secret_value()
+        url = said.replace(_DAGSTER_SCHEME, "postgresql://", 1)
+        if said not in ("", "embedded") and (url == said or not _POSTGRES.fullmatch(url)):
+            raise ValueError("it names no storage")
+        return value
 
     @field_validator("kafka_options")
     @classmethod

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -175,6 +176,7 @@ def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) ->
         "gcs_to_bigquery_pipeline",
         "batch_pipeline",
         "supply_chain_marts",
+        "prune",
     }
     assert {x.name for x in repository.schedule_defs} == {
         "online_retail_source_to_lake_daily",
@@ -183,6 +185,7 @@ def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) ->
         "coffee_chain_drops_nightly",
         "coffee_chain_nightly",
         "batch_pipeline_hourly",
+        "prune_nightly",
     }
     assert {x.name for x in repository.sensor_defs} == {
         "online_retail_source_sensor",
@@ -311,3 +314,25 @@ print(json.dumps(sorted(sys.modules)))
     assert not {n for n in google if not n.startswith(("google.protobuf", "google._upb"))} - {
         "google.cloud"
     }
+
+
+def test_what_one_machine_bears_once_is_in_a_pool(tmp_path: Path) -> None:
+    """The writers of a DuckDB file, and Spark here; BigQuery and a cluster take many at once."""
+
+    def pools(**changes: str) -> dict[str, str]:
+        definitions = build_defs(load_settings(home=tmp_path, **changes))
+        jobs = (definitions.resolve_job_def(domain.name) for domain in domains())
+        ops = (node for job in jobs for node in job.all_node_defs)
+        return {op.name: op.pool for op in ops if isinstance(op, dg.OpDefinition) and op.pool}
+
+    here = pools()
+    assert {name for name, pool in here.items() if pool == "spark"} == {
+        "coffee_chain__processed_customer",
+        "coffee_chain__processed_sales",
+        "supply_chain_star",
+    }
+    assert set(here.values()) == {"spark", "warehouse"}
+    assert {x for x in here if x.endswith("_dbt_models")} == {
+        f"{x.name}_dbt_models" for x in domains()
+    }
+    assert pools(lake="gs://b-1-2", warehouse="bigquery://shop-1234", spark="sc://a:1") == {}

@@ -8,26 +8,35 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 
 from retail_assets import runs
 from retail_assets.errors import PermanentError, TransientError, failures_by_kind
+from retail_assets.feeds.requests import Request, requests_for
+from retail_assets.instance import prepare_instance
 from retail_assets.runs import (
     PERMANENT_FAILURE_TAG,
     PROCESS_TAG,
     Process,
     code_version,
+    end_left_processes,
     fail_lost_runs,
     in_process_executor,
     permanent_failure,
     process_tags,
 )
+from retail_assets.settings import load_settings
+from retail_assets_tests.conftest import instance_of
 
 STARTED, FAILURE = dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.FAILURE
 STARTING, NOT_STARTED = dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED
@@ -57,11 +66,15 @@ def tags_of(run_id: str, pid: int, **changed: str) -> dict[str, str]:
 
 
 def record(
-    instance: dg.DagsterInstance, status: dg.DagsterRunStatus, pid: int = 0, **changed: str
+    instance: dg.DagsterInstance,
+    status: dg.DagsterRunStatus,
+    pid: int = 0,
+    more: Mapping[str, str] = MappingProxyType({}),
+    **changed: str,
 ) -> str:
-    """A run of that status, which the process ``pid`` executes; its id."""
+    """A run of that status, with ``more`` tags, which the process ``pid`` executes; its id."""
     run_id = str(uuid.uuid4())
-    tags = tags_of(run_id, pid, **changed) if pid else {}
+    tags = {**more, **(tags_of(run_id, pid, **changed) if pid else {})}
     instance.add_run(dg.DagsterRun(job_name="job", run_id=run_id, tags=tags, status=status))
     return run_id
 
@@ -164,17 +177,14 @@ def test_tags_that_a_run_has_of_the_one_it_repeats_say_nothing_of_it(
     assert permanent_failure(again) is None
 
 
-def test_a_run_that_nobody_begins_is_lost_in_time_and_at_once_where_nobody_could(
-    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_nobody_begins_is_lost_at_once_where_nobody_could(
+    instance: dg.DagsterInstance,
 ) -> None:
+    """Else Dagster's run monitoring waits for its start."""
     run_id = record(instance, STARTING)
     assert fail_lost_runs(instance) == {}
 
     assert list(fail_lost_runs(instance, nobody_starts=True)) == [run_id]
-
-    late = record(instance, STARTING)
-    monkeypatch.setattr(time, "time", lambda now=time.time: now() + 121)
-    assert list(fail_lost_runs(instance)) == [late]
 
 
 def test_a_run_of_another_host_is_lost_when_it_is_silent_for_long(
@@ -222,6 +232,71 @@ def test_a_run_without_our_tag_is_judged_by_the_process_that_dagster_told(
     assert done.returncode == -signal.SIGKILL
     (run_id,) = fail_lost_runs(instance)
     assert status(instance, run_id) is FAILURE
+
+
+@pytest.mark.parametrize(("by_sensor", "again"), [(False, "true"), (True, "false")])
+def test_dagster_tries_a_lost_run_again_but_for_what_a_sensor_asks_for_again(
+    tmp_path: Path, other: subprocess.Popen[bytes], by_sensor: bool, again: str
+) -> None:
+    """By the dagster.yaml of ours. What a step failed of, is never tried again so."""
+    settings = load_settings(home=tmp_path)
+    prepare_instance(settings)
+    with instance_of(tmp_path) as instance:
+        requests, _ = requests_for(
+            lambda: [Request("days:1", "job", ())], instance, by_sensor=by_sensor
+        )
+        tags = dict(requests[0].tags)
+        run_id = record(instance, STARTED, other.pid, more=tags)
+        end(other)
+        fail_lost_runs(instance)
+
+        assert instance.get_runs()[0].tags["dagster/will_retry"] == again
+        failed = dg.execute_job(
+            dg.reconstructable(job), instance=instance, tags={"told": '["transient"]'}
+        )
+        tags = dict(instance.get_runs(dg.RunsFilter([failed.run_id]))[0].tags)
+    assert run_id != failed.run_id and tags["dagster/will_retry"] == "false"
+
+
+# ---- end_left_processes
+
+
+@pytest.mark.parametrize("is_launched", [True, False])
+def test_a_process_that_outlives_its_run_is_ended_with_what_it_started(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, is_launched: bool
+) -> None:
+    """But not a command's, which goes on after its run, nor a server of its own session."""
+    program = (
+        "import subprocess, sys, time\n"
+        "wait = [sys.executable, '-c', 'import time; time.sleep(99)']\n"
+        "below = subprocess.Popen(wait); server = subprocess.Popen(wait, start_new_session=True)\n"
+        "print(below.pid, server.pid, flush=True); time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        below, server = (psutil.Process(int(x)) for x in process.stdout.readline().split())
+        try:
+            tags = {".dagster/grpc_info": "{}"} if is_launched else {}
+            run_id = record(instance, STARTED, process.pid, more=tags)
+            run = instance.get_run_by_id(run_id)
+            assert run is not None
+            instance.report_run_failed(run)
+            assert end_left_processes(instance, 60) == {}  # it may end by itself
+
+            monkeypatch.setattr(runs, "_LONGEST_END", timedelta(0))
+            killed = end_left_processes(instance, 60)
+
+            assert list(killed) == ([run_id] if is_launched else [])
+            if is_launched:
+                assert process.wait(10) == -signal.SIGKILL
+                psutil.wait_procs([below], 10)
+                assert end_left_processes(instance, 60) == {}
+            assert (process.poll() is None, below.is_running()) == (not is_launched,) * 2
+            assert server.is_running()
+        finally:
+            for each in (process, below, server):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
 
 
 # ---- the executor

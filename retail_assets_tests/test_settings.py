@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from retail_assets.commands.status import shown_settings
 from retail_assets.settings import (
@@ -65,6 +66,15 @@ VALID: list[tuple[str, str, str, Any]] = [
     ("RETAIL_HOME", "/srv/retail", "home", Path("/srv/retail")),
     ("RETAIL_HOME", "~/retail", "home", Path.home() / "retail"),
     ("DAGSTER_HOME", "/srv/dagster", "dagster_home", Path("/srv/dagster")),
+    ("RETAIL_DAGSTER_STORAGE", "embedded", "dagster_storage", SecretStr("embedded")),
+    (
+        "RETAIL_DAGSTER_STORAGE",
+        "postgresql+psycopg2://u:p@db:5432/dagster",
+        "dagster_storage",
+        SecretStr("postgresql+psycopg2://u:p@db:5432/dagster"),
+    ),
+    ("RETAIL_MOST_RUNS", "1", "most_runs", 1),
+    ("RETAIL_RUN_TIMEOUT_S", "60", "run_timeout_s", 60),
     ("RETAIL_LAKE", "/srv/lake", "lake", "/srv/lake"),
     ("RETAIL_LAKE", "file:///srv/a lake", "lake", "/srv/a lake"),
     ("RETAIL_LAKE", "gs://shop-lake", "lake", "gs://shop-lake"),

@@ -16,6 +16,7 @@ from typing import NoReturn
 from retail_assets.defs.registry import domains
 from retail_assets.errors import PermanentError
 from retail_assets.instance import open_instance, prepare_instance
+from retail_assets.instance_config import EMBEDDED, differences
 from retail_assets.resources.dbt.project import prepare_project
 from retail_assets.settings import PROJECT_ROOT, Settings
 
@@ -34,6 +35,12 @@ def serve(settings: Settings, port: int) -> NoReturn:
             started.
     """
     prepare_instance(settings)
+    if behind := differences(settings):
+        print(
+            f"{settings.instance_dir / 'dagster.yaml'}: {len(behind)} lines are not as ours:"
+            " retail-assets doctor says which, and --fix writes them",
+            flush=True,
+        )
     hold(settings.instance_dir / "dev.lock")
     refuse_daemon(settings.instance_dir)
     require_free(port)
@@ -41,6 +48,8 @@ def serve(settings: Settings, port: int) -> NoReturn:
     for domain in domains():
         domain.prepare(settings)
     _fail_lost_runs(settings)
+    if settings.dagster_storage.get_secret_value() == EMBEDDED:
+        _keep_postgres(settings)
     if settings.kafka == "embedded":
         _keep_broker(settings)
     environment = os.environ | {
@@ -152,3 +161,15 @@ def _keep_broker(settings: Settings) -> None:
     """
     keeper = [sys.executable, "-m", "retail_assets.resources.broker.keeper"]
     subprocess.Popen([*keeper, "--home", str(settings.home), "--parent", str(os.getpid())])
+
+
+def _keep_postgres(settings: Settings) -> None:
+    """Have a process hold the embedded PostgreSQL as long as this one lives, and a little longer.
+
+    What Dagster starts has its state there, and holds nothing.
+    """
+    keeper = [sys.executable, "-m", "retail_assets.resources.operational_db.keeper"]
+    command = [*keeper, str(settings.home), str(os.getpid())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # it holds the server now, or has ended and said why

@@ -40,6 +40,17 @@ def examine(settings: Settings) -> Iterator[Finding]:
             yield Finding(question.system, False, _one_line(error), question.fix)
 
 
+def mend(settings: Settings) -> str:
+    """Write into dagster.yaml what differs from ours; what was done, a line each."""
+    from retail_assets.instance import prepare_instance
+    from retail_assets.instance_config import differences, mend_config
+
+    prepare_instance(settings)
+    lines = [f"dagster.yaml: {found}" for found in differences(settings)]
+    copy = mend_config(settings)
+    return "\n".join([*lines, f"what it was: {copy}" if copy else "dagster.yaml is as ours"])
+
+
 def _questions(settings: Settings) -> Iterator[Question]:
     def local(system: str, check: Callable[[Settings], str], fix: str) -> Question:
         return Question(system, lambda: check(settings), fix)
@@ -47,6 +58,12 @@ def _questions(settings: Settings) -> Iterator[Question]:
     yield local("home", _home, "set RETAIL_HOME to a folder that you may write to")
     yield local(
         "dagster", _dagster, "mend or delete dagster.yaml in DAGSTER_HOME; it is then made anew"
+    )
+    yield local(
+        "dagster.yaml",
+        _dagster_yaml,
+        "retail-assets doctor --fix writes these lines, and keeps a copy; then start `dev`, or the"
+        " daemon and the webserver, anew",
     )
     if not settings.lake.startswith("gs://"):
         yield local("lake", _lake, "set RETAIL_LAKE to a folder that you may write to")
@@ -101,6 +118,14 @@ def _dagster(settings: Settings) -> str:
     with open_instance(settings) as instance:
         runs = instance.get_runs_count()
     return f"{settings.instance_dir}, dagster {version('dagster')}, {runs} runs"
+
+
+def _dagster_yaml(settings: Settings) -> str:
+    from retail_assets.instance_config import differences
+
+    if found := differences(settings):
+        raise ValueError(f"not as ours: {'; '.join(map(str, found))}")
+    return "as ours; what else it says is yours"
 
 
 def _lake(settings: Settings) -> str:

@@ -175,7 +175,7 @@ def print_findings(findings: Iterable["Finding"]) -> bool:
     for finding in findings:
         mark = "[green]ok  [/]" if finding.ok else "[red]FAIL[/]"
         console.print(f"{mark} {finding.system}: ", end="", highlight=False)
-        console.print(finding.found, markup=False, highlight=False, end="")
-        console.print(f". Fix: {finding.fix}" if finding.fix else "", markup=False, highlight=False)
+        fix = f". Fix: {finding.fix}" if finding.fix else ""
+        console.print(f"{finding.found}{fix}", markup=False, highlight=False, soft_wrap=True)
         healthy = healthy and finding.ok
     return healthy

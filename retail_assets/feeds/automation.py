@@ -56,7 +56,7 @@ def ask(
     arrivals: Arrivals,
 ) -> dg.SensorResult | dg.SkipReason:
     """Requests for what arrived; else for the load, where that is behind; else for the marts."""
-    requests, reasons = requests_for(arrivals.wanted, instance)
+    requests, reasons = requests_for(arrivals.wanted, instance, by_sensor=True)
     notes = [*arrivals.notes, *arrivals.underway]
     stages: list[Callable[[], Iterable[Request]]] = [
         lambda: load_requests(domain, lake, warehouse, arrivals.versions),
@@ -66,7 +66,7 @@ def ask(
     arrived = bool(requests)
     for stage in () if arrivals.underway or (arrived and not arrivals.beside) else stages:
         try:
-            more, why_not = requests_for(stage, instance)
+            more, why_not = requests_for(stage, instance, by_sensor=True)
         except WarehouseBusyError as busy:
             notes.append(str(busy))
             break

@@ -15,6 +15,7 @@ from pydantic import Field
 from retail_assets.dataset import Dataset
 from retail_assets.domain import Domain, PlanError
 from retail_assets.errors import PermanentError, failures_by_kind
+from retail_assets.instance_config import warehouse_pool
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.lake.restoring import set_aside
 from retail_assets.resources.lake.tables import Snapshot
@@ -67,6 +68,7 @@ def landed_asset(
         group_name=domain.name,
         # Else Dagster's own command takes no range of the lake's partitions together with it.
         backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=warehouse_pool(settings),
         kinds={"bigquery" if settings.bigquery else "duckdb", "table"},
         code_version="1",
         tags={"zone": "warehouse"},

@@ -15,6 +15,7 @@ from retail_assets.domain import REFUSED_PARTITIONS, Domain
 from retail_assets.errors import PermanentError, failures_by_kind
 from retail_assets.feeds import WHOLE_TABLE
 from retail_assets.feeds.checks import check_processed, processed_check_specs
+from retail_assets.instance_config import spark_pool
 from retail_assets.losses import EmptyingConfig, Quarantined, public_reason
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.lake.ledger import Ledger
@@ -109,7 +110,7 @@ def processed_asset(
     description: str,
     code_version: str,
     kinds: Iterable[str] = (),
-    resources: Iterable[str] = (),
+    resources: Collection[str] = (),
     may_empty: bool = False,
 ) -> dg.AssetsDefinition:
     """The asset of a table's Parquet files, of which a range of partitions is taken in one run.
@@ -125,6 +126,7 @@ def processed_asset(
         group_name=domain.name,
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run() if partitions else None,
+        pool=spark_pool(settings) if "spark" in resources else None,
         kinds=lake_kinds(settings, *kinds),
         code_version=code_version,
         tags={"zone": "processed"},

@@ -4,12 +4,13 @@ Here: what became of a request's runs, and whether to ask again. Not here: what 
 feed; automation.py), what a run tells of itself, and those that nobody executes (runs.py).
 
 Dagster's own run keys, retries and automation conditions do less: a run key is never asked for
-again, a retry knows no permanent failure, a condition no content that it would know again.
+again, a retry knows no permanent failure, a condition no content that it would know again. So its
+run retries are off for what a sensor asks for, which looks again within a minute.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -21,6 +22,9 @@ from retail_assets.runs import permanent_failure
 # Fingerprint of each partition of each landed table.
 Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
 REQUEST_TAG = "retail_assets/request"
+# Before backfills, whose runs have the priority 0.
+_RUN_TAGS = {"dagster/priority": "1"}
+_NO_RETRIES = {"dagster/max_retries": "0"}
 _MOST_ATTEMPTS = 3
 _MOST_REQUESTS_A_TICK = 20
 _TICK_BUDGET_S = 20.0
@@ -111,7 +115,7 @@ def next_request(request: Request, history: History) -> dg.RunRequest | str:
         job_name=request.job_name,
         asset_selection=list(request.asset_selection) or None,
         run_config=dict(request.run_config),
-        tags=dict(request.tags) | {REQUEST_TAG: request.identity},
+        tags=_RUN_TAGS | dict(request.tags) | {REQUEST_TAG: request.identity},
     )
 
 
@@ -147,9 +151,15 @@ def _state(run: dg.DagsterRun) -> RunState:
 
 
 def requests_for(
-    wanted: Callable[[], Iterable[Request]], instance: dg.DagsterInstance
+    wanted: Callable[[], Iterable[Request]],
+    instance: dg.DagsterInstance,
+    *,
+    by_sensor: bool = False,
 ) -> tuple[list[dg.RunRequest], list[str]]:
-    """Dagster's requests for what is ``wanted``, at most so many a tick, and why not of others."""
+    """Dagster's requests for what is ``wanted``, at most so many a tick, and why not of others.
+
+    What a sensor asked for it asks for again: then Dagster does not try it again by itself.
+    """
     requests: list[dg.RunRequest] = []
     reasons: list[str] = []
     again: set[str] = set()
@@ -157,6 +167,8 @@ def requests_for(
     for request in wanted():
         if len(requests) == _MOST_REQUESTS_A_TICK or time.monotonic() > end:
             break
+        if by_sensor:
+            request = replace(request, tags=(*request.tags, *_NO_RETRIES.items()))
         history = run_history(instance, request.identity)
         answer = next_request(request, history)
         if isinstance(answer, str):

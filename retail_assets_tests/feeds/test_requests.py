@@ -76,7 +76,12 @@ def test_what_never_ran_failed_or_is_wanted_again_is_asked_for(
     assert request.run_key == expected
     assert request.job_name == "job"
     assert request.asset_selection == [DAYS]
-    assert request.tags == {START: "2010-12-01", END: "2010-12-02", REQUEST_TAG: "days:1"}
+    assert request.tags == {
+        START: "2010-12-01",
+        END: "2010-12-02",
+        REQUEST_TAG: "days:1",
+        "dagster/priority": "1",
+    }
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])

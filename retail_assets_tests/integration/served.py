@@ -53,6 +53,11 @@ class Dev:
         self.environment = others | ours | {"RETAIL_HOME": str(home)}
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def url(self) -> str:
+        """Of its webserver."""
+        return f"http://127.0.0.1:{self.port}"
+
     def start(self) -> Self:
         """Start it, and wait until it answers."""
         with (self.home / "dev.log").open("a") as log:
@@ -103,7 +108,7 @@ class Dev:
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
         """The data of a GraphQL answer."""
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/graphql",
+            f"{self.url}/graphql",
             data=json.dumps({"query": query, "variables": variables}).encode(),
             headers={"content-type": "application/json"},
         )
@@ -155,14 +160,19 @@ class Dev:
         over = found not in ("REQUESTED", "COMPLETING", "FAILING", "CANCELING")
         return str(found) if over else None
 
-    def launch(self, job: str) -> None:
-        """Launch a job, as its schedule does."""
+    def launch(self, job: str, **tags: str) -> str:
+        """Launch a job, as its schedule does; the run's id."""
         launched = self.ask(
             "mutation($parameters: ExecutionParams!) {launchRun(executionParams: $parameters)"
-            " {__typename ... on PythonError {message}}}",
-            parameters={"selector": REPOSITORY | {"jobName": job}, "runConfigData": {}},
+            " {__typename ... on LaunchRunSuccess {run {id}} ... on PythonError {message}}}",
+            parameters={
+                "selector": REPOSITORY | {"jobName": job},
+                "runConfigData": {},
+                "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in tags.items()]},
+            },
         )["launchRun"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
+        return str(launched["run"]["id"])
 
     def terminate(self, run_id: str) -> str:
         """What the UI's Terminate is answered; raises where it is an HTTP error."""

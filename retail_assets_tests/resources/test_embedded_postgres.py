@@ -159,6 +159,36 @@ def test_many_that_start_and_end_at_once_share_one_server(home: Path) -> None:
     assert seen(home) == 7
 
 
+# Becomes another program, as `dev` does, while its keeper stays beside it.
+PARENT = """
+import os
+import subprocess
+import sys
+keeper = [sys.executable, "-m", "retail_assets.resources.operational_db.keeper"]
+subprocess.Popen([*keeper, sys.argv[1], str(os.getpid())])
+os.execv("/bin/cat", ["cat"])
+"""
+
+
+def test_a_keeper_holds_it_until_its_parent_has_ended(home: Path) -> None:
+    """Also where both are told to end at once, as by Ctrl-C."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"held\n"
+    pid = postmaster(home)
+    assert pid is not None and is_alive(pid)
+
+    os.killpg(parent.pid, signal.SIGTERM)
+
+    parent.communicate(timeout=30)  # to the end of the keeper, which has its output too
+    assert not is_alive(pid)
+
+
 def test_after_a_killed_process_the_next_takes_over_and_stops_it(home: Path) -> None:
     child = start_child(home)
     wait_ready(child)

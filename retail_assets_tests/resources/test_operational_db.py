@@ -24,6 +24,7 @@ from retail_assets.resources.operational_db import (
     OperationalTableError,
     UnstorableValueError,
     copy_text,
+    delete_before,
     ensure_table,
     insert_new,
 )
@@ -621,3 +622,20 @@ def test_loading_is_no_slower_than_a_bare_copy_of_the_same_rows_by_far(
             ours = time.perf_counter() - start
             took[f"{attempt}"] = ours / bare
     assert min(took.values()) < 2, took
+
+
+# ---- delete_before
+
+
+def test_rows_before_a_day_are_counted_or_deleted(database: OperationalDbResource) -> None:
+    table, columns = "landing.dated", {"id": "bigint", "day": "date"}
+    first, last = date(2026, 1, 1), date(2026, 1, 2)
+    with database.connect() as connection:
+        assert delete_before(connection, table, "day", last, dry_run=False) == 0  # no table yet
+        ensure_table(connection, table, columns, KEY)
+        insert_new(connection, table, columns, [(1, first), (2, last), (3, first)], KEY)
+
+        assert delete_before(connection, table, "day", last, dry_run=True) == 2
+        assert delete_before(connection, table, "day", last, dry_run=False) == 2
+
+        assert connection.execute(f"select id from {refer(table)}".encode()).fetchall() == [(2,)]

@@ -13,6 +13,7 @@ import dagster as dg
 from retail_assets.dataset import Dataset
 from retail_assets.domain import MARTS_STAGE, MODELS_STAGE, Domain, MartsPlan
 from retail_assets.errors import failures_by_kind
+from retail_assets.instance_config import warehouse_pool
 from retail_assets.resources.dbt.cli import (
     DagsterDbtTranslator,
     DagsterDbtTranslatorSettings,
@@ -105,6 +106,7 @@ def _models(settings: Settings, manifest: Mapping[str, Any], domain: Domain) -> 
         project=dbt_project(settings),
         name=f"{domain.name}_dbt_models",  # a job has the name <domain>_marts
         dagster_dbt_translator=translator,
+        pool=warehouse_pool(settings),
     )
     def dbt_models(
         context: dg.AssetExecutionContext, dbt: LeanDbtCliResource, warehouse: WarehouseResource

@@ -8,7 +8,9 @@ Nothing heavy is imported: the command line starts here.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from retail_assets.dataset import Column, Dataset
 from retail_assets.days import changed_window
-from retail_assets.domain import Asked, Execution, PlanError, QuarantineTable
+from retail_assets.domain import Asked, Execution, PlanError, Pruned, QuarantineTable
 from retail_assets.feeds import REASON, PartitionFeed
 from retail_assets.settings import (
     SAMPLE_SOURCE,
@@ -228,6 +230,28 @@ class SnapshotFeed(PartitionFeed):
         manifest = read_manifest(lake, self.name)
         raw = {f"{self.name}.raw_{self.name}": manifest.read} if manifest is not None else {}
         return raw | super().count_rows(lake)
+
+    def prune(self, settings: Settings, *, dry_run: bool) -> Iterator[Pruned]:
+        """Also of the source's files those that it has no longer, ``keep_raw_days`` after."""
+        from retail_assets.feeds.snapshot.manifest import read_manifest
+        from retail_assets.resources.lake import open_lake
+
+        yield from super().prune(settings, dry_run=dry_run)
+        lake, keep_days = open_lake(settings), settings.keep_raw_days
+        with lake.lock(self.name) if keep_days else nullcontext():
+            manifest = read_manifest(lake, self.name) if keep_days else None
+            if manifest is None:
+                return
+            kept, since = manifest.hashes, time.time() - keep_days * 86_400
+            old = [
+                file
+                for file in lake.list_objects(f"raw/{self.name}/")
+                if file.name not in kept and file.modified < since
+            ]
+            if not dry_run:
+                lake.delete_all([file.name for file in old])
+        what = f"old versions of {self.name}'s source"
+        yield Pruned(what, len(old), sum(file.size for file in old))
 
     def quarantines(self) -> Sequence[QuarantineTable]:
         """That of its one table."""

@@ -9,14 +9,14 @@ imported at the top.
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from retail_assets.dataset import Dataset
-from retail_assets.domain import Asked, Domain, Execution, PlanError, QuarantineTable
+from retail_assets.domain import Asked, Domain, Execution, PlanError, Pruned, QuarantineTable
 from retail_assets.errors import PermanentError
 from retail_assets.settings import Settings, redacted
 
@@ -167,6 +167,19 @@ class StreamFeed(Domain):
         if asked.allow_emptying:
             config["ops"] |= step_config(self.star, allow_emptying=True)["ops"]
         yield Execution(self.name, run_config=config)
+
+    def prune(self, settings: Settings, *, dry_run: bool) -> Iterator[Pruned]:
+        """Also messages in PostgreSQL that landed ``keep_messages_days`` ago; the lake has them."""
+        from retail_assets.resources.operational_db import OperationalDbResource, delete_before
+
+        yield from super().prune(settings, dry_run=dry_run)
+        if not settings.keep_messages_days:
+            return
+        last = datetime.now(UTC).date() - timedelta(days=settings.keep_messages_days)
+        with OperationalDbResource.of(settings).connect() as connection:
+            for table in (self.messages.table, self.dead_letters.table):
+                rows = delete_before(connection, table, "ingest_date", last, dry_run=dry_run)
+                yield Pruned(f"rows of {table} in PostgreSQL", rows)
 
     def count_rows(self, lake: "LakeResource") -> dict[str, int]:
         """Rows of the tables made of messages."""

@@ -17,6 +17,7 @@ from retail_assets.feeds.landing import landed_asset
 from retail_assets.feeds.processed import lake_kinds
 from retail_assets.feeds.stream import BuiltTable, StreamFeed
 from retail_assets.feeds.stream.batches import Drain, Landed, MicroBatchConfig, listed, produced
+from retail_assets.instance_config import spark_pool
 from retail_assets.losses import (
     EmptyingConfig,
     check_quarantine,
@@ -248,6 +249,7 @@ def check_lag(settings: Settings, feed: StreamFeed, landed: Landed) -> dg.AssetC
 def _star(settings: Settings, feed: StreamFeed) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name=feed.star,
+        pool=spark_pool(settings),
         specs=[
             dg.AssetSpec(
                 transformed_key(dataset),

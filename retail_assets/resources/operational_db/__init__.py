@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -324,6 +325,23 @@ def insert_new(
             f" {error.diag.message_primary}. Alter the table."
         ) from error
     return inserted
+
+
+def delete_before(
+    connection: "Connection", table: str, column: str, day: date, *, dry_run: bool
+) -> int:
+    """Delete the rows of ``table`` whose date in ``column`` is before ``day``; how many these are.
+
+    With ``dry_run`` they are counted. None where the table is not there. The commit is the
+    caller's.
+    """
+    if _found_columns(connection, table) is None:
+        return 0
+    rows = f"from {_quoted(table)} where {_quoted(column)} < %s"
+    if dry_run:
+        found = connection.execute(f"select count(*) {rows}".encode(), [day]).fetchone()
+        return int(found[0]) if found else 0
+    return connection.execute(f"delete {rows}".encode(), [day]).rowcount
 
 
 def copy_text(rows: "pa.Table | pa.RecordBatch", names: Sequence[str]) -> Iterator[bytes]:

@@ -500,3 +500,29 @@ def test_a_broken_manifest_says_how_to_mend_it(lake: LocalLake, source: Make) ->
 
     lake.path(f"_state/{manifest_state(FEED.name)}.json").unlink()
     assert behind.refresh(lake).manifest.read == 1
+
+
+# ---- what is kept of it
+
+
+def test_old_versions_of_the_source_are_kept_unless_a_setting_says_for_how_long(
+    lake: LocalLake, source: Make, tmp_path: Path
+) -> None:
+    for quantity in ("6", "7"):
+        source(line(quantity=quantity)).refresh(lake, run_id=quantity)
+    _, kept = sorted(
+        (tmp_path / "lake/raw").rglob("*.csv"), key=lambda file: file.stat().st_mtime_ns
+    )
+
+    def pruned(keep_raw_days: float, *, dry_run: bool = False) -> list[int]:
+        settings = load_settings(
+            home=tmp_path, lake=str(tmp_path / "lake"), keep_raw_days=keep_raw_days
+        )
+        found = list(FEED.prune(settings, dry_run=dry_run))
+        return [each.count for each in found if "source" in each.what]
+
+    assert pruned(0) == [] and pruned(30) == [0] and pruned(1e-9, dry_run=True) == [1]
+    assert len(files(lake, "raw")) == 2
+    assert pruned(1e-9) == [1]
+    assert [*(tmp_path / "lake/raw").rglob("*.csv")] == [kept]
+    assert pruned(1e-9) == [0]
