@@ -16,7 +16,13 @@ import dagster as dg
 from retail_assets.dataset import Dataset
 from retail_assets.domain import MARTS_STAGE, Domain
 from retail_assets.feeds.landing import landed_key, version_of
-from retail_assets.feeds.requests import Request, Versions, requests_for, runs_underway
+from retail_assets.feeds.requests import (
+    Request,
+    Versions,
+    note_given_up,
+    requests_for,
+    runs_underway,
+)
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 
@@ -60,22 +66,25 @@ def ask(
     """Requests for what arrived; else for the load, where that is behind; else for the marts."""
     requests, reasons = requests_for(arrivals.wanted, instance)
     notes = [*arrivals.notes, *arrivals.underway]
-    stages: list[Callable[[], Iterable[Request]]] = [
-        lambda: load_requests(domain, lake, warehouse, load_job, arrivals.versions),
-        lambda: marts_requests(domain, warehouse, marts_job),
-        arrivals.last,
-    ]
-    arrived = bool(requests)
-    for stage in () if arrivals.underway or (arrived and not arrivals.beside) else stages:
+    stages: dict[str, Callable[[], Iterable[Request]]] = {
+        "load": lambda: load_requests(domain, lake, warehouse, load_job, arrivals.versions),
+        "marts": lambda: marts_requests(domain, warehouse, marts_job),
+        "last": arrivals.last,
+    }
+    arrived, looks = bool(requests), {"arrivals": reasons}
+    if arrivals.underway or (arrived and not arrivals.beside):
+        stages = {}
+    for name, stage in stages.items():
         try:
-            more, why_not = requests_for(stage, instance)
+            more, looks[name] = requests_for(stage, instance)
         except WarehouseBusyError as busy:
             notes.append(str(busy))
             break
         requests += more
-        reasons += why_not
         if more:
             break
+    note_given_up(instance, domain.name, looks)
+    reasons = [told for look in looks.values() for told in look]
     if not requests:
         return dg.SkipReason("; ".join([*notes, *reasons]) or "nothing has changed")
     return dg.SensorResult(

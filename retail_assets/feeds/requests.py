@@ -7,11 +7,12 @@ Dagster's own run keys, retries and automation conditions do less: a run key is 
 again, a retry knows no permanent failure, a condition cannot split a range around a bad file.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import dagster as dg
 
@@ -21,6 +22,7 @@ from retail_assets.runs import permanent_failure
 # Fingerprint of each partition of each landed table.
 Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
 REQUEST_TAG = "retail_assets/request"
+_GIVEN_UP_KEY = "retail_assets/given_up/{}"
 _MOST_ATTEMPTS = 3
 _MOST_REQUESTS_A_TICK = 20
 _TICK_BUDGET_S = 20.0
@@ -80,6 +82,19 @@ class History:
         return latest[:1] == (RunState.REFUSED,) or failures == _MOST_ATTEMPTS
 
 
+class GivenUp(str):
+    """Why a request is not made again, though it is wanted, until a person has done something."""
+
+    identity: str
+
+    @classmethod
+    def of(cls, identity: str, why: str) -> Self:
+        """In words, beginning with the identity."""
+        told = cls(f"{identity} {why}")
+        told.identity = identity
+        return told
+
+
 def next_request(request: Request, history: History) -> dg.RunRequest | str:
     """A request for ``request``, or why there is none now.
 
@@ -94,18 +109,17 @@ def next_request(request: Request, history: History) -> dg.RunRequest | str:
     if state is RunState.DONE and request.once:
         return f"{request.identity} is done"
     if state is RunState.REFUSED:
-        return (
-            f"{request.identity} failed, and will not pass by itself ({history.why}): deliver it"
-            " anew, mend what that says, or run it by hand"
+        return GivenUp.of(
+            request.identity,
+            f"failed, and will not pass by itself ({history.why}): deliver it anew, mend what that"
+            " says, or run it by hand",
         )
     if history.failed_for_good:
-        return (
-            f"{request.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
-        )
+        why = f"failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
+        return GivenUp.of(request.identity, why)
     if history.latest[:_MOST_ATTEMPTS] == (RunState.DONE,) * _MOST_ATTEMPTS:
-        return (
-            f"{request.identity} was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
-        )
+        why = f"was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
+        return GivenUp.of(request.identity, why)
     return dg.RunRequest(
         run_key=f"{request.identity}:{history.count + 1}",
         job_name=request.job_name,
@@ -129,6 +143,30 @@ def run_history(instance: dg.DagsterInstance, identity: str) -> History:
 def has_failed_for_good(instance: dg.DagsterInstance, identity: str) -> bool:
     """Whether what was asked for under ``identity`` failed, and is not asked for again."""
     return run_history(instance, identity).failed_for_good
+
+
+def note_given_up(
+    instance: dg.DagsterInstance, domain: str, looks: Mapping[str, Iterable[str]]
+) -> None:
+    """Remember what was given up of a domain, by what ``looks`` at its stages gave for reasons.
+
+    Of a stage that was not looked at, what was noted stays.
+    """
+    before = given_up(instance, domain)
+    now = {
+        stage: {told.identity: told for told in reasons if isinstance(told, GivenUp)}
+        for stage, reasons in looks.items()
+    }
+    if before | now != before:
+        noted = {_GIVEN_UP_KEY.format(domain): json.dumps(before | now)}
+        instance.daemon_cursor_storage.set_cursor_values(noted)
+
+
+def given_up(instance: dg.DagsterInstance, domain: str) -> dict[str, dict[str, str]]:
+    """What was given up of a domain: by stage, why by identity."""
+    key = _GIVEN_UP_KEY.format(domain)
+    noted = instance.daemon_cursor_storage.get_cursor_values({key})
+    return dict(json.loads(noted.get(key, "{}")))
 
 
 def runs_underway(
