@@ -64,7 +64,7 @@ def test_runs_are_looked_after_by_default(dev: Dev) -> None:
         " {name sensorState {status}}}}}"
     )["sensorsOrError"]["results"]
     running = [each["name"] for each in found if each["sensorState"]["status"] == "RUNNING"]
-    assert running == ["lost_runs_sensor"]
+    assert running == ["alerts_sensor", "lost_runs_sensor"]
 
 
 def test_the_sensor_asks_for_the_source_and_then_for_its_days(dev: Dev) -> None:
