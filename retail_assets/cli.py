@@ -143,6 +143,29 @@ def doctor(
 
 
 @app.command()
+def alerts(
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON document")] = False,
+    test: Annotated[bool, typer.Option("--test", help="send each receiver a message")] = False,
+) -> None:
+    """List what is at fault, what was told and what waits; or try the receivers."""
+    from retail_assets.commands.alerts import read_alerts, try_receivers
+
+    settings = load_settings()
+    if test:
+        results = dict(try_receivers(settings))
+        for name, why in results.items():
+            typer.echo(f"{name}: {why or 'sent'}")
+        raise SystemExit(int(any(results.values())))
+    found = read_alerts(settings)
+    if as_json:
+        typer.echo(found.to_json())
+        return
+    from retail_assets.commands.tables import print_alerts
+
+    print_alerts(found)
+
+
+@app.command()
 def quarantine(
     table: Annotated[
         str | None,

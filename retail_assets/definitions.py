@@ -52,7 +52,7 @@ def build_defs(
     return dg.Definitions.merge(
         *(domain.build_defs(settings) for domain in chosen),
         marts.build_defs(settings, chosen),
-        operations.build_defs(),
+        operations.build_defs(settings, chosen),
         retention.build_defs(settings, chosen),
         dg.Definitions(
             resources={**build_resources(settings, chosen), **overrides},

@@ -51,6 +51,7 @@ _POSTGRES = re.compile(
 _DATABASE = re.compile(rf"embedded|{_POSTGRES.pattern}")
 # Dagster reads the variable itself, and writes what other drivers than this refuse.
 _DAGSTER_SCHEME = "postgresql+psycopg2://"
+_UI_URL = re.compile(r"https?://[^\s@]*[^\s@/]")
 _HIDDEN = "***"
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 
@@ -64,6 +65,19 @@ def _shaped(pattern: re.Pattern[str], otherwise: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def split_addresses(text: str) -> list[str]:
+    """The addresses of ``RETAIL_NOTIFY``, secrets included."""
+    # A comma or space may be part of one: the next begins with its service.
+    return [x for x in re.split(r"[\s,;]+(?=[A-Za-z][A-Za-z0-9+.-]*://)", text.strip()) if x]
+
+
+def _read_addresses(value: SecretStr) -> SecretStr:
+    addresses = split_addresses(value.get_secret_value())
+    if not all(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", address) for address in addresses):
+        raise ValueError("what it holds is no SERVICE://... address")
+    return value
 
 
 # Some clients of Google's take a bare HOST:PORT; these do not.
@@ -221,6 +235,18 @@ class Settings(BaseSettings):
     )
     supply_chain_most_age_s: float = Field(
         3600.0, gt=0, description="seconds that a message may wait before a check warns"
+    )
+    notify: Annotated[SecretStr, AfterValidator(_read_addresses)] = Field(
+        SecretStr(""),
+        description="addresses as apprise has them, such as slack://... or mailto://..., separated"
+        " by spaces or commas; empty: alerts go to the log",
+    )
+    ui_url: Annotated[str, _shaped(_UI_URL, "it is no http:// URL without a login")] = Field(
+        "http://localhost:3000",
+        description="http(s)://HOST[:PORT] of the UI for who reads alerts, without a / at its end",
+    )
+    least_free_bytes: int = Field(
+        2 * 1024**3, ge=0, description="free bytes of a disk below which an alert is sent; 0: never"
     )
     http_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="seconds without a byte before a download is retried"

@@ -192,6 +192,7 @@ def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) ->
         "coffee_chain_drops_sensor",
         "supply_chain_messages_sensor",
         "lost_runs_sensor",
+        "alerts_sensor",
     }
 
 

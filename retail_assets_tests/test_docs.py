@@ -9,6 +9,7 @@ import typer
 from retail_assets.cli import app
 from retail_assets.definitions import build_defs
 from retail_assets.defs.registry import load_domain
+from retail_assets.resources.notify.alert import RUNBOOK, Kind
 from retail_assets.settings import Settings, load_settings, variable_name
 from retail_assets_tests.conftest import PROJECT
 
@@ -72,12 +73,19 @@ def test_every_command_is_told() -> None:
     assert named <= commands
 
 
+def test_every_alert_is_told() -> None:
+    """By the heading that the alert itself names."""
+    told = anchors(PROJECT / RUNBOOK)
+    assert {kind.title.replace(" ", "-") for kind in Kind} <= told
+
+
 def test_everything_that_runs_is_told(tmp_path: Path) -> None:
     """Each job, sensor and schedule of the domains that come with the project, by its name."""
     ours = [load_domain(name) for name in OURS]
     repository = build_defs(load_settings(home=tmp_path), ours).get_repository_def()
     jobs = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    sensors = {sensor.name for sensor in repository.sensor_defs} - {"lost_runs_sensor"}
+    watching = {"lost_runs_sensor", "alerts_sensor"}
+    sensors = {sensor.name for sensor in repository.sensor_defs} - watching
     assert set(column("automation.md", "job")) == jobs
     assert set(column("automation.md", "sensor")) == sensors
     assert set(column("automation.md", "schedule")) == {x.name for x in repository.schedule_defs}

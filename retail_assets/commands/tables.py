@@ -13,6 +13,7 @@ from rich.text import Text
 from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
+    from retail_assets.commands.alerts import Alerts
     from retail_assets.commands.doctor import Finding
     from retail_assets.commands.memory import Restored, Version
     from retail_assets.commands.quarantine import TableQuarantine
@@ -79,6 +80,29 @@ def _print_line(console: Console, text: str, indent: str = "") -> None:
     line = f"{indent}{one_line(text)}"
     line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..."
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_alerts(alerts: "Alerts") -> None:
+    """What is at fault, with cause, advice and link; then the messages, then the receivers."""
+    from retail_assets.resources.notify.alert import shown_time
+
+    console = _console()
+    for fault in alerts.faults:
+        again = f", again {fault.again}" if fault.again else f", since {shown_time(fault.opened)}"
+        _print_line(console, f"{fault.alert.title}{again}")
+        for line in filter(None, (fault.alert.cause, fault.alert.what_to_do, fault.alert.link)):
+            _print_line(console, line, "  ")
+    if not alerts.faults:
+        _print_line(console, "nothing is at fault")
+    for message in alerts.messages[:_MOST_REASONS]:
+        names = ", ".join(alerts.waits_for(message))
+        waits = f" (waits for {names})" if names else ""
+        _print_line(console, f"told {shown_time(message.at)}: {message.title}{waits}")
+    for x in alerts.standings:
+        last = shown_time(x.sent_at) if x.sent_at else "never"
+        why = f", last error: {x.error}" if x.error else ""
+        waiting = alerts.waiting(x)
+        _print_line(console, f"receiver {x.name}: {waiting:,} wait, last sent {last}{why}")
 
 
 def print_quarantine(tables: "Sequence[TableQuarantine]") -> None:

@@ -17,7 +17,12 @@ import dagster as dg
 from retail_assets.dataset import Dataset
 from retail_assets.domain import MARTS_STAGE, Domain, range_tags
 from retail_assets.feeds.landing import landed_key, version_of
-from retail_assets.feeds.requests import Request, requests_for, runs_underway
+from retail_assets.feeds.requests import (
+    Request,
+    note_given_up,
+    requests_for,
+    runs_underway,
+)
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 
@@ -58,22 +63,25 @@ def ask(
     """Requests for what arrived; else for the load, where that is behind; else for the marts."""
     requests, reasons = requests_for(arrivals.wanted, instance, by_sensor=True)
     notes = [*arrivals.notes, *arrivals.underway]
-    stages: list[Callable[[], Iterable[Request]]] = [
-        lambda: load_requests(domain, lake, warehouse, arrivals.versions),
-        lambda: marts_requests(domain, warehouse),
-        arrivals.last,
-    ]
-    arrived = bool(requests)
-    for stage in () if arrivals.underway or (arrived and not arrivals.beside) else stages:
+    stages: dict[str, Callable[[], Iterable[Request]]] = {
+        "load": lambda: load_requests(domain, lake, warehouse, arrivals.versions),
+        "marts": lambda: marts_requests(domain, warehouse),
+        "last": arrivals.last,
+    }
+    arrived, looks = bool(requests), {"arrivals": reasons}
+    if arrivals.underway or (arrived and not arrivals.beside):
+        stages = {}
+    for name, stage in stages.items():
         try:
-            more, why_not = requests_for(stage, instance, by_sensor=True)
+            more, looks[name] = requests_for(stage, instance, by_sensor=True)
         except WarehouseBusyError as busy:
             notes.append(str(busy))
             break
         requests += more
-        reasons += why_not
         if more:
             break
+    note_given_up(instance, domain.name, looks)
+    reasons = [told for look in looks.values() for told in look]
     if not requests:
         return dg.SkipReason("; ".join([*notes, *reasons]) or "nothing has changed")
     return dg.SensorResult(

@@ -8,11 +8,12 @@ again, a retry knows no permanent failure, a condition no content that it would 
 run retries are off for what a sensor asks for, which looks again within a minute.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import dagster as dg
 
@@ -25,6 +26,7 @@ REQUEST_TAG = "retail_assets/request"
 # Before backfills, whose runs have the priority 0.
 _RUN_TAGS = {"dagster/priority": "1"}
 _NO_RETRIES = {"dagster/max_retries": "0"}
+_GIVEN_UP_KEY = "retail_assets/given_up/{}"
 _MOST_ATTEMPTS = 3
 _MOST_REQUESTS_A_TICK = 20
 _TICK_BUDGET_S = 20.0
@@ -84,6 +86,19 @@ class History:
         return latest[:1] == (RunState.REFUSED,) or failures == _MOST_ATTEMPTS
 
 
+class GivenUp(str):
+    """Why a request is not made again, though it is wanted, until a person has done something."""
+
+    identity: str
+
+    @classmethod
+    def of(cls, identity: str, why: str) -> Self:
+        """In words, beginning with the identity."""
+        told = cls(f"{identity} {why}")
+        told.identity = identity
+        return told
+
+
 def next_request(request: Request, history: History) -> dg.RunRequest | str:
     """A request for ``request``, or why there is none now.
 
@@ -98,18 +113,17 @@ def next_request(request: Request, history: History) -> dg.RunRequest | str:
     if state is RunState.DONE and request.once:
         return f"{request.identity} is done"
     if state is RunState.REFUSED:
-        return (
-            f"{request.identity} failed, and will not pass by itself ({history.why}): deliver it"
-            " anew, mend what that says, or run it by hand"
+        return GivenUp.of(
+            request.identity,
+            f"failed, and will not pass by itself ({history.why}): deliver it anew, mend what that"
+            " says, or run it by hand",
         )
     if history.failed_for_good:
-        return (
-            f"{request.identity} failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
-        )
+        why = f"failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
+        return GivenUp.of(request.identity, why)
     if history.latest[:_MOST_ATTEMPTS] == (RunState.DONE,) * _MOST_ATTEMPTS:
-        return (
-            f"{request.identity} was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
-        )
+        why = f"was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
+        return GivenUp.of(request.identity, why)
     return dg.RunRequest(
         run_key=f"{request.identity}:{history.count + 1}",
         job_name=request.job_name,
@@ -128,6 +142,35 @@ def run_history(instance: dg.DagsterInstance, identity: str) -> History:
         tuple(_state(run) for run in runs),
         (permanent_failure(runs[0]) or "") if runs else "",
     )
+
+
+def has_failed_for_good(instance: dg.DagsterInstance, identity: str) -> bool:
+    """Whether what was asked for under ``identity`` failed, and is not asked for again."""
+    return run_history(instance, identity).failed_for_good
+
+
+def note_given_up(
+    instance: dg.DagsterInstance, domain: str, looks: Mapping[str, Iterable[str]]
+) -> None:
+    """Remember what was given up of a domain, by what ``looks`` at its stages gave for reasons.
+
+    Of a stage that was not looked at, what was noted stays.
+    """
+    before = given_up(instance, domain)
+    now = {
+        stage: {told.identity: told for told in reasons if isinstance(told, GivenUp)}
+        for stage, reasons in looks.items()
+    }
+    if before | now != before:
+        noted = {_GIVEN_UP_KEY.format(domain): json.dumps(before | now)}
+        instance.daemon_cursor_storage.set_cursor_values(noted)
+
+
+def given_up(instance: dg.DagsterInstance, domain: str) -> dict[str, dict[str, str]]:
+    """What was given up of a domain: by stage, why by identity."""
+    key = _GIVEN_UP_KEY.format(domain)
+    noted = instance.daemon_cursor_storage.get_cursor_values({key})
+    return dict(json.loads(noted.get(key, "{}")))
 
 
 def runs_underway(

@@ -19,7 +19,7 @@ from retail_assets.feeds.automation import (
     range_requests,
     told_underway,
 )
-from retail_assets.feeds.requests import REQUEST_TAG, Request
+from retail_assets.feeds.requests import REQUEST_TAG, Request, given_up
 from retail_assets_tests.feeds.shop import D1, D2, D3, PROCESSED, SALES, SHOPS, Shop, Shops
 
 DROPS, LOAD, MARTS = "drops", Shops().load_job, Shops().marts_job
@@ -41,9 +41,13 @@ def shops(tmp_path: Path, instance: dg.DagsterInstance) -> Shop:
     return Shop(tmp_path, SHOPS, instance)
 
 
+def ask_for(shop: Shop, arrivals: Arrivals | None = None) -> dg.SensorResult | dg.SkipReason:
+    return ask(shop.instance, Shops(), shop.lake, shop.warehouse, arrivals or Arrivals())
+
+
 def asked(shop: Shop, arrivals: Arrivals | None = None) -> list[str] | str:
     """The jobs that one look asks for, or why for none."""
-    found = ask(shop.instance, Shops(), shop.lake, shop.warehouse, arrivals or Arrivals())
+    found = ask_for(shop, arrivals)
     if isinstance(found, dg.SkipReason):
         return found.skip_message or ""
     return [str(request.job_name) for request in found.run_requests or ()]
@@ -95,9 +99,33 @@ def test_what_failed_for_good_keeps_nothing_back(sales: Shop) -> None:
     assert asked(sales, Arrivals(wanted=lambda: [Request("drop:bad", DROPS, ())])) == [LOAD]
 
 
+def test_what_was_given_up_is_noted_until_a_look_finds_it_no_more(sales: Shop) -> None:
+    def noted() -> dict[str, list[str]]:
+        found = given_up(sales.instance, Shops().name)
+        return {stage: list(told.values()) for stage, told in found.items() if told}
+
+    sales.put(D1, 1, version="a1")
+    found = ask_for(sales)
+    assert isinstance(found, dg.SensorResult) and found.run_requests
+    load = found.run_requests[0].tags[REQUEST_TAG]
+    for identity in ("drop:bad", load):
+        for _ in range(3):
+            run(sales, DROPS, dg.DagsterRunStatus.FAILURE, identity)
+    bad = Arrivals(wanted=lambda: [Request("drop:bad", DROPS, ())])
+    assert isinstance(asked(sales, bad), str)
+    why = "failed 3 times: mend its cause and run it by hand"
+    assert noted() == {"arrivals": [f"drop:bad {why}"], "load": [f"{load} {why}"]}
+
+    asked(sales, Arrivals(underway=["drops is underway (run 1)"]))  # the load was not looked at
+    assert noted() == {"load": [f"{load} {why}"]}
+    sales.land()
+    asked(sales)
+    assert noted() == {}
+
+
 def test_a_load_is_known_by_the_versions_that_lack(sales: Shop) -> None:
     def identity() -> str:
-        found = ask(sales.instance, Shops(), sales.lake, sales.warehouse, Arrivals())
+        found = ask_for(sales)
         assert isinstance(found, dg.SensorResult) and found.run_requests
         return str(found.run_requests[0].tags[REQUEST_TAG])
 
