@@ -1,6 +1,7 @@
 """Tests of retail_assets.defs.operations: the sensors, over real runs of a real instance."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -125,9 +126,20 @@ class House:
             return outbox.faults()
 
 
+@pytest.fixture(scope="module")
+def new_instance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An instance's folder with its tables, which take a second to make: to be copied."""
+    folder = tmp_path_factory.mktemp("instance")
+    with dg.DagsterInstance.local_temp(str(folder)) as instance:
+        instance.get_runs(limit=1)
+        instance.all_instigator_state()
+        instance.fetch_run_status_changes(dg.DagsterEventType.RUN_FAILURE, limit=1)
+    return folder
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    (tmp_path / "dagster").mkdir()
+def settings(tmp_path: Path, new_instance: Path) -> Settings:
+    shutil.copytree(new_instance, tmp_path / "dagster")
     return load_settings(home=tmp_path, ui_url="https://retail.example.com", least_free_bytes=0)
 
 
@@ -330,7 +342,7 @@ def test_a_request_that_is_done_and_wanted_for_ever_is_told(house: House) -> Non
 
 
 def test_what_happened_while_nobody_looked_is_told_and_history_is_not(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, new_instance: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAULT_marts", "1")
     with dg.DagsterInstance.local_temp(str(settings.instance_dir)) as instance:
@@ -340,7 +352,7 @@ def test_what_happened_while_nobody_looked_is_told_and_history_is_not(
         house.run("marts")
         assert house.look() == ["run failed: shop/marts"]
     # Another instance in its place begins to count anew.
-    (settings.home / "another").mkdir()
+    shutil.copytree(new_instance, settings.home / "another")
     with dg.DagsterInstance.local_temp(str(settings.home / "another")) as instance:
         anew = House(settings, instance)
         anew.run("sales", partition_key=D1)
