@@ -30,6 +30,11 @@ python_logs: {python_log_level: WARNING}
 """
 
 
+@pytest.fixture(autouse=True)
+def no_other_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")  # which what opens an instance sets
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     return load_settings(home=tmp_path, most_runs=3, run_timeout_s=600)

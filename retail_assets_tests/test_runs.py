@@ -236,9 +236,14 @@ def test_a_run_without_our_tag_is_judged_by_the_process_that_dagster_told(
 
 @pytest.mark.parametrize(("by_sensor", "again"), [(False, "true"), (True, "false")])
 def test_dagster_tries_a_lost_run_again_but_for_what_a_sensor_asks_for_again(
-    tmp_path: Path, other: subprocess.Popen[bytes], by_sensor: bool, again: str
+    tmp_path: Path,
+    other: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    by_sensor: bool,
+    again: str,
 ) -> None:
     """By the dagster.yaml of ours. What a step failed of, is never tried again so."""
+    monkeypatch.setenv("DAGSTER_HOME", "")
     settings = load_settings(home=tmp_path)
     prepare_instance(settings)
     with instance_of(tmp_path) as instance:

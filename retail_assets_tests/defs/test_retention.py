@@ -34,7 +34,8 @@ def mart() -> None:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("DAGSTER_HOME", "")
     return load_settings(home=tmp_path, keep_runs_days=A_MOMENT)
 
 
