@@ -94,6 +94,7 @@ class Automation:
             job_name=self.marts_job,
             cron_schedule="0 6,18 * * *",
             execution_timezone="UTC",
+            description="Build and test the marts.",
         )
         jobs = self._jobs()
         return dg.Definitions(
