@@ -11,6 +11,8 @@ from typing import Any
 import dagster as dg
 
 from retail_assets.dataset import Dataset
+from retail_assets.defs.marts import freshness
+from retail_assets.defs.marts.freshness import Watch
 from retail_assets.defs.marts.told import (
     Teller,
     describe_test,
@@ -71,10 +73,21 @@ class RetailTranslator(DagsterDbtTranslator):
 
 
 def build_defs(settings: Settings, domains: Iterable[Domain]) -> dg.Definitions:
-    """The models of each of ``domains``, one asset definition a domain."""
+    """The models of each of ``domains``, one asset definition a domain, and how fresh they are."""
     manifest = json.loads(prepare_project(settings).read_bytes())
-    parts = ((models_of(manifest, domain.name), domain) for domain in domains)
-    return dg.Definitions(assets=[_models(settings, part, domain) for part, domain in parts])
+    within = settings.fresh_within
+    models, watches = [], []
+    for domain in domains:
+        part = models_of(manifest, domain.name)
+        models.append(_models(settings, part, domain))
+        built_of = {
+            RetailTranslator().get_asset_key(part["nodes"][name]): landed_behind(part, domain, name)
+            for name in tables_of(part)
+        }
+        watches.append(Watch(domain, built_of, within.get(domain.name)))
+    return dg.Definitions.merge(
+        dg.Definitions(assets=models), freshness.build_defs(settings, watches)
+    )
 
 
 def models_of(manifest: Mapping[str, Any], domain: str) -> dict[str, Any]:
@@ -116,6 +129,18 @@ def tables_of(manifest: Mapping[str, Any]) -> list[str]:
         for name, node in manifest["nodes"].items()
         if node["resource_type"] == "model" and node["config"]["materialized"] != "view"
     ]
+
+
+def landed_behind(manifest: Mapping[str, Any], domain: Domain, model: str) -> set[Dataset]:
+    """The landed tables of ``domain`` that a model stands on, over whatever lies between."""
+    seen, ahead = set[str](), [model]
+    while ahead:
+        found = set(manifest["parent_map"].get(ahead.pop(), ())) - seen
+        seen |= found
+        ahead += found
+    sources = (manifest["sources"][name] for name in seen if name in manifest["sources"])
+    names = {f"{source['schema']}.{source['name']}" for source in sources}
+    return {dataset for dataset in domain.datasets if dataset.table in names}
 
 
 def _models(settings: Settings, part: Mapping[str, Any], domain: Domain) -> dg.AssetsDefinition:
