@@ -84,11 +84,10 @@ def _told_of_all(settings: Settings, spec: dg.AssetSpec) -> dg.AssetSpec:
 def _declared_in(spec: dg.AssetSpec) -> dict[str, object]:
     """Where a feed's asset is declared: what it is made by is the same for all."""
     folder = Path(__file__).parent / "defs" / (spec.group_name or "")
-    found = [folder / name for name in ("contract.py", "feed.py")]
-    references = [
-        dg.LocalFileCodeReference(file_path=str(x), line_number=1, label=x.name)
-        for x in found
-        if x.exists()
+    references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = [
+        dg.LocalFileCodeReference(file_path=str(path), line_number=1, label=path.name)
+        for name in ("contract.py", "feed.py")
+        if (path := folder / name).exists()
     ]
     return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=references)}
 

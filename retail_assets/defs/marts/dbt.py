@@ -65,11 +65,10 @@ class RetailTranslator(DagsterDbtTranslator):
         node = manifest.get("nodes", {}).get(unique_id)
         if node is None:
             return spec
-        schema = spec.metadata.get("dagster/column_schema")
-        marked = {"dagster/column_schema": mark_personal(schema, personal_columns(node))}
-        return spec.replace_attributes(
-            group_name=node["fqn"][1], metadata={**spec.metadata, **(marked if schema else {})}
-        )
+        metadata, schema = dict(spec.metadata), spec.metadata.get("dagster/column_schema")
+        if isinstance(schema, dg.TableSchema):
+            metadata["dagster/column_schema"] = mark_personal(schema, personal_columns(node))
+        return spec.replace_attributes(group_name=node["fqn"][1], metadata=metadata)
 
 
 def build_defs(settings: Settings, domains: Iterable[Domain]) -> dg.Definitions:
