@@ -213,6 +213,25 @@ def history(
 
 
 @app.command()
+def audit(
+    table: Annotated[str, typer.Argument(help="of the warehouse: a landed one, or a mart")],
+    partition: Annotated[str | None, typer.Option(help="one day or drop alone")] = None,
+    row: Annotated[str | None, typer.Option(help="a row of a landed table, by its key")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON document")] = False,
+) -> None:
+    """Say where a table's rows come from: landed partition, lake version, run, file, SHA-256."""
+    from retail_assets.commands.audit import to_json, trace
+
+    found = trace(load_settings(), table, partition, row)
+    if as_json:
+        typer.echo(to_json(table, found))
+        return
+    from retail_assets.commands.tables import print_traces
+
+    print_traces(table, found)
+
+
+@app.command()
 def restore(
     table: TableName,
     version: Annotated[int, typer.Option(min=0, help="as `history` numbers them")],

@@ -6,7 +6,9 @@ here: any asset, job or resource of its own.
 
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from functools import partial
+from pathlib import Path
 
 import dagster as dg
 
@@ -19,7 +21,7 @@ from retail_assets.resources.dbt.project import dbt_resource
 from retail_assets.resources.lake import open_lake
 from retail_assets.resources.warehouse import open_warehouse
 from retail_assets.runs import in_process_executor
-from retail_assets.settings import Settings, load_settings
+from retail_assets.settings import Settings, SettingsError, load_settings
 
 # Backfill policies are what makes a range one run; Dagster calls them beta at every import.
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
@@ -47,6 +49,7 @@ def build_defs(
     ``overrides`` replace resources by name.
     """
     chosen = all_domains() if domains is None else tuple(domains)
+    _require_known(settings.fresh_within)
     # Registered rather than found by Dagster's folder loader: that one imports every installed
     # plugin, the Google clients among them, and takes no settings.
     return dg.Definitions.merge(
@@ -58,7 +61,45 @@ def build_defs(
             resources={**build_resources(settings, chosen), **overrides},
             executor=in_process_executor,
         ),
+    ).permissive_map_resolved_asset_specs(partial(_told_of_all, settings), None)
+
+
+def _told_of_all(settings: Settings, spec: dg.AssetSpec) -> dg.AssetSpec:
+    """An asset with what is told of every one: owners, zone, how old it may be, where it is from.
+
+    Marts are of the zone ``marts``, the views before them of ``staging``.
+    """
+    made_by_dbt = "staging" if spec.key.path[0].endswith("_staging") else "marts"
+    zone = spec.tags.get("zone", made_by_dbt)
+    within = settings.fresh_within.get(spec.group_name or "")
+    return spec.replace_attributes(
+        owners=settings.owners.split(",") if settings.owners else [],
+        tags={**spec.tags, "zone": zone},
+        metadata={**_declared_in(spec), **spec.metadata},
+        freshness_policy=dg.FreshnessPolicy.time_window(within)
+        if within and zone in ("warehouse", "marts")
+        else spec.freshness_policy,
     )
+
+
+def _declared_in(spec: dg.AssetSpec) -> dict[str, object]:
+    """Where a feed's asset is declared: what it is made by is the same for all."""
+    folder = Path(__file__).parent / "defs" / (spec.group_name or "")
+    references: list[dg.LocalFileCodeReference | dg.UrlCodeReference] = [
+        dg.LocalFileCodeReference(file_path=str(path), line_number=1, label=path.name)
+        for name in ("contract.py", "feed.py")
+        if (path := folder / name).exists()
+    ]
+    return {"dagster/code_references": dg.CodeReferencesMetadataValue(code_references=references)}
+
+
+def _require_known(named: Collection[str]) -> None:
+    known = {domain.name for domain in all_domains()}
+    if strange := set(named) - known:
+        raise SettingsError(
+            f"RETAIL_FRESH_WITHIN_H names {', '.join(sorted(strange))}, which is no domain; one of:"
+            f" {', '.join(sorted(known))}"
+        )
 
 
 @dg.definitions

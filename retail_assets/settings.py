@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -53,6 +53,10 @@ _DATABASE = re.compile(rf"embedded|{_POSTGRES.pattern}")
 _DAGSTER_SCHEME = "postgresql+psycopg2://"
 _UI_URL = re.compile(r"https?://[^\s@]*[^\s@/]")
 _HIDDEN = "***"
+_HOUR = r"[a-z][a-z0-9_]*=[0-9]{1,5}(\.[0-9]+)?"
+_HOURS = re.compile(rf"({_HOUR}(,{_HOUR})*)?")
+_OWNER = r"(team:[\w-]+|[\w+-]+(\.[\w+-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+)"
+_OWNERS = re.compile(rf"({_OWNER}(,{_OWNER})*)?")
 _PROJECT = re.compile(r"([a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]")
 
 
@@ -230,6 +234,16 @@ class Settings(BaseSettings):
         le=1,
         description="share of its rows that a table, or a drop of one, may lose by a new delivery",
     )
+    fresh_within_h: Annotated[str, _shaped(_HOURS, "it names no hours of a domain")] = Field(
+        "",
+        description="hours by domain, such as coffee_chain=26,supply_chain=1: landed tables and"
+        " marts that are older are late; empty: nothing is",
+    )
+    owners: Annotated[str, _shaped(_OWNERS, "it names no owners")] = Field(
+        "",
+        description="who is asked about the assets: e-mail addresses and team:NAME, several"
+        " separated by commas; empty: nobody",
+    )
     supply_chain_most_lag: int = Field(
         100_000, gt=0, description="messages that may wait in the topic before a check warns"
     )
@@ -337,6 +351,12 @@ class Settings(BaseSettings):
         """The folder of Dagster's instance."""
         assert self.dagster_home is not None  # the validator sets it
         return self.dagster_home
+
+    @property
+    def fresh_within(self) -> dict[str, timedelta]:
+        """How old data may be, by domain; without those that may be of any age."""
+        pairs = (part.split("=") for part in self.fresh_within_h.split(",") if part)
+        return {domain: timedelta(hours=float(hours)) for domain, hours in pairs}
 
     @property
     def sample_path(self) -> Path:

@@ -193,6 +193,7 @@ def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) ->
         "supply_chain_messages_sensor",
         "lost_runs_sensor",
         "alerts_sensor",
+        "freshness_sensor",
     }
 
 
@@ -285,6 +286,41 @@ def test_personal_columns_are_tagged_in_the_ui(defs: dg.Definitions) -> None:
         schema = specs[name].metadata["dagster/column_schema"]
         personal = {column.name for column in schema.columns if column.tags == {"pii": "true"}}
         assert personal == {"first_name", "last_name", "birthday", "email", "phone_no"}
+
+
+def test_every_asset_says_its_zone_owners_and_where_it_is_declared(tmp_path: Path) -> None:
+    settings = load_settings(
+        home=tmp_path, owners="team:retail,ana@example.com", fresh_within_h="coffee_chain=26"
+    )
+    with dg.DagsterInstance.ephemeral():
+        specs = {x.key: x for x in build_defs(settings).resolve_all_asset_specs()}
+    topic = specs.pop(dg.AssetKey(["supply_chain", "topic"]))  # nobody here owns it
+
+    assert topic.tags["zone"] == "raw"
+    assert {tuple(x.owners) for x in specs.values()} == {("team:retail", "ana@example.com")}
+    zones = {x.tags["zone"] for x in specs.values()}
+    assert zones == {"raw", "processed", "warehouse", "staging", "marts"}
+    for key, spec in specs.items():
+        references = spec.metadata["dagster/code_references"].code_references
+        assert references and all(Path(x.file_path).is_file() for x in references), key
+    late = {x for x, spec in specs.items() if spec.freshness_policy}
+    assert late == {
+        key
+        for key, spec in specs.items()
+        if spec.group_name == "coffee_chain" and spec.tags["zone"] in ("warehouse", "marts")
+    }
+    schema = specs[dg.AssetKey(["coffee_chain_core", "coffee_chain_dim_customer"])].metadata
+    tagged = {x.name for x in schema["dagster/column_schema"].columns if x.tags.get("pii")}
+    assert tagged == {"first_name", "last_name", "birthday", "email", "phone_no"}
+
+
+def test_whatever_runs_or_is_checked_says_what_it_is(defs: dg.Definitions) -> None:
+    graph, repository = defs.resolve_asset_graph(), defs.get_repository_def()
+    checks = {key: graph.get(key).description for key in graph.asset_check_keys}
+    assert not [key for key, told in checks.items() if not told]
+    named = [*repository.schedule_defs, *repository.sensor_defs]
+    named += [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
+    assert not [x.name for x in named if not x.description]
 
 
 def test_workspace_and_dg_name_the_same_module() -> None:

@@ -84,7 +84,7 @@ def test_everything_that_runs_is_told(tmp_path: Path) -> None:
     ours = [load_domain(name) for name in OURS]
     repository = build_defs(load_settings(home=tmp_path), ours).get_repository_def()
     jobs = {job.name for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    watching = {"lost_runs_sensor", "alerts_sensor"}
+    watching = {"lost_runs_sensor", "alerts_sensor", "freshness_sensor"}
     sensors = {sensor.name for sensor in repository.sensor_defs} - watching
     assert set(column("automation.md", "job")) == jobs
     assert set(column("automation.md", "sensor")) == sensors

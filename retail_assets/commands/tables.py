@@ -14,6 +14,7 @@ from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     from retail_assets.commands.alerts import Alerts
+    from retail_assets.commands.audit import Trace
     from retail_assets.commands.doctor import Finding
     from retail_assets.commands.memory import Restored, Version
     from retail_assets.commands.quarantine import TableQuarantine
@@ -148,6 +149,28 @@ def print_history(name: str, versions: "Sequence[Version]") -> None:
             *counts,
             Text(one_line(x.source)),
             "yes" if x.readable else "no",
+        )
+    _console().print(table)
+
+
+def print_traces(name: str, traces: "Sequence[Trace]") -> None:
+    """One line a partition, with the files that it was made of below each other."""
+    table = Table("table", "partition", title=f"{name} is made of", title_justify="left")
+    for column in ("read", "written", "duplicates", "quarantined"):
+        table.add_column(column, justify="right")
+    for column in ("landed", "in marts", "version", "time, UTC", "run"):
+        table.add_column(column)
+    table.add_column("source, SHA-256", overflow="fold")
+    for x in traces:
+        table.add_row(
+            x.table,
+            x.partition,
+            *map(_count, (x.read, x.written, x.duplicates, x.quarantined)),
+            *("yes" if found else "no" for found in (x.is_landed, x.is_built)),
+            "" if x.version is None else str(x.version),
+            f"{x.time:%Y-%m-%d %H:%M:%S}" if x.time else "no longer in the log",
+            x.run[:8],
+            Text("\n".join(one_line(f"{file} {digest}") for file, digest in x.files.items())),
         )
     _console().print(table)
 

@@ -7,7 +7,8 @@ The landed table has no partitions in Dagster: a load finds for itself which of 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
@@ -99,16 +100,38 @@ def landed_asset(
                 uris = loadable_uris(lake, warehouse, snapshot, versions)
                 origin = Origin(context.run.run_id, key.to_user_string())
                 loaded = warehouse.replace_partitions(dataset, uris, versions, origin)
+            is_there = there or loaded.rows or dataset.partition_by
+            shown = _shown(warehouse, dataset) if is_there and not warehouse.bills_reads else {}
         return dg.MaterializeResult(
             metadata={
                 "rows_in_run": loaded.total,
                 "partitions_in_run": len(loaded.rows),
                 **loaded.metadata,
+                **shown,
             },
             data_version=dg.DataVersion(version_of({**there, **versions})),
         )
 
     return landed
+
+
+def _shown(warehouse: WarehouseResource, dataset: Dataset) -> dict[str, Any]:
+    """How many rows the table has, and the first of them."""
+    table = warehouse.name_of(dataset)
+    ((rows,),) = warehouse.query(f"select count(*) from {table}")
+    first = preview("preview", warehouse.sample(table), dataset.personal)
+    return {"dagster/row_count": rows, **first}
+
+
+def preview(
+    name: str, rows: Iterable[Mapping[str, Any]], personal: Collection[str]
+) -> dict[str, dg.TableMetadataValue]:
+    """A few rows as the UI's table, without personal columns; of no rows nothing."""
+    records = [
+        dg.TableRecord({k: "" if v is None else v for k, v in row.items() if k not in personal})
+        for row in rows
+    ]
+    return {name: dg.MetadataValue.table(records)} if records else {}
 
 
 def _chosen(

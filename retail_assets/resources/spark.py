@@ -93,8 +93,9 @@ class WrittenFile:
 
 
 class SparkResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The Spark of ``master``: embedded, local[...], spark://HOST:PORT or sc://HOST:PORT.
+    """The Spark that types files and messages (RETAIL_SPARK).
 
+    ``master`` is embedded, local[...], spark://HOST:PORT or sc://HOST:PORT.
     A cluster takes and gives files by the lake (``exchange``): through a bucket, which it must be
     able to read and write, or in a folder that all its machines have under the same path.
     """

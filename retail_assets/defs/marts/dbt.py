@@ -11,6 +11,14 @@ from typing import Any
 import dagster as dg
 
 from retail_assets.dataset import Dataset
+from retail_assets.defs.marts import freshness
+from retail_assets.defs.marts.freshness import Watch
+from retail_assets.defs.marts.told import (
+    Teller,
+    describe_test,
+    mark_personal,
+    personal_columns,
+)
 from retail_assets.domain import MARTS_STAGE, MODELS_STAGE, Domain, MartsPlan
 from retail_assets.errors import failures_by_kind
 from retail_assets.instance_config import warehouse_pool
@@ -22,6 +30,7 @@ from retail_assets.resources.dbt.cli import (
     dbt_assets,
 )
 from retail_assets.resources.dbt.project import (
+    build_target_dir,
     dbt_build,
     dbt_project,
     dbt_variables,
@@ -52,16 +61,33 @@ class RetailTranslator(DagsterDbtTranslator):
     def get_asset_spec(
         self, manifest: Mapping[str, Any], unique_id: str, project: DbtProject | None
     ) -> dg.AssetSpec:
-        """dagster-dbt's spec, in the group of the model's domain."""
+        """dagster-dbt's spec, in the group of the model's domain, personal columns marked."""
         spec = super().get_asset_spec(manifest, unique_id, project)
         node = manifest.get("nodes", {}).get(unique_id)
-        return spec if node is None else spec.replace_attributes(group_name=node["fqn"][1])
+        if node is None:
+            return spec
+        metadata, schema = dict(spec.metadata), spec.metadata.get("dagster/column_schema")
+        if isinstance(schema, dg.TableSchema):
+            metadata["dagster/column_schema"] = mark_personal(schema, personal_columns(node))
+        return spec.replace_attributes(group_name=node["fqn"][1], metadata=metadata)
 
 
 def build_defs(settings: Settings, domains: Iterable[Domain]) -> dg.Definitions:
-    """The models of each of ``domains``, one asset definition a domain."""
+    """The models of each of ``domains``, one asset definition a domain, and how fresh they are."""
     manifest = json.loads(prepare_project(settings).read_bytes())
-    return dg.Definitions(assets=[_models(settings, manifest, domain) for domain in domains])
+    within = settings.fresh_within
+    models, watches = [], []
+    for domain in domains:
+        part = models_of(manifest, domain.name)
+        models.append(_models(settings, part, domain))
+        built_of = {
+            RetailTranslator().get_asset_key(part["nodes"][name]): landed_behind(part, domain, name)
+            for name in tables_of(part)
+        }
+        watches.append(Watch(domain, built_of, within.get(domain.name)))
+    return dg.Definitions.merge(
+        dg.Definitions(assets=models), freshness.build_defs(settings, watches)
+    )
 
 
 def models_of(manifest: Mapping[str, Any], domain: str) -> dict[str, Any]:
@@ -81,9 +107,12 @@ def models_of(manifest: Mapping[str, Any], domain: str) -> dict[str, Any]:
         if node["resource_type"] == "test"
         and (node["fqn"][1] == domain or not models.isdisjoint(node["depends_on"]["nodes"]))
     }
-    kept = models | tests
-    others = nodes.keys() - kept
-    reduced = {**manifest, "nodes": {name: nodes[name] for name in nodes if name in kept}}
+    kept = {name: nodes[name] for name in nodes if name in models}
+    for name in nodes.keys() & tests:
+        meta = {"description": describe_test(nodes[name]), **nodes[name].get("meta", {})}
+        kept[name] = {**nodes[name], "meta": meta}
+    others = nodes.keys() - kept.keys()
+    reduced = {**manifest, "nodes": {name: kept[name] for name in nodes if name in kept}}
     for graph in ("child_map", "parent_map"):
         reduced[graph] = {
             name: [other for other in related if other not in others]
@@ -93,12 +122,34 @@ def models_of(manifest: Mapping[str, Any], domain: str) -> dict[str, Any]:
     return reduced
 
 
-def _models(settings: Settings, manifest: Mapping[str, Any], domain: Domain) -> dg.AssetsDefinition:
-    part = models_of(manifest, domain.name)
+def tables_of(manifest: Mapping[str, Any]) -> list[str]:
+    """The ids of the models that hold rows; a view is as new as what it stands on."""
+    return [
+        name
+        for name, node in manifest["nodes"].items()
+        if node["resource_type"] == "model" and node["config"]["materialized"] != "view"
+    ]
+
+
+def landed_behind(manifest: Mapping[str, Any], domain: Domain, model: str) -> set[Dataset]:
+    """The landed tables of ``domain`` that a model stands on, over whatever lies between."""
+    seen, ahead = set[str](), [model]
+    while ahead:
+        found = set(manifest["parent_map"].get(ahead.pop(), ())) - seen
+        seen |= found
+        ahead += found
+    sources = (manifest["sources"][name] for name in seen if name in manifest["sources"])
+    names = {f"{source['schema']}.{source['name']}" for source in sources}
+    return {dataset for dataset in domain.datasets if dataset.table in names}
+
+
+def _models(settings: Settings, part: Mapping[str, Any], domain: Domain) -> dg.AssetsDefinition:
     # A virtual asset is never stale; what is built of it is, where a table behind it was loaded.
     views = DagsterDbtTranslatorSettings(
-        enable_dbt_views_as_virtual_assets=not domain.loads_by_the_clock
+        enable_dbt_views_as_virtual_assets=not domain.loads_by_the_clock,
+        enable_code_references=True,
     )
+    personal = {name for dataset in domain.datasets for name in dataset.personal}
     translator = RetailTranslator(views)
 
     @dbt_assets(
@@ -122,19 +173,28 @@ def _models(settings: Settings, manifest: Mapping[str, Any], domain: Domain) -> 
             arguments += ["--select", selection(domain.name, changed)]
         left_out = "resource_type:unit_test" + (f" tag:{OF_THE_MODELS}" if is_partial else "")
         arguments += ["--exclude", left_out]
+        told = Teller(part, translator, build_target_dir(settings), personal)
         try:
             with warehouse.exclusive(), dbt_build(settings, plan.windows) as target:
                 for table in tables_left_out(part, plan.changed) if is_partial else ():
                     key = translator.get_asset_key(table)
                     yield dg.MaterializeResult(asset_key=key, metadata=_AS_IT_WAS)
-                yield from dbt.cli(arguments, context=context, target_path=target).stream()
+                build = dbt.cli(arguments, context=context, target_path=target)
+                for message in build.stream_raw_events():
+                    told.hear(message.raw_event)
+                    for event in message.to_default_asset_events(
+                        build.manifest, translator, context, target, build.project
+                    ):
+                        yield from told.tell(event)
         except WarehouseBusyError:
             raise
         except Exception:
             _leave_open(plan, warehouse)
             if is_partial:  # what was left out may be what it missed
                 _record_models(plan, {domain.name: ""}, warehouse)
+            yield from told.rest(warehouse)
             raise
+        yield from told.rest(warehouse)
         # A subset may leave a fact behind: then the window stays open for the next whole run.
         if context.is_subset:
             _leave_open(plan, warehouse)
@@ -180,13 +240,7 @@ def tables_left_out(
         found = set(manifest["child_map"].get(ahead.pop(), ())) - built
         built |= found
         ahead += found
-    return [
-        node
-        for name, node in manifest["nodes"].items()
-        if node["resource_type"] == "model"
-        and node["config"]["materialized"] != "view"
-        and name not in built
-    ]
+    return [manifest["nodes"][name] for name in tables_of(manifest) if name not in built]
 
 
 def _may_be_partial(

@@ -104,7 +104,9 @@ class Incarnation:
 
 
 class BrokerResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The broker at ``servers``: HOST:PORT of brokers, or ``embedded``, found by ``home``.
+    """The Kafka of the topics (RETAIL_KAFKA).
+
+    ``servers`` are HOST:PORT of brokers, or ``embedded``, which is found by ``home``.
 
     ``options`` is a JSON object of librdkafka's settings, for a login: nothing shows its values.
     """

@@ -47,8 +47,9 @@ _EVERYTHING = ["--select", "fqn:*"]
 
 
 class LeanDbtCliResource(DbtCliResource):
-    """``DbtCliResource`` that loads no adapter, nor asks for dbt's version, before a command.
+    """dbt, which builds and tests the marts: its project, and the warehouse that it is given.
 
+    A ``DbtCliResource`` that loads no adapter, nor asks for dbt's version, before a command.
     dagster-dbt loads dbt's adapter and parses its macros in Dagster's process as well, for
     ``fetch_row_counts`` and ``fetch_column_metadata`` of the events. They take a second, 100 MiB
     and, at the process's end, a semaphore; nothing here calls them.

@@ -64,7 +64,7 @@ class _Stat:
 
 
 class GcsLake(LakeResource):
-    """A lake in a bucket: ``root`` is gs://BUCKET or gs://BUCKET/PREFIX.
+    """The lake (RETAIL_LAKE): raw files and tables in a bucket; ``root`` is gs://BUCKET[/PREFIX].
 
     Objects of tables are never overwritten: their names are used once. Those of them that this
     machine wrote or read are kept in ``cache_dir`` for a week.

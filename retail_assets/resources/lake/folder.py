@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class LocalLake(LakeResource):
-    """A lake below the folder ``root``."""
+    """The lake (RETAIL_LAKE): raw files and tables, below the folder ``root``."""
 
     def path(self, name: str) -> Path:
         """The file behind a name."""

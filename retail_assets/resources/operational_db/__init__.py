@@ -68,8 +68,9 @@ class UnstorableValueError(PermanentError):
 
 
 class OperationalDbResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The PostgreSQL of ``url``: a libpq URL, or ``embedded`` for one below ``home``.
+    """The PostgreSQL that messages go to (RETAIL_POSTGRES).
 
+    ``url`` is libpq's, or ``embedded`` for a server below ``home``.
     Of a URL with a password, ``url`` shows ``***``; the password stays in this process.
     """
 

@@ -62,12 +62,15 @@ _RECORD = Dataset(
 
 
 class BigQueryWarehouse(WarehouseResource):
-    """BigQuery datasets of one project, in one location; the lake is a bucket in that location.
+    """The warehouse (RETAIL_WAREHOUSE): landed tables and marts, in BigQuery.
 
+    Its datasets are of one project, in one location; the lake is a bucket in that location.
     Every change is a load that replaces, or a transaction: to repeat one comes to the same.
     """
 
     reads_buckets: ClassVar[bool] = True
+    bills_reads: ClassVar[bool] = True
+    row_as_json: ClassVar[str] = "to_json_string(t)"
 
     project: str
     location: str

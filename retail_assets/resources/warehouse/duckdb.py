@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from retail_assets.dataset import Dataset, SchemaDrift
 from retail_assets.resources.waiting import HeldError, Wait, lock_file
@@ -36,7 +36,12 @@ _kept = threading.local()
 
 
 class DuckDBWarehouse(WarehouseResource):
-    """A DuckDB file. One process has it at a time: others wait, up to ``timeout_s`` seconds."""
+    """The warehouse (RETAIL_WAREHOUSE): landed tables and marts, in a DuckDB file.
+
+    One process has it at a time: others wait, up to ``timeout_s`` seconds.
+    """
+
+    row_as_json: ClassVar[str] = "to_json(t)::varchar"
 
     path: str
     memory_limit: str | None = None
@@ -175,6 +180,10 @@ class DuckDBWarehouse(WarehouseResource):
         """Record that ``stage`` (a consumer such as the marts) now holds ``versions``."""
         with self.connect() as connection, _transaction(connection):
             _record(connection, dataset, stage, versions)
+
+    def name_of(self, dataset: Dataset) -> str:
+        """With its catalog, which is the file's name: a schema may have the same."""
+        return f'"{Path(self.path).stem}".{dataset.table}'
 
     def query(
         self, sql: str, parameters: Sequence[Any] = (), *, timeout_s: float | None = None

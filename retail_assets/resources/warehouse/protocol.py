@@ -4,6 +4,7 @@ Here: the calls, what they hand over, and what may go wrong with each of them. N
 warehouse does it (duckdb.py, bigquery.py).
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -55,9 +56,13 @@ class WarehouseResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
     """What a domain asks of a warehouse, whichever it is.
 
     ``reads_buckets`` says whether it loads gs:// files by itself; the others want local ones.
+    ``bills_reads`` says whether a few rows of a table cost what all of it does. ``row_as_json`` is
+    how it spells a row ``t`` as text.
     """
 
     reads_buckets: ClassVar[bool] = False
+    bills_reads: ClassVar[bool] = False
+    row_as_json: ClassVar[str]
 
     @abstractmethod
     def replace_partitions(
@@ -115,6 +120,15 @@ class WarehouseResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
     @abstractmethod
     def query(self, sql: str, *, timeout_s: float | None = None) -> list[tuple[Any, ...]]:
         """All rows of a query."""
+
+    def name_of(self, dataset: Dataset) -> str:
+        """The table, as a query names it."""
+        return dataset.table
+
+    def sample(self, relation: str, rows: int = 10) -> list[dict[str, Any]]:
+        """The first ``rows`` of a table or a subquery, by column name, as JSON has their values."""
+        found = self.query(f"select {self.row_as_json} from {relation} as t limit {rows}")
+        return [json.loads(row) for (row,) in found]
 
     @abstractmethod
     def row_counts(self, timeout_s: float | None = None) -> dict[str, int]:

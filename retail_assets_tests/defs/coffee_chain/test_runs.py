@@ -3,6 +3,7 @@
 Also what only a whole build can show: which columns the marts have.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from retail_assets.commands.audit import trace
 from retail_assets.definitions import build_defs
 from retail_assets.defs.coffee_chain.contract import (
     CUSTOMER,
@@ -258,6 +260,64 @@ def test_a_drop_delivered_again_and_a_late_one_end_in_the_marts(shop: Shop) -> N
         "select customer_age from coffee_chain_core.fact_sales where customer_id = 'c-late'"
     )
     assert ages == [(31,), (31,)]
+
+
+def told_of(shop: Shop, key: dg.AssetKey) -> dict[str, Any]:
+    """Metadata of the asset's last materialization that made something."""
+    found = shop.instance.fetch_materializations(key, limit=20).records
+    materialized = [x.asset_materialization for x in found if x.asset_materialization]
+    metadata = next(x.metadata for x in materialized if "left_out" not in x.metadata)
+    return {name: value.value for name, value in metadata.items()}
+
+
+def test_a_table_tells_its_rows_and_ten_of_them(shop: Shop) -> None:
+    counted = {name: len(rows) for name, rows in shop.tables().items()}
+    for name in ("coffee_chain_dim_customer", "fact_sales", "state_revenue"):
+        told = told_of(shop, dg.AssetKey(["coffee_chain_core", name]))
+        table = f"coffee_chain_core.{name.removeprefix('coffee_chain_')}"
+        assert told["dagster/row_count"] == counted[table] > 0
+        first = [record.data for record in told["preview"].records]
+        assert len(first) == min(10, counted[table])
+        assert not any(map(is_personal, first[0]))
+    landed = told_of(shop, landed_key(CUSTOMER))
+    assert landed["dagster/row_count"] == counted[CUSTOMER.table]
+    shown = {name for record in landed["preview"].records for name in record.data}
+    assert shown == set(CUSTOMER.column_names) - PERSONAL
+
+
+def test_columns_of_a_mart_are_traced_to_what_they_are_made_of(shop: Shop) -> None:
+    told = told_of(shop, dg.AssetKey(["coffee_chain_core", "fact_sales"]))
+    lineage = told["dagster/column_lineage"].deps_by_column
+
+    made_of = {(x.asset_key.path[-1], x.column_name) for x in lineage["total_price"]}
+    assert made_of == {("stg_sales", "quantity"), ("coffee_chain_dim_product", "product_price")}
+    of_dates = {(x.asset_key.path[-1], x.column_name) for x in lineage["drop_date"]}
+    assert of_dates == {("stg_sales", "drop_date")}
+
+
+def test_a_test_that_warns_tells_which_rows(shop: Shop) -> None:
+    name = "warn_of_unknown_members"
+    key = dg.AssetCheckKey(dg.AssetKey(["coffee_chain_core", "fact_sales"]), name)
+    record = shop.instance.get_latest_asset_check_evaluation_record(key)
+    found = record.event.dagster_event.event_specific_data if record and record.event else None
+    assert isinstance(found, dg.AssetCheckEvaluation) and not found.passed
+
+    rows = found.metadata["failed_rows"].value
+    assert isinstance(rows, list | tuple) and rows
+
+
+def test_a_number_of_a_mart_leads_to_the_files_that_it_is_of(shop: Shop) -> None:
+    date = shop.counts.drops[0].date
+
+    found = trace(shop.settings, "coffee_chain_core.state_revenue", date, None)
+
+    assert {x.table for x in found} == {SALES.table, CUSTOMER.table}
+    (sales,) = (x for x in found if x.table == SALES.table)
+    name = RAW_SALES.name(date)
+    digest = hashlib.sha256(shop.lake.path(name).read_bytes()).hexdigest()
+    assert sales.files == {name: digest}
+    assert shop.instance.has_run(sales.run)
+    assert sales.is_landed and sales.is_built
 
 
 # ---- personal data

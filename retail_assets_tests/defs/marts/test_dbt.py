@@ -63,7 +63,7 @@ class Build:
         }
         return self
 
-    def stream(self) -> Iterator[object]:
+    def stream_raw_events(self) -> Iterator[object]:
         if not self.succeeds:
             raise RuntimeError("dbt failed")
         return iter(())
