@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import dagster as dg
 
+from retail_assets.database_url import redacted
 from retail_assets.errors import PERMANENT
-from retail_assets.settings import load_settings, redacted
+from retail_assets.settings import load_settings
 
 if TYPE_CHECKING:
     import psutil

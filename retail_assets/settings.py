@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from retail_assets.database_url import POSTGRES, redacted
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DBT_PROJECT_DIR = PROJECT_ROOT / "dbt_project"
@@ -41,18 +43,10 @@ _SPARK = re.compile(
     rf"embedded|local\[(\*|[1-9][0-9]*)\]|spark://{_ADDRESS}(,{_ADDRESS})*|sc://{_ADDRESS}"
 )
 _KAFKA = re.compile(rf"embedded|{_ADDRESS}(,{_ADDRESS})*")
-# As libpq reads it: the user goes to the first @, unless a / is before it.
-_POSTGRES_HOST = r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:@/?#\[\],]*)(?::[0-9]{1,5})?"
-_POSTGRES = re.compile(
-    r"(?P<scheme>postgres(?:ql)?://)"
-    r"(?:(?P<user>[^\s:@/]*)(?P<password>:[^\s@/]*)?@)?"
-    rf"(?P<place>{_POSTGRES_HOST}(?:,{_POSTGRES_HOST})*(?:/[^\s?#]*)?)(?:\?(?P<query>[^\s#]*))?"
-)
-_DATABASE = re.compile(rf"embedded|{_POSTGRES.pattern}")
+_DATABASE = re.compile(rf"embedded|{POSTGRES.pattern}")
 # Dagster reads the variable itself, and writes what other drivers than this refuse.
 _DAGSTER_SCHEME = "postgresql+psycopg2://"
 _UI_URL = re.compile(r"https?://[^\s@]*[^\s@/]")
-_HIDDEN = "***"
 _HOUR = r"[a-z][a-z0-9_]*=[0-9]{1,5}(\.[0-9]+)?"
 _HOURS = re.compile(rf"({_HOUR}(,{_HOUR})*)?")
 _OWNER = r"(team:[\w-]+|[\w+-]+(\.[\w+-]+)*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+)"
@@ -274,7 +268,7 @@ class Settings(BaseSettings):
     def _storage_of_dagster(cls, value: SecretStr) -> SecretStr:
         said = value.get_secret_value()
         url = said.replace(_DAGSTER_SCHEME, "postgresql://", 1)
-        if said not in ("", "embedded") and (url == said or not _POSTGRES.fullmatch(url)):
+        if said not in ("", "embedded") and (url == said or not POSTGRES.fullmatch(url)):
             raise ValueError("it names no storage")
         return value
 
@@ -446,42 +440,6 @@ def _resolved_warehouse(warehouse: str) -> str:
     if not found or kind != "duckdb" or not path or path.startswith(("//", ":")):
         raise ValueError(f"warehouse: {warehouse!r} is not duckdb:PATH")
     return f"duckdb:{Path(path).expanduser().absolute()}"
-
-
-def redacted(url: str) -> str:
-    """The URL of a database, valid or not, with ``***`` where a password may stand.
-
-    Of what is not valid, more is hidden than need be: nobody knows where its password ends.
-    """
-    valid = _POSTGRES.fullmatch(url)
-    if valid is None:
-        # A password may hold any of the characters that part the URL.
-        scheme, parted, rest = url.partition("://")
-        scheme, rest = (f"{scheme}://", rest) if parted else ("", url)
-        user, at, after = rest.rpartition("@")
-        if not at:
-            user, after = rest, ""
-        name, colon, secret = user.partition(":")
-        if colon and (at or (scheme and not re.match(r"[0-9]{1,5}(/|$)", secret))):
-            user = f"{name}:{_HIDDEN}"
-        return _without_passwords(f"{scheme}{user}{at}{after}")
-    user = valid["user"]
-    if valid["password"]:
-        user = f"{user}:{_HIDDEN}"
-    parts = (valid["query"] or "").split("&")
-    for position, part in enumerate(parts):
-        key, equals, _ = part.partition("=")
-        if equals and "password" in unquote(key).lower():
-            parts[position] = f"{key}={_HIDDEN}"
-    return (
-        f"{valid['scheme']}{'' if user is None else f'{user}@'}{valid['place']}"
-        f"{'' if valid['query'] is None else '?'}{'&'.join(parts)}"
-    )
-
-
-def _without_passwords(text: str) -> str:
-    """As of ``password=... host=...``, which is libpq's other form."""
-    return re.sub(r"(?i)(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", rf"\1{_HIDDEN}", text)
 
 
 def variable_name(field: str) -> str:

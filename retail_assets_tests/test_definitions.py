@@ -162,6 +162,7 @@ def test_each_domain_has_its_jobs_schedules_and_sensors(defs: dg.Definitions) ->
         "online_retail_source_to_lake",
         "online_retail_lake_to_warehouse",
         "online_retail_changed_days",
+        "online_retail_days_to_marts",
         "online_retail_marts",
         "coffee_chain",
         "coffee_chain_small_files",

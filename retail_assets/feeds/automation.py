@@ -19,6 +19,7 @@ from retail_assets.domain import MARTS_STAGE, Domain, range_tags
 from retail_assets.feeds.landing import landed_key, version_of
 from retail_assets.feeds.requests import (
     Request,
+    Versions,
     note_given_up,
     requests_for,
     runs_underway,
@@ -112,7 +113,16 @@ def load_requests(
 
 
 def marts_requests(domain: Domain, warehouse: WarehouseResource) -> Iterator[Request]:
-    """A build of the marts, where they are not of what is landed; once a state of that.
+    """A build of the marts, where they are not of what is landed; once a state of that."""
+    landed, built = landed_and_built(domain, warehouse)
+    # Without a landed table dbt could not build.
+    if all(landed.values()) and landed != built:
+        state = {f"{x.name} {key}": v for x, of in landed.items() for key, v in of.items()}
+        yield Request(f"{domain.marts_job}:{version_of(state)}", domain.marts_job, ())
+
+
+def landed_and_built(domain: Domain, warehouse: WarehouseResource) -> tuple[Versions, Versions]:
+    """What is landed, and what the marts are built of.
 
     Raises:
         WarehouseBusyError: another process has it open. It is not waited for: a step of a run
@@ -123,10 +133,7 @@ def marts_requests(domain: Domain, warehouse: WarehouseResource) -> Iterator[Req
             {x: warehouse.loaded_versions(x, stage) for x in domain.datasets}
             for stage in ("landed", MARTS_STAGE)
         )
-    # Without a landed table dbt could not build.
-    if all(landed.values()) and landed != built:
-        state = {f"{x.name} {key}": v for x, of in landed.items() for key, v in of.items()}
-        yield Request(f"{domain.marts_job}:{version_of(state)}", domain.marts_job, ())
+    return landed, built
 
 
 def partition_ranges(

@@ -9,6 +9,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from retail_assets.database_url import redacted
 from retail_assets.resources.operational_db import (
     OperationalDbRefusedError,
     OperationalDbResource,
@@ -17,7 +18,7 @@ from retail_assets.resources.operational_db import (
     ensure_table,
     insert_new,
 )
-from retail_assets.settings import load_settings, redacted
+from retail_assets.settings import load_settings
 from retail_assets_tests.conftest import PROJECT
 from retail_assets_tests.live.conftest import Servers
 

@@ -5,6 +5,7 @@ a run does (taking.py), the load and the marts (feeds/automation.py), dbt's mode
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -114,7 +115,8 @@ def drops_underway(instance: dg.DagsterInstance, feed: FileFeed) -> set[str]:
     """Drops that a requested run has in hand, whatever was asked for together."""
     ranges = [
         tuple(run.tags.get(tag, "") for tag in RANGE_TAGS)
-        for run in runs_underway(instance, feed.large_job)
+        for job in (feed.large_job, feed.drops_job)
+        for run in runs_underway(instance, job)
     ]
     registered = list(instance.get_dynamic_partitions(feed.partitions)) if ranges else []
     place = {key: i for i, key in enumerate(registered)}
@@ -177,7 +179,12 @@ def find_arrivals(
             table: {key: files[key].version for key in dates.intersection(files)}
             for table, files in look.files.items()
         }
-        yield from asking.range_requests(feed.large_job, ranges, versions)
+        # Of what is all that lacks, one run goes on to the marts; else these wait for the others.
+        is_all = len(ranges) == 1 and not (changes.small or underway or dated_only)
+        has_lists = all(look.table(table.dataset).ledgers for table in feed.single)
+        job = feed.drops_job if is_all and has_lists else feed.large_job
+        for request in asking.range_requests(feed.large_job, ranges, versions):
+            yield replace(request, job_name=job)
 
     new = sorted(dates.difference(registered))
     return asking.Arrivals(
@@ -238,7 +245,7 @@ def build_defs(feed: FileFeed, settings: Settings) -> dg.Definitions:
                 *("Drops that the sensor missed.", partial(catch_up, feed), ["lake"]),
             )
         )
-    sensed = {feed.small_job, feed.large_job, feed.load_job, feed.marts_job}
+    sensed = {feed.small_job, feed.large_job, feed.drops_job, feed.load_job, feed.marts_job}
     return dg.Definitions(
         assets=[
             *raw.values(),

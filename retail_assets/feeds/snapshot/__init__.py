@@ -100,6 +100,7 @@ class SnapshotFeed(PartitionFeed):
         self.datasets = (self.dataset,)
         self.source_job = f"{self.name}_source_to_lake"
         self.days_job = f"{self.name}_changed_days"
+        self.days_to_marts_job = f"{self.name}_days_to_marts"
         self.quarantine = replace(
             self.dataset,
             description="Source rows that could not be typed, with their text and the reason.",

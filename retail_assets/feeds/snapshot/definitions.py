@@ -6,6 +6,7 @@ Here: reporting what was read and written, what is asked for and when. Not here:
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -176,11 +177,17 @@ def day_requests(
     days: Iterable[str],
     job: str,
     *selection: dg.AssetKey,
+    alone: str | None = None,
 ) -> Iterator[Request]:
-    """One request a contiguous range of those ``days`` that are partitions."""
+    """One request a contiguous range of those ``days`` that are partitions.
+
+    ``alone`` is the job of a range that is the only one, if another one.
+    """
     every = day_partitions(feed, settings).get_partition_keys()
     ranges = asking.partition_ranges(set(every).intersection(days), every)
-    return asking.range_requests(job, ranges, {"day": manifest.fingerprints}, selection)
+    of = alone if alone and len(ranges) == 1 else job
+    for request in asking.range_requests(job, ranges, {"day": manifest.fingerprints}, selection):
+        yield replace(request, job_name=of)
 
 
 def find_arrivals(
@@ -192,7 +199,8 @@ def find_arrivals(
 ) -> asking.Arrivals:
     """The source, where its origin is another, and the days that it has otherwise."""
     assets = [feed.raw_key, processed_key(feed, feed.dataset), landed_key(feed.dataset)]
-    jobs = (feed.source_job, feed.days_job, feed.load_job, feed.marts_job, feed.name)
+    days_jobs = (feed.days_job, feed.days_to_marts_job)
+    jobs = (feed.source_job, *days_jobs, feed.load_job, feed.marts_job, feed.name)
     underway = asking.told_underway(instance, jobs, assets)
     notes: list[str] = []
     origins: Sequence[Fingerprint] | None = None
@@ -203,7 +211,8 @@ def find_arrivals(
 
     def wanted() -> Iterator[Request]:
         manifest = read_manifest(lake, feed.name)
-        if origins is not None and (manifest is None or not manifest.is_of(origins)):
+        is_new = origins is not None and (manifest is None or not manifest.is_of(origins))
+        if origins is not None and is_new:
             yield source_request(feed, origins, manifest)
         if manifest is None:
             return
@@ -217,7 +226,9 @@ def find_arrivals(
         # And those that the warehouse alone has, of a lake that was lost.
         lost = {day for day, version in landed.items() if version and day not in there}
         days = days_to_write(feed, lake, manifest) | lost
-        yield from day_requests(feed, settings, manifest, days, feed.days_job, *assets[1:])
+        # Of what is all that lacks, one run goes on to the marts.
+        alone = None if is_new or underway else feed.days_to_marts_job
+        yield from day_requests(feed, settings, manifest, days, feed.days_job, alone=alone)
 
     return asking.Arrivals(wanted=wanted, underway=underway, notes=notes)
 
@@ -239,6 +250,10 @@ def build_defs(feed: SnapshotFeed, settings: Settings) -> dg.Definitions:
             feed.days_job: (
                 processed | landed,
                 "Days that the source changed, to the lake and on to the warehouse.",
+            ),
+            feed.days_to_marts_job: (
+                everything - raw,
+                "Days that the source changed, to the lake and on to the marts.",
             ),
             feed.load_job: (landed, _LOADING),
             feed.marts_job: (models, "Build and test the dbt models of the domain."),

@@ -15,10 +15,11 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from retail_assets.database_url import redacted
 from retail_assets.dataset import Dataset
 from retail_assets.domain import Asked, Domain, Execution, PlanError, Pruned, QuarantineTable
 from retail_assets.errors import PermanentError
-from retail_assets.settings import Settings, redacted
+from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     import dagster as dg

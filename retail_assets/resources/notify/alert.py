@@ -17,9 +17,10 @@ from urllib.parse import parse_qsl, unquote
 
 from pydantic import SecretStr
 
+from retail_assets.database_url import redacted
 from retail_assets.errors import PermanentError, TransientError
 from retail_assets.resources.http import redact
-from retail_assets.settings import Settings, redacted, split_addresses
+from retail_assets.settings import Settings, split_addresses
 
 _MOST_LINES = 4
 _LONGEST_CAUSE = 600

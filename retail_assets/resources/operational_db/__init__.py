@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import dagster as dg
 from pydantic import field_validator
 
+from retail_assets.database_url import redacted
 from retail_assets.errors import PermanentError, TransientError
 from retail_assets.resources.operational_db.embedded import ADMINISTRATOR, EmbeddedPostgres
-from retail_assets.settings import Settings, redacted
+from retail_assets.settings import Settings
 
 if TYPE_CHECKING:
     import psycopg

@@ -45,7 +45,7 @@ from retail_assets_tests.defs.coffee_chain.raw_zone import D1, D2, D3, RawZone, 
 
 SPARK = SparkResource(master="embedded")
 SMALL_JOB, LARGE_JOB, LOAD_JOB = FEED.small_job, FEED.large_job, FEED.load_job
-MARTS_JOB, NIGHTLY_JOB = FEED.marts_job, FEED.nightly_job
+DROPS_JOB, MARTS_JOB, NIGHTLY_JOB = FEED.drops_job, FEED.marts_job, FEED.nightly_job
 D0, D4 = "2017-12-31", "2019-12-31"
 SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
 STARTED = dg.DagsterRunStatus.STARTED
@@ -103,7 +103,7 @@ class House:
 
     def shown(self, request: dg.RunRequest) -> str:
         """A request in short: small, load, marts or its drops."""
-        if request.job_name == LARGE_JOB:
+        if request.job_name in (LARGE_JOB, DROPS_JOB):
             return " ".join(self.keys_of(request))
         shown = str(request.job_name).removeprefix(f"{DOMAIN}_").removesuffix("_files")
         return {"lake_to_warehouse": "load"}.get(shown, shown)
@@ -150,6 +150,10 @@ class House:
             elif request.job_name == LARGE_JOB:
                 self.process(self.keys_of(request))
                 self.land(FEED.dated)
+            elif request.job_name == DROPS_JOB:
+                self.process(self.keys_of(request))
+                self.land()
+                self.build_marts()
             elif request.job_name == LOAD_JOB:
                 self.land()
             else:
@@ -168,7 +172,9 @@ class House:
             if isinstance(answer, str):
                 return done
             for request in answer:
-                done.append(self.shown(request) + ("" if self.run(request) else " failed"))
+                is_done = self.run(request)
+                done.append(self.shown(request) + ("" if is_done else " failed"))
+                done += ["marts"] if is_done and request.job_name == DROPS_JOB else []
         raise AssertionError(f"the sensor never rests: {done}")
 
     def landed(self) -> dict[str, int]:
@@ -249,6 +255,25 @@ def test_work_is_done_once_then_the_marts_then_nothing(house: House) -> None:
     assert house.landed() == {D1: 1, D2: 1}
 
 
+def test_one_run_takes_a_range_to_the_marts_where_that_is_all_that_lacks(house: House) -> None:
+    deliver(house, D1)
+    assert [x.job_name for x in house.sense()] == [SMALL_JOB, LARGE_JOB]  # type: ignore[union-attr]
+    house.settle()
+
+    deliver(house, D2, D3)
+    assert only(house.sense()).job_name == DROPS_JOB
+    house.raw.products("1,PD001,Latte,RM 10.90")
+    assert [x.job_name for x in house.sense()] == [SMALL_JOB, LARGE_JOB]  # type: ignore[union-attr]
+    house.settle()
+
+    deliver(house, D1, D3, rows=2)  # two ranges
+    assert [x.job_name for x in house.sense()] == [LARGE_JOB] * 2  # type: ignore[union-attr]
+    house.settle()
+    deliver(house, D1, rows=3)
+    house.instance.add_run(dg.DagsterRun(job_name=NIGHTLY_JOB, run_id=str(uuid4()), status=STARTED))
+    assert only(house.sense()).job_name == LARGE_JOB
+
+
 def test_drops_that_come_late_are_asked_for_alone(house: House) -> None:
     deliver(house, D1, D3)
     house.settle()
@@ -308,7 +333,7 @@ def test_a_run_is_left_to_its_work_at_every_stage(house: House, stage: str) -> N
     if stage == "landed":
         house.land()
 
-    assert house.sense() == f"{LARGE_JOB} is underway (run {run_id})"
+    assert house.sense() == f"{DROPS_JOB} is underway (run {run_id})"
     assert drops_underway(house.instance, FEED) == {D1, D2}
 
 
@@ -325,7 +350,7 @@ def test_a_drop_whose_run_was_killed_is_asked_for_again(house: House) -> None:
     run_id = house.record(only(house.sense()), STARTED)
     _, pid, _, host = process_tags(run_id)[PROCESS_TAG].split(" ", 3)
     deliver(house, D1, rows=2)
-    assert house.sense() == f"{LARGE_JOB} is underway (run {run_id})"
+    assert house.sense() == f"{DROPS_JOB} is underway (run {run_id})"
 
     house.instance.add_run_tags(run_id, {PROCESS_TAG: f"{run_id} {pid} earlier {host}"})
     assert list(fail_lost_runs(house.instance)) == [run_id]
@@ -427,7 +452,7 @@ def test_marts_wait_for_drops_that_are_underway(house: House) -> None:
     house.process([D1])
     house.land()
     run_id = house.record(first, STARTED)
-    assert house.sense() == f"{LARGE_JOB} is underway (run {run_id})"
+    assert house.sense() == f"{DROPS_JOB} is underway (run {run_id})"
 
     house.instance.delete_run(run_id)
     house.record(first, SUCCESS)
@@ -546,7 +571,7 @@ def test_the_schedule_leaves_to_a_run_what_it_has_in_hand(scheduled: House) -> N
     deliver(house, D1)
     run_id = house.record(only(house.sense()), STARTED)
 
-    assert schedule(house) == f"{LARGE_JOB} is underway (run {run_id})"
+    assert schedule(house) == f"{DROPS_JOB} is underway (run {run_id})"
     deliver(house, D2)
     assert house.keys_of(only(schedule(house))) == [D2]
 
@@ -563,5 +588,6 @@ def test_jobs_run_as_often_as_promised_and_nothing_by_itself(house: House) -> No
     assert {x.execution_timezone for x in schedules.values()} == {"UTC"}
     assert isinstance(sensor, dg.SensorDefinition)
     assert sensor.minimum_interval_seconds == 30
-    assert {job.name for job in sensor.jobs} == {SMALL_JOB, LARGE_JOB, LOAD_JOB, MARTS_JOB}
+    sensed = {SMALL_JOB, LARGE_JOB, DROPS_JOB, LOAD_JOB, MARTS_JOB}
+    assert {job.name for job in sensor.jobs} == sensed
     assert {x.default_status.name for x in (*schedules.values(), sensor)} == {"STOPPED"}

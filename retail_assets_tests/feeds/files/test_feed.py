@@ -134,14 +134,14 @@ def test_a_domain_of_dated_files_goes_from_raw_to_warehouse_by_its_sensor(house:
     house.deliver(OF_VISITS, D1, "north,3", "north,3", "south,x")
     house.deliver(OF_VISITS, D2, "north,4")
 
-    assert house.settle(feed) == ["large_files"]
+    assert house.settle(feed) == ["drops_to_marts"]
 
     assert [row[:2] for row in house.rows(VISITS)] == [("north", 3), ("north", 4)]
     assert feed.count_rows(house.lake) == {"shop.processed_visits": 2}
     processed = dg.AssetKey(["shop", "processed_visits"])
     assert house.instance.get_materialized_partitions(processed) == {D1, D2}
     house.deliver(OF_VISITS, D2, "north,5")
-    assert house.settle(feed) == ["large_files"]
+    assert house.settle(feed) == ["drops_to_marts"]
     assert [row[1] for row in house.rows(VISITS)] == [3, 5]
     assert house.settle(feed) == []
 
@@ -164,13 +164,13 @@ def test_a_table_that_never_had_a_file_is_there_and_empty(house: House) -> None:
     feed = shop(OF_VISITS, OF_RETURNS)
     house.deliver(OF_VISITS, D2, "north,3")
 
-    assert house.settle(feed) == ["large_files"]
+    assert house.settle(feed) == ["drops_to_marts"]
 
     assert house.rows(RETURNS) == []
     assert house.warehouse.loaded_versions(RETURNS) == {D2: ABSENT}
     assert house.settle(feed) == []
     house.deliver(OF_RETURNS, D1, "north,1")
-    assert house.settle(feed) == ["large_files"]
+    assert house.settle(feed) == ["drops_to_marts"]
     assert [row[1] for row in house.rows(RETURNS)] == [1]
 
 
@@ -218,7 +218,7 @@ def test_a_refused_file_keeps_back_no_other(house: House) -> None:
         D2: "FAILED",
         D3: "MATERIALIZED",
     }
-    assert house.settle(feed) == [*["large_files failed"] * 3, "lake_to_warehouse"]
+    assert house.settle(feed) == [*["drops_to_marts failed"] * 3, "lake_to_warehouse"]
     assert [row[1] for row in house.rows(VISITS)] == [1, 3]
 
 

@@ -143,6 +143,7 @@ def test_everything_is_called_by_the_domain_and_its_dataset(settings: Settings) 
         "footfall",
         "footfall_source_to_lake",
         "footfall_changed_days",
+        "footfall_days_to_marts",
         "footfall_lake_to_warehouse",
         "footfall_marts",
     }
