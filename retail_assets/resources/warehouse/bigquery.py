@@ -152,7 +152,7 @@ class BigQueryWarehouse(WarehouseResource):
             if (
                 0 < len(uris) <= URIS_A_LOAD_JOB
                 and len(keys) <= PARTITIONS_A_JOB
-                and _layout(found) == _declared_layout(dataset)
+                and _layout(found) == _layout(_configuration(dataset))
             ):
                 table = self._reference(dataset)
                 loaded = jobs.load("table", uris, table, _configuration(dataset))
@@ -258,7 +258,7 @@ class BigQueryWarehouse(WarehouseResource):
             fields = table.to_api_repr().get("schema", {}).get("fields", [])
             drift = dataset.compare_bigquery(fields)
             differences = [drift.describe()] if drift else []
-            found, declared = _layout(table), _declared_layout(dataset)
+            found, declared = _layout(table), _layout(_configuration(dataset))
             if found != declared:
                 differences.append(f"it is {found}, declared {declared}")
             if not differences:
@@ -336,10 +336,9 @@ class BigQueryWarehouse(WarehouseResource):
         table = bigquery.Table(self._reference(dataset), schema=dataset.bigquery_schema)
         table.description = dataset.description
         table.labels = self._labels(dataset)
-        if dataset.partition_by:
-            table.time_partitioning = _partitioning(dataset)
-        if dataset.cluster_by:
-            table.clustering_fields = list(dataset.cluster_by)
+        layout = _configuration(dataset)
+        table.time_partitioning = layout.time_partitioning
+        table.clustering_fields = layout.clustering_fields
         if expires:
             table.expires = expires
         return jobs.client.create_table(table, exists_ok=True, **jobs.calls)
@@ -448,12 +447,6 @@ def _chunks(items: Sequence[str], size: int) -> Iterator[list[str]]:
         yield list(items[start : start + size])
 
 
-def _partitioning(dataset: Dataset) -> "bigquery.TimePartitioning":
-    from google.cloud import bigquery
-
-    return bigquery.TimePartitioning(type_="DAY", field=dataset.partition_by)
-
-
 def _configuration(dataset: Dataset) -> "bigquery.LoadJobConfig":
     """A load of Parquet files that truncates, with the schema of the contract."""
     from google.cloud import bigquery
@@ -463,22 +456,17 @@ def _configuration(dataset: Dataset) -> "bigquery.LoadJobConfig":
     )
     configuration.schema = dataset.bigquery_schema
     if dataset.partition_by:
-        configuration.time_partitioning = _partitioning(dataset)
+        configuration.time_partitioning = bigquery.TimePartitioning("DAY", dataset.partition_by)
     if dataset.cluster_by:
         configuration.clustering_fields = list(dataset.cluster_by)
     return configuration
 
 
-def _layout(table: "bigquery.Table") -> str:
-    partitioning = table.time_partitioning
-    parts = [f"by {partitioning.type_} of {partitioning.field}"] if partitioning else []
-    clusters = json.dumps(list(table.clustering_fields or []))
-    return f"partitioned {''.join(parts) or 'not'}, clustered by{clusters}"
-
-
-def _declared_layout(dataset: Dataset) -> str:
-    parts = f"by DAY of {dataset.partition_by}" if dataset.partition_by else "not"
-    return f"partitioned {parts}, clustered by" + json.dumps(list(dataset.cluster_by))
+def _layout(laid_out: "bigquery.Table | bigquery.LoadJobConfig") -> str:
+    partitioning = laid_out.time_partitioning
+    parts = f"by {partitioning.type_} of {partitioning.field}" if partitioning else "not"
+    clusters = json.dumps(list(laid_out.clustering_fields or []))
+    return f"partitioned {parts}, clustered by{clusters}"
 
 
 def _check_rows(
