@@ -76,8 +76,8 @@ def trace(settings: Settings, table: str, partition: str | None, row: str | None
             )
             snapshot = lake.table(dataset).snapshot()
             keys = set(snapshot.ledgers)
-            if row is not None and landed:
-                keys &= _partitions_of(warehouse, dataset, row)
+            if row is not None:
+                keys &= _partitions_of(warehouse, dataset, row) if landed else set()
             if partition is not None:
                 keys &= {partition}
             versions = domain.lake_versions(lake, dataset, snapshot)

@@ -80,6 +80,7 @@ def test_a_table_of_one_file_has_one_line(settings: Settings) -> None:
 
     assert (found["partition"], found["files"]) == ("", {"raw/outlet.csv": "b" * 64})
     assert (found["is_landed"], found["is_built"]) == (False, False)
+    assert audit(OUTLET.table, "--row", "1").exit_code  # of no row, before the warehouse has it
 
 
 @pytest.mark.parametrize(
