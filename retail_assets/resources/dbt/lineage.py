@@ -6,6 +6,7 @@ project changes: a model is read once, and not in each build. Not here: what is 
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Lineage:
     def keep(self) -> None:
         """Write down what was found."""
         if self._is_new:
-            partial = self._kept.with_suffix(".tmp")
+            partial = self._kept.with_suffix(f".{os.getpid()}.tmp")
             partial.write_text(json.dumps(self._known), "utf-8")
             partial.replace(self._kept)
 
