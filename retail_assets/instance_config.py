@@ -169,5 +169,7 @@ def _differences(
 def _merged(ours: Mapping[str, Any], found: Any) -> dict[str, Any]:
     merged = dict(found) if isinstance(found, dict) else {}
     for key, value in ours.items():
-        merged[key] = _merged(value, merged.get(key)) if isinstance(value, dict) else value
+        # Dagster takes one storage: another beside ours would be an error.
+        is_part = isinstance(value, dict) and key != "storage"
+        merged[key] = _merged(value, merged.get(key)) if is_part else value
     return merged

@@ -107,6 +107,10 @@ def test_a_password_stays_in_the_environment(tmp_path: Path) -> None:
     told = yaml.safe_load(config_of(remote).read_text())["storage"]
     assert told == {"postgres": {"postgres_url": {"env": "RETAIL_DAGSTER_STORAGE"}}}
 
+    config_of(remote).write_text("storage: {sqlite: {base_dir: /old}}")
+    mend(remote)
+    assert yaml.safe_load(config_of(remote).read_text())["storage"] == told
+
 
 def test_doctor_finds_what_is_behind_and_mends_it(tmp_path: Path, retail_assets: Command) -> None:
     settings = load_settings(home=tmp_path)
