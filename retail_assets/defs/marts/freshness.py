@@ -89,14 +89,14 @@ class Watch:
         ) -> Iterator[dg.AssetCheckResult]:
             asked = context.selected_asset_check_keys
             with warehouse.kept_open():
-                for found in self.look(warehouse):
+                for found in self.look(warehouse)[0]:
                     if dg.AssetCheckKey(found.asset_key, found.check_name) in asked:
                         yield dg.AssetCheckResult(**found._asdict())
 
         return freshness
 
-    def look(self, warehouse: WarehouseResource) -> "list[Found]":
-        """What each check finds.
+    def look(self, warehouse: WarehouseResource) -> tuple[list[Found], str]:
+        """What each check finds, and a text that differs where the marts are of something else.
 
         Raises:
             WarehouseBusyError: another process has the warehouse, which is not waited for but by
@@ -109,9 +109,10 @@ class Watch:
             stale = [told for dataset, told in behind.items() if dataset in tables]
             text = "; ".join(stale) + f". Run: the job {self.domain.name}_marts" if stale else None
             found.append(Found(key, BUILT_CHECK, not stale, text))
-        return found + [self._recency(warehouse, x) for x in self.dated if landed[x]]
+        found += [self._recency(warehouse, x) for x in self.dated if landed[x]]
+        return found, version_of({f"{x.table} {k}": v for x in built for k, v in built[x].items()})
 
-    def _recency(self, warehouse: WarehouseResource, dataset: Dataset) -> "Found":
+    def _recency(self, warehouse: WarehouseResource, dataset: Dataset) -> Found:
         table = warehouse.name_of(dataset)
         ((last,),) = warehouse.query(f"select max({dataset.partition_by}) from {table}")
         assert self.within is not None
@@ -166,16 +167,12 @@ def build_defs(settings: Settings, watches: Iterable[Watch]) -> dg.Definitions:
         for watch in watched:
             try:
                 with warehouse.kept_open(WAREHOUSE_WAIT_S):
-                    found = watch.look(warehouse)
-                    built = landed_and_built(watch.domain, warehouse)[1]
+                    found, built = watch.look(warehouse)
             except WarehouseBusyError as busy:
                 notes.append(f"{watch.domain.name}: {busy}")
                 continue
-            news += [
-                x
-                for x in settled(found, since, watch.domain.name, version_of_built(built))
-                if is_news(context.instance, x)
-            ]
+            lasting = settled(found, since, watch.domain.name, built)
+            news += [x for x in lasting if is_news(context.instance, x)]
         notes += [f"{x.asset_key.to_user_string()}: {x.description or 'well'}" for x in news]
         return dg.SensorResult(
             skip_reason="; ".join(notes) or "nothing has changed",
@@ -187,11 +184,6 @@ def build_defs(settings: Settings, watches: Iterable[Watch]) -> dg.Definitions:
         asset_checks=[watch.checks() for watch in watched],
         sensors=[freshness_sensor] if watched else [],
     )
-
-
-def version_of_built(built: Mapping[Dataset, Mapping[str, str]]) -> str:
-    """Differs where the marts were built of something else since."""
-    return version_of({f"{x.table} {k}": v for x, of in built.items() for k, v in of.items()})
 
 
 def settled(
@@ -207,7 +199,8 @@ def settled(
         return list(found)
     if since.get(domain, [""])[0] != built:
         since[domain] = [built, now.isoformat()]
-    waits = now - datetime.fromisoformat(since[domain][1]) < GRACE
+    # A clock that was set back keeps nobody waiting.
+    waits = abs(now - datetime.fromisoformat(since[domain][1])) < GRACE
     return [x for x in found if x.passed or x.check_name != BUILT_CHECK or not waits]
 
 
