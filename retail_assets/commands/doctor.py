@@ -14,7 +14,6 @@ from retail_assets.defs.registry import domains
 from retail_assets.resources.cloud_checks import CheckFailedError, CloudChecks, Question
 from retail_assets.settings import Settings, unknown_variables
 
-_LEAST_FREE_BYTES = 2 * 1024**3
 _WAIT_S = 5.0
 
 
@@ -106,9 +105,12 @@ def _probe_folder(folder: Path) -> None:
 
 def _home(settings: Settings) -> str:
     _probe_folder(settings.home)
-    free = shutil.disk_usage(settings.home).free
-    if free < _LEAST_FREE_BYTES:
-        raise OSError(f"{settings.home}: {free / 1024**3:.1f} GiB free, expected 2 at least")
+    free, least = shutil.disk_usage(settings.home).free, settings.least_free_bytes
+    if free < least:
+        raise OSError(
+            f"{settings.home}: {free / 1024**3:.1f} GiB free, expected {least / 1024**3:.1f} at"
+            " least (RETAIL_LEAST_FREE_BYTES)"
+        )
     return f"{settings.home}, {free / 1024**3:.0f} GiB free"
 
 
