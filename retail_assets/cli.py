@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from retail_assets.commands.webserver import DEFAULT_URL
 from retail_assets.defs.registry import domains, load_commands, load_domain
 from retail_assets.errors import PermanentError, TransientError
 from retail_assets.process import QuickEnd, spare_garbage_collection
@@ -79,7 +78,9 @@ app.add_typer(
     name=_SAMPLE,
 )
 DomainName = Annotated[str, typer.Argument(metavar="DOMAIN", help=f"one of: {_DOMAINS}")]
-Url = Annotated[str, typer.Option(help="of the instance's webserver")]
+Url = Annotated[
+    str | None, typer.Option(help="of the instance's webserver; default: RETAIL_UI_URL")
+]
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help=f"such as {_A_TABLE}")]
 
 
@@ -316,7 +317,7 @@ def launch(
         str | None, typer.Option(help="a range A...B of the job's partitions, as one run")
     ] = None,
     config: Annotated[str | None, typer.Option(help="the run's config: a JSON object")] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="follow the run; exit 1 where it does not succeed")
     ] = False,
@@ -325,7 +326,7 @@ def launch(
     from retail_assets.commands.launch import follow
     from retail_assets.commands.launch import launch as start
 
-    launched = start(url, job, partitions, config)
+    launched = start(url or load_settings().ui_url, job, partitions, config)
     typer.echo(launched.link)
     if wait and not follow(launched, typer.echo):
         raise SystemExit(1)
@@ -333,13 +334,19 @@ def launch(
 
 @app.command()
 def health(
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON document")] = False,
+    notify: Annotated[
+        bool, typer.Option("--notify", help="tell RETAIL_NOTIFY what is not well, or is again")
+    ] = False,
 ) -> None:
     """Look whether a running instance works: webserver, code, daemon; exit 1 if one does not."""
-    from retail_assets.commands.health import look
+    from retail_assets.commands.health import look, tell
 
-    signs = look(url)
+    settings = load_settings()
+    signs = look(url or settings.ui_url)
+    if notify:
+        tell(settings, signs)
     if as_json:
         typer.echo(json.dumps([vars(sign) for sign in signs], indent=2))
     else:

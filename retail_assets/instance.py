@@ -18,6 +18,9 @@ from retail_assets.settings import Settings
 if TYPE_CHECKING:
     import dagster as dg
 
+# Of a daemon: it gives a sign every half a minute, or after a tick, which may take a minute.
+LONGEST_SILENCE_S = 300.0
+
 
 def prepare_instance(settings: Settings) -> None:
     """Make the instance's folder with a dagster.yaml; one that is there is left as it is."""

@@ -1,20 +1,22 @@
-"""Whether a running instance works: its webserver, its code, its daemon. For probes.
+"""Whether a running instance works: its webserver, its code, its daemon. For probes, and cron.
 
-Here: what is asked of the webserver, and what is well. Not here: systems outside (doctor.py).
+Here: what is asked of the webserver, what is well, and telling of it from outside: where the daemon
+is gone, no sensor tells. Not here: systems outside (doctor.py).
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from retail_assets.commands.webserver import WebserverError, ask
+from retail_assets.instance import LONGEST_SILENCE_S
+from retail_assets.settings import Settings
 
 _TIMEOUT_S = 10.0
-# A daemon gives a sign each half minute; what it does in between takes seconds.
-_LONGEST_SILENCE_S = 300.0
 _QUESTION = """{version
   instance {daemonHealth {allDaemonStatuses {
-    daemonType required healthy lastHeartbeatTime lastHeartbeatErrors {message}}}}
+    daemonType required lastHeartbeatTime lastHeartbeatErrors {message}}}}
   workspaceOrError {__typename
     ... on Workspace {locationEntries {name loadStatus locationOrLoadError {
       __typename ... on PythonError {message}}}}
@@ -48,6 +50,46 @@ def look(url: str) -> list[Sign]:
     ]
 
 
+def tell(settings: Settings, signs: Sequence[Sign]) -> None:
+    """Tell RETAIL_NOTIFY which part is not well, once, and when it is again.
+
+    What is unknown is left as it was told.
+    """
+    from retail_assets.defs.operations.conditions import Conditions
+    from retail_assets.instance import open_instance
+    from retail_assets.resources.notify import (
+        Alert,
+        Kind,
+        find_receivers,
+        open_outbox,
+        send_waiting,
+    )
+    from retail_assets.resources.notify.alert import Words
+
+    found: dict[str, list[Alert]] = {}
+
+    def note(part: str, why: str) -> None:
+        alert = Alert(kind=Kind.NOT_RUNNING, fault=f"health:{part}", subject=part, cause=why)
+        found[alert.fault] = [alert] if why else []
+
+    storage, words = "Dagster's storage", Words(settings)
+    try:
+        # By the instance, for the webserver may be away; and in the words of the alerts' sensor.
+        with open_instance(settings) as instance:
+            found["daemon:"] = Conditions(settings, instance).daemons()
+        note(storage, "")
+    except Exception as error:  # whatever keeps it from being read is what to tell
+        note(storage, words.clean(f"{type(error).__name__}: {error}", ours=False))
+    for sign in signs if signs[0].ok else signs[:1]:
+        if sign.part != "daemon" or not found.get("daemon:"):
+            note(sign.part, "" if sign.ok else words.clean(sign.found))
+    with open_outbox(settings) as outbox:
+        with outbox.transaction():
+            for scope, alerts in found.items():
+                outbox.reconcile(scope, alerts)
+        send_waiting(outbox, find_receivers(settings))
+
+
 def _code(workspace: dict[str, Any]) -> Sign:
     bad = [str(workspace["message"])] if "message" in workspace else []
     entries = workspace.get("locationEntries", ())
@@ -70,7 +112,7 @@ def _daemon(statuses: list[dict[str, Any]]) -> Sign:
             bad.append(f"{name} was never heard of")
             continue
         ages.append(age := max(0.0, time.time() - at))
-        if age > _LONGEST_SILENCE_S:
+        if age > LONGEST_SILENCE_S:
             bad.append(f"{name} was last heard of {age:.0f} s ago")
         elif errors := status["lastHeartbeatErrors"]:
             bad.append(f"{name} failed: {_first_line(errors[0]['message'])}")

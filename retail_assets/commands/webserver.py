@@ -7,7 +7,6 @@ from typing import Any
 
 from retail_assets.errors import PermanentError
 
-DEFAULT_URL = "http://127.0.0.1:3000"
 _TIMEOUT_S = 30.0
 
 

@@ -7,15 +7,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
 from dagster import AssetCheckSeverity as Severity
 
-from retail_assets.defs.operations import build_defs, look_and_tell, tell_dead_daemons
+from retail_assets.commands.doctor import examine
+from retail_assets.commands.health import Sign, look, tell
+from retail_assets.defs.operations import build_defs, look_and_tell
 from retail_assets.defs.operations.conditions import Conditions
+from retail_assets.defs.operations.runs import RunWatch
 from retail_assets.domain import range_tags
 from retail_assets.errors import PermanentError, failures_by_kind
 from retail_assets.feeds.requests import REQUEST_TAG, Request, note_given_up, requests_for
@@ -27,6 +32,8 @@ from retail_assets_tests.resources.alert_servers import alert_server
 
 D1, D2, D3 = "2011-04-01", "2011-04-02", "2011-04-03"
 FAILURE = dg.DagsterRunStatus.FAILURE
+NOBODY = "http://127.0.0.1:1"
+RUNS, GRACE = "retail_assets.defs.operations.runs", "retail_assets.resources.notify.outbox._GRACE_S"
 
 
 class Toggles(dg.ConfigurableResource):
@@ -188,6 +195,7 @@ def test_the_sensor_fails_runs_whose_process_is_gone_and_says_so(
 def test_a_failed_run_is_told_once_counted_and_told_to_be_well(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(f"{RUNS}._MOST_RUNS", 1)  # of a range of many days it is the last
     monkeypatch.setenv("FAULT_sales", "ours")
     run = house.run("sales", partition_key=D1)
     assert house.look() == [f"run failed: shop/sales, {D1}"]
@@ -261,6 +269,13 @@ def test_a_check_that_no_run_made_is_told(house: House) -> None:
     report(True)
     report(False)
     told = "check failed: shop/marts: is_fresh"
+    with open_outbox(house.settings) as outbox:  # two daemons, by mistake, see the same
+        looks = [RunWatch(house.settings, house.instance, outbox, ["shop"]) for _ in range(2)]
+        for one in looks:
+            one.look()
+        for one in looks:
+            with outbox.transaction():
+                one.keep()
     assert house.look() == [told, f"well again: {told}", told]
 
 
@@ -279,7 +294,7 @@ def test_a_run_that_dagster_runs_again_is_told_when_that_is_over(
 
     house.run("marts", tags=tags)  # and nobody does
     assert house.look() == []
-    monkeypatch.setattr("retail_assets.defs.operations.runs._PATIENCE_S", 0.0)
+    monkeypatch.setattr(f"{RUNS}._PATIENCE_S", 0.0)
     house.look()
     assert next(iter(house.faults().values())).times == 2
 
@@ -314,7 +329,7 @@ def test_a_request_is_told_when_it_is_given_up(
 
     # Delivered again with other bytes, it is another request.
     monkeypatch.setenv("FAULT_sales", "")
-    monkeypatch.setattr("retail_assets.defs.operations.runs._GIVEN_UP_GRACE_S", 0.0)
+    monkeypatch.setattr(GRACE, 0.0)
     assert ask(house, "drop:2") == 1
     assert house.run("sales", partition_key=D1, tags={REQUEST_TAG: "drop:2"}).is_success
     assert house.look() == [f"well again: request given up: shop/sales, {D1}"]
@@ -329,7 +344,9 @@ def test_a_request_that_nobody_asks_for_again_is_told_after_a_while(
     assert house.look() == []
     monkeypatch.setenv("FAULT_sales", "")
     house.run("sales", partition_key=D2)  # by hand
-    monkeypatch.setattr("retail_assets.defs.operations.runs._PATIENCE_S", 0.0)
+    # Nor does a clock that is set back make it wait.
+    set_back = SimpleNamespace(time=lambda: time.time() - 3600)
+    monkeypatch.setattr(f"{RUNS}.time", set_back)
     assert house.look() == [f"run failed: shop/sales, {D1}"]
 
 
@@ -351,6 +368,10 @@ def test_what_happened_while_nobody_looked_is_told_and_history_is_not(
         assert house.look() == []
         house.run("marts")
         assert house.look() == ["run failed: shop/marts"]
+        key = dg.AssetKey(["shop", "marts"])
+        for _ in range(3):
+            instance.report_runless_asset_event(dg.AssetCheckEvaluation(key, "is_fresh", True, {}))
+        assert house.look() == []
     # Another instance in its place begins to count anew.
     shutil.copytree(new_instance, settings.home / "another")
     with dg.DagsterInstance.local_temp(str(settings.home / "another")) as instance:
@@ -358,6 +379,11 @@ def test_what_happened_while_nobody_looked_is_told_and_history_is_not(
         anew.run("sales", partition_key=D1)
         anew.seen = 1
         assert anew.look() == []
+        instance.report_runless_asset_event(dg.AssetCheckEvaluation(key, "is_fresh", False, {}))
+        assert anew.look() == ["check failed: shop/marts: is_fresh"]
+        monkeypatch.setenv("FAULT_marts", "")
+        anew.run("marts")
+        assert anew.look() == ["well again: run failed: shop/marts"]
 
 
 # ---- what is at fault for as long as it is so
@@ -418,19 +444,36 @@ def test_ticks_that_fail_and_daemons_that_die_are_told(
             ticks(until=0)
 
             house = House(settings, instance)
-            assert tell_dead_daemons(settings, instance) == ""
+            monkeypatch.setenv("DAGSTER_HOME", "")  # which `tell` sets
+            tell(settings, [Sign("webserver", True, "there")])
+            assert house.messages() == []
             daemon.kill()
             daemon.wait()
             with monkeypatch.context() as patch:
-                silence = "retail_assets.defs.operations.conditions._LONGEST_SILENCE_S"
-                patch.setattr(silence, 0.0)
-                assert "SENSOR" in tell_dead_daemons(settings, instance).split(", ")
-            assert {"daemon is dead: SENSOR", "well again: daemon is dead: SENSOR"} <= {
-                *house.look()
-            }
+                patch.setattr("retail_assets.defs.operations.conditions.LONGEST_SILENCE_S", 0.0)
+                for _ in range(2):
+                    tell(settings, look(NOBODY))
+            told = [message.title for message in house.messages()]
+            down = {"not running: daemon SENSOR", "not running: webserver"}
+            assert down <= {*told} and len({*told}) == len(told)
+            assert "not running: code location" not in told  # nobody knows
+            monkeypatch.setattr(GRACE, 0.0)
+            tell(settings, [Sign("webserver", True, "there")])
+            assert {f"well again: {x}" for x in down} <= {x.title for x in house.messages()}
     finally:
         daemon.kill()
         daemon.wait()
+
+
+def test_a_storage_that_is_away_is_told(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    (settings.instance_dir / "dagster.yaml").write_text("storage: {no_such: {}}")
+    tell(settings, look(NOBODY))
+    with open_outbox(settings) as outbox:
+        titles = [message.title for message in outbox.messages()]
+    assert titles == ["not running: Dagster's storage", "not running: webserver"]
 
 
 def test_an_asset_later_than_its_policy_is_told(settings: Settings) -> None:
@@ -461,7 +504,9 @@ def test_a_disk_that_is_almost_full_is_told_once(settings: Settings, house: Hous
     full = settings.model_copy(update={"least_free_bytes": 2**60})
     (alert,) = Conditions(full, house.instance).find(None)["disk:"]
     assert alert.subject == str(settings.home)
-    assert "GiB free, expected 1073741824.0 at least (RETAIL_LEAST_FREE_BYTES)" in alert.cause
+    told = "GiB free, expected 1073741824.0 at least (RETAIL_LEAST_FREE_BYTES)"
+    (home,) = islice((x for x in examine(full) if x.system == "home"), 1)
+    assert told in alert.cause and told in home.found and not home.ok
 
 
 def test_the_sensor_tells_a_server_and_survives_it(

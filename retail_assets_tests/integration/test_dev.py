@@ -132,8 +132,10 @@ def test_health_tells_of_each_part(dev: Dev) -> None:
         ("code location", True),
         ("daemon", True),
     ]
-    nobody = dev.command("health", "--url", "http://127.0.0.1:1")
+    nobody = dev.command("health", "--url", "http://127.0.0.1:1", "--notify")
     assert nobody.returncode == 1
+    assert nobody.stderr.count("not running: webserver") == 1
+    assert "daemon SENSOR" not in nobody.stderr  # which the instance knows to be well
     assert [line[:4] for line in nobody.stdout.splitlines()] == ["FAIL"] * 3
 
 

@@ -229,13 +229,35 @@ def test_what_is_not_at_fault_any_more_is_well(box: MakeBox, clock: Clock) -> No
     with one.outbox.transaction():
         one.outbox.reconcile("tick:", two)
         one.outbox.reconcile("late:", [])
-        one.outbox.reconcile("tick:", two[:1])
-        one.outbox.reconcile("tick:", [], grace_s=60)
-    assert list(one.outbox.faults()) == ["tick:a"]
-    clock.now += 61
+        one.outbox.reconcile("tick:", [])  # it comes and goes
+    clock.now += 200
     with one.outbox.transaction():
-        one.outbox.reconcile("tick:", [], grace_s=60)
+        one.outbox.reconcile("tick:", two[:1])
+    assert list(one.outbox.faults()) == ["tick:a", "tick:b"]
+    clock.now += 41
+    with one.outbox.transaction():
+        one.outbox.reconcile("tick:", [])
+    assert list(one.outbox.faults()) == ["tick:a"]
+    clock.now -= HOUR
+    with one.outbox.transaction():
+        one.outbox.reconcile("tick:", [])
     assert len(one.titles()) == 4
+
+
+def test_what_lasts_is_told_again_and_what_gets_worse_at_once(box: MakeBox, clock: Clock) -> None:
+    one = box()
+    low = alert("disk:a", kind=Kind.DISK_LOW)
+    one.tell(low, alert("check:a", kind=Kind.CHECK_WARNS))
+    one.tell(low, alert("check:a", kind=Kind.CHECK_FAILED, occurrence="2"))
+    clock.now += DAY
+    one.tell(low)
+    assert [title.partition(",")[0] for title in one.titles()] == [
+        "disk is almost full: shop/a",
+        "check warns: shop/a",
+        "check failed: shop/a",
+        "still disk is almost full: shop/a",
+    ]
+    assert "again: since " in one.outbox.messages()[-1].body
 
 
 def test_all_of_a_transaction_is_kept_or_nothing(box: MakeBox, tmp_path: Path) -> None:

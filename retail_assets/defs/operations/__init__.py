@@ -64,11 +64,11 @@ def look_and_tell(
     """
     with open_outbox(settings) as outbox:
         receivers = find_receivers(settings)
-        found = Conditions(settings, instance).find(context.repository_def if context else None)
-        with outbox.transaction():
-            for scope, alerts in found.items():
-                outbox.reconcile(scope, alerts)
         try:
+            found = Conditions(settings, instance).find(context.repository_def if context else None)
+            with outbox.transaction():
+                for scope, alerts in found.items():
+                    outbox.reconcile(scope, alerts)
             runs = RunWatch(settings, instance, outbox, domains)
             runs.look()
             with outbox.transaction():
@@ -76,23 +76,9 @@ def look_and_tell(
         finally:
             # Among it, that the last tick of this sensor failed, where it did.
             send_waiting(outbox, receivers)
-        standings, messages = outbox.standings(), outbox.messages()
-        told = [f"{len(outbox.faults()):,} at fault"]
-        for name in (receiver.name for receiver in receivers):
-            waiting = sum(message.id > standings[name].done for message in messages)
-            why = f" ({standings[name].error})" if standings[name].error else ""
-            told += [f"{waiting:,} wait for {name}{why}"] if waiting else []
+        standings, told = outbox.standings(), [f"{len(outbox.faults()):,} at fault"]
+        for standing in (standings[receiver.name] for receiver in receivers):
+            if waiting := len(outbox.messages(standing.done)):
+                why = f" ({standing.error})" if standing.error else ""
+                told.append(f"{waiting:,} wait for {standing.name}{why}")
     return ", ".join(told)
-
-
-def tell_dead_daemons(settings: Settings, instance: dg.DagsterInstance) -> str:
-    """Tell of dead daemons: for a process that is none of theirs, for no sensor runs without them.
-
-    Returns the names of those that are dead, in words; empty where all live.
-    """
-    with open_outbox(settings) as outbox:
-        alerts = Conditions(settings, instance).daemons()
-        with outbox.transaction():
-            outbox.reconcile("daemon:", alerts)
-        send_waiting(outbox, find_receivers(settings))
-    return ", ".join(alert.subject for alert in alerts)

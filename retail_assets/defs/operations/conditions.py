@@ -12,12 +12,11 @@ from pathlib import Path
 
 import dagster as dg
 
+from retail_assets.instance import LONGEST_SILENCE_S
 from retail_assets.resources.notify import Alert, Kind
 from retail_assets.resources.notify.alert import Words, shown_time
 from retail_assets.settings import Settings
 
-# Heartbeats come every half a minute, or after a tick, which may take a minute.
-_LONGEST_SILENCE_S = 300.0
 _LATEST_TICKS = 3
 
 
@@ -89,13 +88,13 @@ class Conditions:
         now, dead = time.time(), []
         for name, status in self._instance.get_daemon_statuses().items():
             heartbeat = status.last_heartbeat
-            if heartbeat is None or now - heartbeat.timestamp < _LONGEST_SILENCE_S:
+            if heartbeat is None or now - heartbeat.timestamp < LONGEST_SILENCE_S:
                 continue
             dead.append(
                 Alert(
-                    kind=Kind.DAEMON_DEAD,
+                    kind=Kind.NOT_RUNNING,
                     fault=f"daemon:{name}",
-                    subject=name,
+                    subject=f"daemon {name}",
                     cause=f"its last heartbeat was {shown_time(heartbeat.timestamp)}",
                     link=f"{self._settings.ui_url}/deployment/health",
                 )

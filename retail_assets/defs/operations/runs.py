@@ -9,6 +9,7 @@ failed run is held back while another one takes its place.
 
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -36,10 +37,9 @@ _BLOCKED = "DagsterAssetCheckFailedError"
 _MOST_RUNS = 200
 # Retries and sensors have begun another run by then, or will not.
 _PATIENCE_S = 900.0
-# A look at a source that was cut short finds less than there is.
-_GIVEN_UP_GRACE_S = 300.0
+_INSTANCE_KEY = "retail_assets/instance"
 _MOST_ASSETS = 3
-_HELD = "held"
+_HELD, _OF = "held", "instance"
 
 
 class RunWatch:
@@ -56,10 +56,15 @@ class RunWatch:
         self._instance = instance
         self._outbox = outbox
         self._words = Words(settings)
-        self._cursors = dict(outbox.cursors())
+        self._before = outbox.cursors()
+        self._id = _identity(instance)
+        # Of another instance, whose events have other numbers, nothing was seen yet.
+        is_known = self._before.get(_OF, self._id) == self._id
+        self._cursors = {**(self._before if is_known else {}), _OF: self._id}
         self._held: dict[str, int] = json.loads(self._cursors.get(_HELD, "{}"))
         self._checks = {x: f.alert.partitions for x, f in outbox.faults("check:").items()}
         self._given_up = {name: given_up(instance, name) for name in domains}
+        self._requests = outbox.faults("request:")
         self._changes: list[Callable[[], None]] = []
 
     def look(self) -> None:
@@ -79,12 +84,12 @@ class RunWatch:
             for stage, told in stages.items():
                 scope = f"request:{domain}:{stage}:"
                 alerts = [self._request_alert(scope, *pair) for pair in told.items()]
-                self._changes.append(
-                    partial(self._outbox.reconcile, scope, alerts, grace_s=_GIVEN_UP_GRACE_S)
-                )
+                self._changes.append(partial(self._outbox.reconcile, scope, alerts))
 
     def keep(self) -> None:
-        """Write what was found, and how far the look came."""
+        """Write what was found, and how far the look came; unless another look was quicker."""
+        if self._outbox.cursors() != self._before:
+            return
         for change in self._changes:
             change()
         self._outbox.move(self._cursors | {_HELD: json.dumps(self._held)})
@@ -98,8 +103,6 @@ class RunWatch:
             last[kind] = latest[0].storage_id if latest else 0
         for kind, at in last.items():
             after = int(self._cursors.get(kind.value, at))
-            if after > max(last.values()):
-                after = 0  # another instance, made anew
             if at > after:
                 asked = dg.RunStatusChangeRecordsFilter(kind, after_storage_id=after)
                 found = self._instance.fetch_run_status_changes(asked, _MOST_RUNS, ascending=True)
@@ -166,7 +169,8 @@ class RunWatch:
         if record is None or _RETRIED_TAG in record.dagster_run.tags:
             return True
         run = record.dagster_run
-        is_old = time.time() - (record.end_time or 0) > _PATIENCE_S
+        # In both directions: a clock that was set back keeps nobody waiting.
+        is_old = abs(time.time() - (record.end_time or 0)) > _PATIENCE_S
         will_retry = run.tags.get(_WILL_RETRY_TAG, str(self._instance.run_retries_enabled).lower())
         waits = will_retry == "true"
         if identity := run.tags.get(REQUEST_TAG):
@@ -189,6 +193,9 @@ class RunWatch:
         kind, fault = Kind.REQUEST_GIVEN_UP, scope + identity
         if not runs or runs[0].is_success:
             return Alert(kind=kind, fault=fault, subject=identity, cause=f"it {why}")
+        known = self._requests.get(fault)
+        if known and known.alert.occurrence == runs[0].run_id:
+            return known.alert  # a run's log is long
         return replace(self._run_alert(runs[0]), kind=kind, fault=fault, advice=f"It {why}.")
 
     def _run_alert(self, run: dg.DagsterRun, storage_id: int = 0) -> Alert:
@@ -234,6 +241,7 @@ class RunWatch:
             partitions=partitions,
             link=f"{self._ui_url}/runs/{run.run_id}",
             memo={
+                "instance": self._id,
                 "after": storage_id,
                 "job": run.job_name,
                 "assets": names,
@@ -245,23 +253,40 @@ class RunWatch:
 
     def _is_made_again(self, memo: Mapping[str, Any]) -> bool:
         """Whether each asset of a failed run was materialized since, or its job succeeded."""
+        after = memo["after"] if memo["instance"] == self._id else 0
+        partitions = memo["partitions"]
         if not memo["assets"]:
             asked = dg.RunStatusChangeRecordsFilter(
-                _EVENT.RUN_SUCCESS, after_storage_id=memo["after"], job_names=[memo["job"]]
+                _EVENT.RUN_SUCCESS, after_storage_id=after, job_names=[memo["job"]]
             )
             return bool(self._instance.fetch_run_status_changes(asked, limit=1).records)
+        of: list[dict[str, Any]] = [{}]
+        if partitions and "..." not in partitions:
+            # A later range may have made it, and very many others after it.
+            of.append({"asset_partitions": [partitions]})
         return all(
             any(
-                _overlap(memo["partitions"], record.partition_key or "")
+                _overlap(partitions, record.partition_key or "")
+                for only in of
                 for record in self._instance.fetch_materializations(
                     dg.AssetRecordsFilter(
-                        dg.AssetKey.from_user_string(name), after_storage_id=memo["after"]
+                        dg.AssetKey.from_user_string(name), after_storage_id=after, **only
                     ),
                     limit=_MOST_RUNS,
                 ).records
             )
             for name in memo["assets"]
         )
+
+
+def _identity(instance: dg.DagsterInstance) -> str:
+    """What tells an instance from one that is made anew in its place; kept in it."""
+    storage = instance.daemon_cursor_storage
+    known = storage.get_cursor_values({_INSTANCE_KEY}).get(_INSTANCE_KEY)
+    if known is None:
+        known = uuid.uuid4().hex
+        storage.set_cursor_values({_INSTANCE_KEY: known})
+    return known
 
 
 def _evaluation(entry: dg.EventLogEntry) -> dg.AssetCheckEvaluation:

@@ -45,7 +45,7 @@ class Kind(Enum):
     CHECK_WARNS = "check warns", "Look at what it found; nothing is kept back."
     TICK_FAILED = "tick failed", "Mend what the cause names; it is tried again by itself."
     LATE = "asset is late", "Look whether its source delivers, and its sensor is on."
-    DAEMON_DEAD = "daemon is dead", "Start retail-assets dev, or the daemon, again."
+    NOT_RUNNING = "not running", "Start retail-assets dev, or this part of it, again."
     DISK_LOW = "disk is almost full", "Free space, or raise it: runs will fail without."
 
     def __init__(self, title: str, advice: str) -> None:
@@ -58,7 +58,7 @@ class Kind(Enum):
         return "warning" if self in (Kind.CHECK_WARNS, Kind.LATE, Kind.DISK_LOW) else "failure"
 
 
-_OF_NO_ASSET = (Kind.TICK_FAILED, Kind.DAEMON_DEAD, Kind.DISK_LOW)
+_OF_NO_ASSET = (Kind.TICK_FAILED, Kind.NOT_RUNNING, Kind.DISK_LOW)
 
 
 @dataclass(frozen=True, kw_only=True)

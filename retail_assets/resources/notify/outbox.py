@@ -34,6 +34,8 @@ create table if not exists cursors (name text primary key, value text not null);
 """
 _BUSY_S = 10.0
 _TOLD_AGAIN_S = 24 * 3600.0
+# What is not seen is well after so long: it may come and go, or a look may have been cut short.
+_GRACE_S = 240.0
 # A receiver that is down for longer gets no more of what was then.
 _KEPT_S = 30 * 24 * 3600.0
 
@@ -129,25 +131,28 @@ class Outbox:
         """Those that are open, of which the identity begins with ``scope``, the latest first."""
         rows = self._db.execute(
             "select alert, opened, last, times, told from faults"
-            " where substr(fault, 1, ?) = ? order by opened desc",
-            (len(scope), scope),
+            " where fault >= ?1 and fault < ?1 || char(0x10ffff) order by opened desc",
+            (scope,),
         )
         found = (Fault(Alert.of_json(text), *numbers) for text, *numbers in rows)
         return {fault.alert.fault: fault for fault in found}
 
     def tell(self, alert: Alert) -> None:
-        """A fault: a message where it is new; else it is counted, and told again once a day."""
+        """A fault: a message where it is new or another kind; else one a day, and it is counted."""
         now = self.now()
         before = self.faults(alert.fault).get(alert.fault)
         if before is None:
             fault = Fault(alert, now, now, 1, now)
-            self._post(alert.kind.level, alert.title, alert.body())
         else:
             is_again = before.alert.occurrence != alert.occurrence
             fault = Fault(alert, before.opened, now, before.times + is_again, before.told)
-            if is_again and now - before.told >= _TOLD_AGAIN_S:
-                fault = replace(fault, told=now)
-                self._post(alert.kind.level, f"still {alert.title}", alert.body(fault.again))
+        if before is None or before.alert.kind is not alert.kind:  # it warned, and now it fails
+            fault = replace(fault, told=now)
+            self._post(alert.kind.level, alert.title, alert.body(fault.again))
+        elif now - fault.told >= _TOLD_AGAIN_S:
+            fault = replace(fault, told=now)
+            again = fault.again or f"since {shown_time(fault.opened)}"
+            self._post(alert.kind.level, f"still {alert.title}", alert.body(again))
         self._db.execute(
             "insert or replace into faults values (?, ?, ?, ?, ?, ?)",
             (alert.fault, alert.to_json(), *astuple(fault)[1:]),
@@ -163,17 +168,14 @@ class Outbox:
         body = "\n".join(f"{name}: {text}" for name, text in lines.items() if text)
         self._post("success", f"well again: {before.alert.title}", body)
 
-    def reconcile(self, scope: str, alerts: Iterable[Alert], *, grace_s: float = 0) -> None:
-        """Tell of ``alerts``, which are all faults of the scope: the others of it are well again.
-
-        Those only that were not seen for longer than the grace.
-        """
+    def reconcile(self, scope: str, alerts: Iterable[Alert]) -> None:
+        """Tell of ``alerts``, which are all faults of the scope: others are well after a while."""
         now, found = self.now(), {alert.fault: alert for alert in alerts}
         for alert in found.values():
             self.tell(alert)
         for fault, before in self.faults(scope).items():
             # A clock that was set back says nothing on how long it was.
-            if fault not in found and not 0 <= now - before.last < grace_s:
+            if fault not in found and not 0 <= now - before.last < _GRACE_S:
                 self.well(fault)
 
     # ---- what waits to be told

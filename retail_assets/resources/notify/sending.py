@@ -37,13 +37,13 @@ def send_waiting(
     end = monotonic() + most_s
     try:
         with FileLock(outbox.path.with_suffix(".lock"), timeout=0):
-            standings, messages = outbox.standings(), outbox.messages()
+            standings = outbox.standings()
             # First those that answer: one that stalls keeps no other waiting.
             for receiver in sorted(receivers, key=lambda x: standings[x.name].failures):
                 standing = standings[receiver.name]
-                waiting = [x for x in messages if x.id > standing.done]
                 if not _is_due(standing, outbox.now()):
                     continue
+                waiting = outbox.messages(standing.done)
                 for told in _as_sent(waiting):
                     if monotonic() > end:
                         return
