@@ -81,8 +81,8 @@ def test_runs_are_looked_after_by_default(dev: Dev) -> None:
         ' repositoryLocationName: "retail_assets"}) {... on Sensors {results'
         " {name sensorState {status}}}}}"
     )["sensorsOrError"]["results"]
-    running = [each["name"] for each in found if each["sensorState"]["status"] == "RUNNING"]
-    assert running == ["alerts_sensor", "lost_runs_sensor"]
+    running = {each["name"] for each in found if each["sensorState"]["status"] == "RUNNING"}
+    assert running == {"alerts_sensor", "freshness_sensor", "lost_runs_sensor"}
 
 
 def test_a_file_that_is_not_as_ours_is_obeyed_and_told(dev: Dev) -> None:
