@@ -147,4 +147,13 @@ class Teller:
                 sql = (path if path.is_file() else path / node["path"]).read_text("utf-8")
                 rows = warehouse.sample(f"({sql}\n)", _MOST_ROWS)
                 told |= preview("failed_rows", rows, self._personal)
-            yield result.with_metadata({**result.metadata, **told})
+            failed = result.metadata.get("dagster_dbt/failed_row_count")
+            found = f"{failed.value:,} rows do not pass" if failed else "dbt could not look"
+            yield dg.AssetCheckResult(
+                passed=False,
+                asset_key=result.asset_key,
+                check_name=result.check_name,
+                metadata={**result.metadata, **told},
+                severity=result.severity,
+                description=f"{found}: {describe_test(node)}",
+            )

@@ -304,6 +304,7 @@ def test_a_test_that_warns_tells_which_rows(shop: Shop) -> None:
 
     rows = found.metadata["failed_rows"].value
     assert isinstance(rows, list | tuple) and rows
+    assert str(found.description).startswith(f"{len(rows)} rows do not pass: ")
 
 
 def test_a_number_of_a_mart_leads_to_the_files_that_it_is_of(shop: Shop) -> None:
