@@ -62,11 +62,10 @@ def launch(url: str, job: str, partitions: str | None, config: str | None) -> La
     """
     run_config = _read_config(config)
     selector = _find(url, job)
-    range_ = _range(job, _partition_keys(url, selector), partitions)
+    range_ = _range(job, _partition_keys(url, selector | {"pipelineName": job}), partitions)
     tags = [{"key": k, "value": v} for k, v in (range_tags(*range_) if range_ else {}).items()]
     parameters = {
-        "selector": {key: x for key, x in selector.items() if key != "pipelineName"}
-        | {"jobName": job},
+        "selector": selector | {"jobName": job},
         "runConfigData": run_config,
         "executionMetadata": {"tags": tags},
     }
@@ -128,7 +127,6 @@ def _find(url: str, job: str) -> dict[str, str]:
             return {
                 "repositoryName": repository["name"],
                 "repositoryLocationName": repository["location"]["name"],
-                "pipelineName": job,
             }
         names += ours
     raise LaunchError(f"{job!r} is no job of {url}; one of: {', '.join(sorted(names)) or 'none'}")

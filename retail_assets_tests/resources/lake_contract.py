@@ -266,7 +266,7 @@ class LakeContract:
         publish(lake, {"": [1, 2]}, dataset=SHOPS)
         publish(lake, {"": [3]}, dataset=SHOPS)
         assert content_of(lake, SHOPS) == {"": [3]}
-        assert lake.partition_rows(SHOPS, [""]) == {"": 1}
+        assert lake.table(SHOPS).snapshot().rows_of([""]) == {"": 1}
         publish(lake, {}, [""], SHOPS)
         assert content_of(lake, SHOPS) == {}
         for key, dataset in ((D1, SHOPS), ("", SALES)):

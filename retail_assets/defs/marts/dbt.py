@@ -133,14 +133,19 @@ def tables_of(manifest: Mapping[str, Any]) -> list[str]:
 
 def landed_behind(manifest: Mapping[str, Any], domain: Domain, model: str) -> set[Dataset]:
     """The landed tables of ``domain`` that a model stands on, over whatever lies between."""
-    seen, ahead = set[str](), [model]
-    while ahead:
-        found = set(manifest["parent_map"].get(ahead.pop(), ())) - seen
-        seen |= found
-        ahead += found
-    sources = (manifest["sources"][name] for name in seen if name in manifest["sources"])
+    behind = _reached(manifest["parent_map"], [model])
+    sources = (manifest["sources"][name] for name in behind if name in manifest["sources"])
     names = {f"{source['schema']}.{source['name']}" for source in sources}
     return {dataset for dataset in domain.datasets if dataset.table in names}
+
+
+def _reached(graph: Mapping[str, Sequence[str]], ahead: list[str]) -> set[str]:
+    reached = set[str]()
+    while ahead:
+        found = set(graph.get(ahead.pop(), ())) - reached
+        reached |= found
+        ahead += found
+    return reached
 
 
 def _models(settings: Settings, part: Mapping[str, Any], domain: Domain) -> dg.AssetsDefinition:
@@ -230,16 +235,12 @@ def tables_left_out(
     have been loaded again with what it had, and Dagster would show them as stale.
     """
     tables = {(dataset.schema, dataset.name) for dataset in changed}
-    ahead = [
+    loaded = [
         name
         for name, source in manifest["sources"].items()
         if (source["schema"], source["name"]) in tables
     ]
-    built: set[str] = set()
-    while ahead:
-        found = set(manifest["child_map"].get(ahead.pop(), ())) - built
-        built |= found
-        ahead += found
+    built = _reached(manifest["child_map"], loaded)
     return [manifest["nodes"][name] for name in tables_of(manifest) if name not in built]
 
 

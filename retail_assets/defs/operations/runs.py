@@ -253,7 +253,7 @@ class RunWatch:
 
     def _is_made_again(self, memo: Mapping[str, Any]) -> bool:
         """Whether each asset of a failed run was materialized since, or its job succeeded."""
-        after = memo["after"] if memo["instance"] == self._id else 0
+        after = memo["after"] if memo.get("instance", self._id) == self._id else 0
         partitions = memo["partitions"]
         if not memo["assets"]:
             asked = dg.RunStatusChangeRecordsFilter(

@@ -202,10 +202,6 @@ class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
         """
         return [self.uri(file.name) for file in self.table(dataset).snapshot().filled(keys)]
 
-    def partition_rows(self, dataset: Dataset, keys: Iterable[str]) -> dict[str, int]:
-        """Rows of each partition; 0 where it is empty."""
-        return self.table(dataset).snapshot().rows_of(keys)
-
     @abstractmethod
     def storage_options(self) -> dict[str, str] | None:
         """How delta-rs reaches the lake; None for a folder."""

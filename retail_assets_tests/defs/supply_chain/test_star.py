@@ -232,7 +232,7 @@ def test_an_earlier_message_that_lands_later_is_superseded(zone: Zone) -> None:
     assert changed(built) == {"dim_location": ("",), "fact_order": (D2,), "dim_metadata": (D2,)}
     assert star_versions(zone.lake, FACT_ORDER)[D2] == EMPTY
     assert zone.files(*BY_DATE) > files
-    assert zone.lake.partition_rows(FACT_ORDER, DAYS) == {D1: 1, D2: 0, D3: 0}
+    assert zone.lake.table(FACT_ORDER).snapshot().rows_of(DAYS) == {D1: 1, D2: 0, D3: 0}
 
 
 def test_the_latest_message_of_an_item_wins_of_one_file_and_of_many(zone: Zone) -> None:

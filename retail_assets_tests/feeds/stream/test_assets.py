@@ -464,7 +464,7 @@ def test_a_star_that_is_not_as_it_should_be_is_not_loaded(
     assert keys == set(map(transformed_key, LANDED))
     # What the check tells to do mends it.
     assert shop.execute(STAR_JOB, star_config(anew=True)).success
-    assert shop.lake.partition_rows(DIM_DEPARTMENT, [""]) == {"": 1}
+    assert shop.lake.table(DIM_DEPARTMENT).snapshot().rows_of([""]) == {"": 1}
 
 
 def test_a_star_that_lost_its_messages_is_refused_unless_that_is_meant(
