@@ -14,6 +14,8 @@ from retail_assets.domain import range_tags
 from retail_assets.errors import PermanentError
 
 _LOOK_S = 1.0
+# A webserver that is started anew does not end the run.
+_PATIENCE_S = 60.0
 _ENDED = ("SUCCESS", "FAILURE", "CANCELED")
 _JOBS = """{repositoriesOrError {__typename
   ... on RepositoryConnection {nodes {name location {name} jobs {name}}}
@@ -80,10 +82,20 @@ def follow(launched: Launched, tell: Callable[[str], None]) -> bool:
     """Tell each status that the run comes to, until it ends; whether it succeeded.
 
     A run that Dagster tries again is followed into its next try.
+
+    Raises:
+        WebserverError: the webserver is gone for a minute, or the run is.
     """
-    known = ""
+    known, answered = "", time.monotonic()
     while True:
-        run = ask(launched.url, _RUN, run=launched.run_id)["runOrError"]
+        try:
+            run = ask(launched.url, _RUN, run=launched.run_id)["runOrError"]
+            answered = time.monotonic()
+        except WebserverError:
+            if time.monotonic() - answered > _PATIENCE_S:
+                raise
+            time.sleep(_LOOK_S)
+            continue
         if "status" not in run:
             raise WebserverError(f"{launched.link} is gone: {run.get('message')}")
         status = str(run["status"])
