@@ -478,13 +478,13 @@ def test_a_storage_that_is_away_is_told(
 
 def test_an_asset_later_than_its_policy_is_told(settings: Settings) -> None:
     policy = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=1))
-    spec = dg.AssetSpec(["shop", "sales"], freshness_policy=policy)
-    repository = dg.Definitions(assets=[spec]).get_repository_def()
+    specs = [dg.AssetSpec(["shop", name], freshness_policy=policy) for name in ("marts", "sales")]
+    repository = dg.Definitions(assets=specs).get_repository_def()
     freshness = sys.modules[dg.FreshnessPolicy.__module__]
     with dg.DagsterInstance.local_temp(str(settings.instance_dir)) as instance:
         conditions = Conditions(settings, instance)
 
-        def becomes(state: str) -> list[str]:
+        def becomes(state: str, spec: dg.AssetSpec) -> list[str]:
             # The event that the freshness daemon reports, which judges once a minute at most.
             change = freshness.FreshnessStateChange(
                 key=spec.key,
@@ -496,8 +496,9 @@ def test_an_asset_later_than_its_policy_is_told(settings: Settings) -> None:
             return [alert.title for alert in conditions.find(repository)["late:"]]
 
         assert conditions.find(repository)["late:"] == []
-        assert becomes("FAIL") == ["asset is late: shop/sales"]
-        assert becomes("PASS") == []
+        assert becomes("FAIL", specs[1]) == ["asset is late: shop/sales"]
+        assert becomes("FAIL", specs[0]) == ["asset is late: shop/marts, shop/sales"]
+        assert [becomes("PASS", spec) for spec in specs][-1] == []
 
 
 def test_a_disk_that_is_almost_full_is_told_once(settings: Settings, house: House) -> None:

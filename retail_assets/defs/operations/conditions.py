@@ -14,7 +14,7 @@ import dagster as dg
 
 from retail_assets.instance import LONGEST_SILENCE_S
 from retail_assets.resources.notify import Alert, Kind
-from retail_assets.resources.notify.alert import Words, shown_time
+from retail_assets.resources.notify.alert import Words, named, shown_time
 from retail_assets.settings import Settings
 
 _LATEST_TICKS = 3
@@ -60,23 +60,27 @@ class Conditions:
             )
 
     def _late(self, repository: dg.RepositoryDefinition) -> list[Alert]:
-        """Assets that their freshness policy calls failed."""
-        keys = [
-            key
+        """Assets that their freshness policy calls failed: one alert a group, for one cause."""
+        groups = {
+            key: definition.specs_by_key[key].group_name
             for key, definition in repository.assets_defs_by_key.items()
             if definition.specs_by_key[key].freshness_policy is not None
-        ]
-        states = self._instance.get_freshness_state_records(keys) if keys else {}
+        }
+        states = self._instance.get_freshness_state_records(list(groups)) if groups else {}
+        late: dict[str | None, list[dg.AssetKey]] = {}
+        for key, state in sorted(states.items(), key=lambda x: x[0].path):
+            if state.freshness_state.value == "FAIL":
+                late.setdefault(groups[key], []).append(key)
         return [
             Alert(
                 kind=Kind.LATE,
-                fault=f"late:{key.to_user_string()}",
-                subject=key.to_user_string(),
-                cause=f"{self._last_made(key)}; its freshness policy expects it more often",
-                link=f"{self._settings.ui_url}/assets/{'/'.join(key.path)}",
+                fault=f"late:{group}",
+                subject=named(key.to_user_string() for key in keys),
+                cause=f"{keys[0].to_user_string()} was {self._last_made(keys[0])};"
+                " its freshness policy expects it more often",
+                link=f"{self._settings.ui_url}/assets/{'/'.join(keys[0].path)}",
             )
-            for key, state in states.items()
-            if state.freshness_state.value == "FAIL"
+            for group, keys in late.items()
         ]
 
     def _last_made(self, key: dg.AssetKey) -> str:

@@ -20,7 +20,7 @@ import dagster as dg
 from retail_assets.domain import RANGE_TAGS
 from retail_assets.feeds.requests import REQUEST_TAG, given_up
 from retail_assets.resources.notify import Alert, Kind, Outbox
-from retail_assets.resources.notify.alert import Words
+from retail_assets.resources.notify.alert import Words, named
 from retail_assets.settings import Settings
 
 # As Dagster tags a failed run: that it will be executed again, and the run that did so.
@@ -38,7 +38,6 @@ _MOST_RUNS = 200
 # Retries and sensors have begun another run by then, or will not.
 _PATIENCE_S = 900.0
 _INSTANCE_KEY = "retail_assets/instance"
-_MOST_ASSETS = 3
 _HELD, _OF = "held", "instance"
 
 
@@ -229,13 +228,11 @@ class RunWatch:
             key for key, step in planned.items() if (step in failed if failed else key not in made)
         ] or list(planned)
         names = [key.to_user_string() for key in keys]
-        more = len(names) - _MOST_ASSETS
-        subject = ", ".join(names[:_MOST_ASSETS]) + (f" and {more} more" if more > 0 else "")
         partitions = _partitions(run)
         return Alert(
             kind=Kind.RUN_FAILED,
             fault=f"run:{run.job_name}:{','.join(names)}:{partitions}",
-            subject=subject or f"job {run.job_name}",
+            subject=named(names) or f"job {run.job_name}",
             cause=cause,
             occurrence=run.run_id,
             partitions=partitions,

@@ -24,6 +24,7 @@ from retail_assets.settings import Settings, split_addresses
 
 _MOST_LINES = 4
 _LONGEST_CAUSE = 600
+_MOST_NAMES = 3
 _LONGEST_READ = 10_000
 _SHORTEST_SECRET = 4
 MASK = "***"
@@ -122,6 +123,13 @@ class Alert:
 def shown_time(seconds: float) -> str:
     """A time of the epoch, for people."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def named(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    found = list(names)
+    more = len(found) - _MOST_NAMES
+    return ", ".join(found[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 class Words:
