@@ -21,7 +21,7 @@ def webserver(*answers: dict[str, object] | None) -> Iterator[str]:
     coming = iter(answers)
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802  (the library's name)
+        def do_POST(self) -> None:
             answer = next(coming, None)
             self.send_response(502 if answer is None else 200)
             self.end_headers()
