@@ -7,12 +7,12 @@ it. Not here: the instance (instance.py), what Dagster makes of the file.
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from retail_assets.database_url import redacted
 from retail_assets.errors import PermanentError
 from retail_assets.settings import Settings, variable_name
 
@@ -28,19 +28,6 @@ _HEADING = """\
 
 class UnreadableConfigError(PermanentError):
     """An instance's dagster.yaml cannot be read; nothing was changed."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A key of ours that a file has otherwise: its path, our value, and the file's; None: none."""
-
-    path: tuple[str, ...]
-    ours: Any
-    found: Any
-
-    def __str__(self) -> str:
-        found = "nothing" if self.found is None else self.found
-        return f"{'.'.join(self.path)}: {self.ours} (found: {found})"
 
 
 def our_config(settings: Settings) -> dict[str, Any]:
@@ -108,8 +95,8 @@ def make_config(settings: Settings) -> None:
         _write(config, our_config(settings))
 
 
-def differences(settings: Settings) -> list[Difference]:
-    """Where the instance's dagster.yaml is not as ours; its other keys are its owner's.
+def differences(settings: Settings) -> list[str]:
+    """Where the instance's dagster.yaml is not as ours, a line a key; others are its owner's.
 
     Raises:
         UnreadableConfigError: it is no YAML.
@@ -155,15 +142,14 @@ def _write(config: Path, content: Mapping[str, Any]) -> None:
     partial.replace(config)
 
 
-def _differences(
-    ours: Mapping[str, Any], found: Any, path: tuple[str, ...] = ()
-) -> Iterator[Difference]:
+def _differences(ours: Mapping[str, Any], found: Any, path: str = "") -> Iterator[str]:
     for key, value in ours.items():
         other = found.get(key) if isinstance(found, dict) else None
         if isinstance(value, dict):
-            yield from _differences(value, other, (*path, key))
+            yield from _differences(value, other, f"{path}{key}.")
         elif other != value:
-            yield Difference((*path, key), value, other)
+            shown = "nothing" if other is None else redacted(str(other))
+            yield f"{path}{key}: {value} (found: {shown})"
 
 
 def _merged(ours: Mapping[str, Any], found: Any) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _dagster_yaml(settings: Settings) -> str:
     from retail_assets.instance_config import differences
 
     if found := differences(settings):
-        raise ValueError(f"not as ours: {'; '.join(map(str, found))}")
+        raise ValueError(f"not as ours: {'; '.join(found)}")
     return "as ours; what else it says is yours"
 
 
