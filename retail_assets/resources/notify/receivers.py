@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from retail_assets.resources.notify.alert import MASK, address_parts, longest_first
 from retail_assets.settings import Settings, split_addresses
@@ -22,17 +22,6 @@ from retail_assets.settings import Settings, split_addresses
 _CALL = Path(__file__).with_name("apprise_call.py")
 _LONGEST_WHY = 200
 _LOG = logging.getLogger("retail_assets.alerts")
-
-
-class Receiver(Protocol):
-    """Who is sent messages; its name shows no secret."""
-
-    @property
-    def name(self) -> str:
-        """By which it is known: its place among the addresses, and its service."""
-
-    def send(self, level: str, title: str, body: str, timeout_s: float) -> str | None:
-        """None where the message was taken, or why not."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +38,16 @@ class Log:
 
 @dataclass(frozen=True)
 class Service:
-    """An address that apprise knows."""
+    """An address that apprise knows; its name, place and service, shows no secret."""
 
     name: str
     address: str = field(repr=False)
 
     def send(self, level: str, title: str, body: str, timeout_s: float) -> str | None:
-        """Send by apprise; of what is not answered in time nobody knows whether it was taken."""
+        """Send by apprise; None where it was taken, or why not.
+
+        Of what is not answered in time nobody knows whether it was taken.
+        """
         asked = {"address": self.address, "level": level, "title": title, "body": body}
         try:
             done = subprocess.run(
@@ -75,6 +67,9 @@ class Service:
         for part in longest_first(address_parts([self.address])):
             why = why.replace(part, MASK)
         return why[:_LONGEST_WHY]
+
+
+Receiver: TypeAlias = Log | Service
 
 
 def find_receivers(settings: Settings) -> Sequence[Receiver]:
