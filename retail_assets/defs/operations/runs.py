@@ -96,18 +96,17 @@ class RunWatch:
     def _ended_runs(self) -> list[dg.EventLogRecord]:
         """The events of runs that ended; at the very first look none, for these are history."""
         ended: list[dg.EventLogRecord] = []
-        last: dict[_Ended, int] = {}
+        kind: _Ended
         for kind in get_args(_Ended):
-            latest = self._instance.fetch_run_status_changes(kind, limit=1).records
-            last[kind] = latest[0].storage_id if latest else 0
-        for kind, at in last.items():
-            after = int(self._cursors.get(kind.value, at))
-            if at > after:
-                asked = dg.RunStatusChangeRecordsFilter(kind, after_storage_id=after)
-                found = self._instance.fetch_run_status_changes(asked, _MOST_RUNS, ascending=True)
-                ended += found.records
-                after = found.records[-1].storage_id
-            self._cursors[kind.value] = str(after)
+            if (known := self._cursors.get(kind.value)) is None:
+                latest = self._instance.fetch_run_status_changes(kind, limit=1).records
+                self._cursors[kind.value] = str(latest[0].storage_id if latest else 0)
+                continue
+            asked = dg.RunStatusChangeRecordsFilter(kind, after_storage_id=int(known))
+            found = self._instance.fetch_run_status_changes(asked, _MOST_RUNS, ascending=True)
+            ended += found.records
+            for record in found.records[-1:]:
+                self._cursors[kind.value] = str(record.storage_id)
         return sorted(ended, key=lambda record: record.storage_id)
 
     # ---- checks
