@@ -68,7 +68,7 @@ class Conditions:
         }
         states = self._instance.get_freshness_state_records(list(groups)) if groups else {}
         late: dict[str | None, list[dg.AssetKey]] = {}
-        for key, state in sorted(states.items(), key=lambda x: x[0].path):
+        for key, state in sorted(states.items(), key=lambda x: x[0].to_user_string()):
             if state.freshness_state.value == "FAIL":
                 late.setdefault(groups[key], []).append(key)
         return [
