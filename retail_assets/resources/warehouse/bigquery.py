@@ -337,8 +337,10 @@ class BigQueryWarehouse(WarehouseResource):
         table.description = dataset.description
         table.labels = self._labels(dataset)
         layout = _configuration(dataset)
-        table.time_partitioning = layout.time_partitioning
-        table.clustering_fields = layout.clustering_fields
+        if layout.time_partitioning:
+            table.time_partitioning = layout.time_partitioning
+        if layout.clustering_fields:
+            table.clustering_fields = layout.clustering_fields
         if expires:
             table.expires = expires
         return jobs.client.create_table(table, exists_ok=True, **jobs.calls)
