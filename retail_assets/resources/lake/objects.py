@@ -84,8 +84,8 @@ class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
         """Whether there is an object of that name."""
 
     @abstractmethod
-    def list_objects(self, prefix: str, start: str = "") -> "Iterator[LakeObject]":
-        """Objects whose name begins with ``prefix``, by name, from the name ``start`` on."""
+    def list_objects(self, prefix: str) -> "Iterator[LakeObject]":
+        """Objects whose name begins with ``prefix``, by name."""
 
     @abstractmethod
     def local_file(self, name: str) -> Path:
@@ -201,10 +201,6 @@ class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
         A table without partitions is one partition, of the key "".
         """
         return [self.uri(file.name) for file in self.table(dataset).snapshot().filled(keys)]
-
-    def partition_rows(self, dataset: Dataset, keys: Iterable[str]) -> dict[str, int]:
-        """Rows of each partition; 0 where it is empty."""
-        return self.table(dataset).snapshot().rows_of(keys)
 
     @abstractmethod
     def storage_options(self) -> dict[str, str] | None:
