@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from retail_assets.dataset import Dataset
 from retail_assets.errors import PermanentError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from retail_assets.resources.lake.tables import Snapshot
     from retail_assets.resources.warehouse import WarehouseResource
 
+# Fingerprint of each partition of each landed table.
+Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
 MARTS_STAGE = "marts"
 # Of which state of dbt's project the marts are; recorded with one of the domain's tables.
 MODELS_STAGE = "models"
@@ -69,7 +71,7 @@ class MartsPlan:
     """
 
     windows: "Windows"
-    versions: Mapping[Dataset, Mapping[str, str]]
+    versions: Versions
     changed: Sequence[Dataset] = ()
 
 
@@ -257,6 +259,12 @@ class Domain(ABC):
 def range_tags(first: str, last: str) -> dict[str, str]:
     """The tags by which Dagster takes a range of partitions in one run."""
     return dict(zip(RANGE_TAGS, (first, last), strict=True))
+
+
+def range_of(tags: Mapping[str, str]) -> tuple[str, str]:
+    """First and last of the partitions that a run is of, by its tags; empty where it has none."""
+    first, last = (tags.get(tag, tags.get("dagster/partition", "")) for tag in RANGE_TAGS)
+    return first, last
 
 
 def parse_partitions(text: str) -> tuple[str, str]:

@@ -153,9 +153,11 @@ def _execute(
                 run_config=dict(execution.run_config),
             )
             if not result.success:
+                reasons = list(_reasons(result).values())
                 if not _only_refused(result):
-                    raise RunFailed(f"{' '.join([*refusals, _why(result)])} (log: {log})")
-                refusals += _reasons(result).values()
+                    why = reasons[:1] or ["the run failed; see its log in the UI (make dev)"]
+                    raise RunFailed(f"{' '.join([*refusals, *why])} (log: {log})")
+                refusals += reasons
                 executions = chain(execution.rest(), executions)
             done.append((execution, result))
     tables = {key.to_user_string(): name for key, name in table_names(definitions).items()}
@@ -181,19 +183,18 @@ def _waits_told() -> Iterator[None]:
 
 
 def _only_refused(result: "dg.ExecuteInProcessResult") -> bool:
-    """Whether each step that failed has refused some of its partitions, and taken the others."""
+    """Whether each step that failed has refused some of its partitions, and taken the others.
+
+    Of what such a step took a check may fail that blocks: then nothing goes on with it.
+    """
     failed = [x.step_failure_data for x in result.filter_events(lambda e: e.is_step_failure)]
     told = [x.user_failure_data.metadata if x.user_failure_data else {} for x in failed]
-    return bool(told) and all(REFUSED_PARTITIONS in metadata for metadata in told)
-
-
-def _why(result: "dg.ExecuteInProcessResult") -> str:
-    """The run's failure in one line: the failed check, or the error of the first failed step."""
-    return next(iter(_reasons(result).values()), "the run failed; see its log in the UI (make dev)")
+    blocked = any(x.blocking and not x.passed and _is_error(x) for x in _checks(result))
+    return bool(told) and not blocked and all(REFUSED_PARTITIONS in found for found in told)
 
 
 def _reasons(result: "dg.ExecuteInProcessResult") -> dict[str, str]:
-    """Why each step failed, in one line each."""
+    """Why each step failed, in one line each: the failed check, and the error."""
     failed = [_told(check) for check in _checks(result) if not check.passed and _is_error(check)]
     reasons = {}
     for event in result.filter_events(lambda e: e.is_step_failure):

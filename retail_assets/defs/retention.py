@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 
 from retail_assets.domain import Domain, Pruned
-from retail_assets.feeds.requests import REQUEST_TAG, has_failed_for_good
+from retail_assets.feeds.requests import REQUEST_TAG, run_history
 from retail_assets.settings import Settings
 
 _PAGE = 1000
@@ -125,4 +125,4 @@ def _is_given_up(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether a sensor would ask again for what it has given up, if the run were not known."""
     request = run.tags.get(REQUEST_TAG)
     is_failed = run.status is dg.DagsterRunStatus.FAILURE
-    return is_failed and request is not None and has_failed_for_good(instance, request)
+    return is_failed and request is not None and run_history(instance, request).failed_for_good

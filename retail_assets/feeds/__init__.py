@@ -9,10 +9,9 @@ typing (raw texts). Not here: any domain's columns or rows (defs/<domain>/), out
 from typing import TYPE_CHECKING
 
 from retail_assets.dataset import Column
-from retail_assets.domain import MARTS_STAGE, Domain, MartsPlan
+from retail_assets.domain import Domain, MartsPlan, Versions
 
 if TYPE_CHECKING:
-    from retail_assets.feeds.requests import Versions
     from retail_assets.resources.dbt.project import Windows
     from retail_assets.resources.lake import LakeResource
     from retail_assets.resources.warehouse import WarehouseResource
@@ -28,14 +27,13 @@ class PartitionFeed(Domain):
 
     def plan_marts(self, warehouse: "WarehouseResource") -> MartsPlan:
         """What differs from what the marts were built of."""
-        landed, built = (
-            {dataset: warehouse.loaded_versions(dataset, stage) for dataset in self.datasets}
-            for stage in ("landed", MARTS_STAGE)
-        )
+        from retail_assets.feeds.landing import landed_and_built
+
+        landed, built = landed_and_built(self, warehouse)
         changed = [dataset for dataset in self.datasets if landed[dataset] != built[dataset]]
         return MartsPlan(self.windows(landed, built), landed, changed)
 
-    def windows(self, landed: "Versions", built: "Versions") -> "Windows":
+    def windows(self, landed: Versions, built: Versions) -> "Windows":
         """The windows of a build of the marts, by dbt variable; none for what knows no windows."""
         return {}
 

@@ -8,18 +8,18 @@ then of all that arrived, the marts of all that is landed. What failed for good 
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import dagster as dg
 
 from retail_assets.dataset import Dataset
-from retail_assets.domain import MARTS_STAGE, Domain, range_tags
-from retail_assets.feeds.landing import landed_key, version_of
+from retail_assets.domain import Domain, range_tags
+from retail_assets.feeds.landing import landed_and_built, landed_key, version_of
 from retail_assets.feeds.requests import (
+    REQUEST_TAG,
     Request,
-    Versions,
     note_given_up,
     requests_for,
     runs_underway,
@@ -39,9 +39,9 @@ class Arrivals:
     ``wanted`` looks again each time; it goes ``beside`` all else, or keeps it waiting. ``last`` is
     what is made of it when the marts are of all that is landed. ``underway`` are runs, as told, for
     which the load and the marts wait; ``notes`` are told where nothing is asked for. ``partitions``
-    are to be registered with a request, ``events`` to be recorded. ``versions`` are the lake's of a
-    table as of that look, where it has them: a table of 100,000 partitions is not opened twice a
-    tick.
+    are to be registered with a request; ``events`` are to be recorded of requests, by identity.
+    ``versions`` are the lake's of a table as of that look, where it has them: a table of 100,000
+    partitions is not opened twice a tick.
     """
 
     wanted: Callable[[], Iterable[Request]] = tuple
@@ -50,7 +50,7 @@ class Arrivals:
     underway: Sequence[str] = ()
     notes: Sequence[str] = ()
     partitions: "Sequence[dg.AddDynamicPartitionsRequest]" = ()
-    events: "Sequence[dg.AssetMaterialization | dg.AssetObservation]" = field(default_factory=tuple)
+    events: Callable[[Collection[str]], Iterable[dg.AssetMaterialization]] = lambda _: ()
     versions: Callable[[Dataset], Mapping[str, str]] | None = None
 
 
@@ -69,7 +69,8 @@ def ask(
         "marts": lambda: marts_requests(domain, warehouse),
         "last": arrivals.last,
     }
-    arrived, looks = bool(requests), {"arrivals": reasons}
+    arrived = [request.tags[REQUEST_TAG] for request in requests]
+    looks = {"arrivals": reasons}
     if arrivals.underway or (arrived and not arrivals.beside):
         stages = {}
     for name, stage in stages.items():
@@ -88,7 +89,7 @@ def ask(
     return dg.SensorResult(
         run_requests=requests,
         dynamic_partitions_requests=list(arrivals.partitions) if arrived else None,
-        asset_events=list(arrivals.events) if arrived else [],
+        asset_events=list(arrivals.events(arrived)),
     )
 
 
@@ -98,7 +99,12 @@ def load_requests(
     warehouse: WarehouseResource,
     versions: Callable[[Dataset], Mapping[str, str]] | None = None,
 ) -> Iterator[Request]:
-    """A load of what the lake has otherwise than the warehouse, known by these versions."""
+    """A load of what the lake has otherwise than the warehouse, known by these versions.
+
+    Raises:
+        WarehouseBusyError: another process has it open. It is not waited for, neither here nor
+            below: a step of a run will, on record.
+    """
     found = {x: (versions or partial(domain.lake_versions, lake))(x) for x in domain.datasets}
     with warehouse.kept_open(WAREHOUSE_WAIT_S):
         landed = {x: warehouse.loaded_versions(x) for x in domain.datasets}
@@ -114,26 +120,12 @@ def load_requests(
 
 def marts_requests(domain: Domain, warehouse: WarehouseResource) -> Iterator[Request]:
     """A build of the marts, where they are not of what is landed; once a state of that."""
-    landed, built = landed_and_built(domain, warehouse)
+    with warehouse.kept_open(WAREHOUSE_WAIT_S):
+        landed, built = landed_and_built(domain, warehouse)
     # Without a landed table dbt could not build.
     if all(landed.values()) and landed != built:
         state = {f"{x.name} {key}": v for x, of in landed.items() for key, v in of.items()}
         yield Request(f"{domain.marts_job}:{version_of(state)}", domain.marts_job, ())
-
-
-def landed_and_built(domain: Domain, warehouse: WarehouseResource) -> tuple[Versions, Versions]:
-    """What is landed, and what the marts are built of.
-
-    Raises:
-        WarehouseBusyError: another process has it open. It is not waited for: a step of a run
-            will, on record.
-    """
-    with warehouse.kept_open(WAREHOUSE_WAIT_S):
-        landed, built = (
-            {x: warehouse.loaded_versions(x, stage) for x in domain.datasets}
-            for stage in ("landed", MARTS_STAGE)
-        )
-    return landed, built
 
 
 def partition_ranges(
@@ -157,28 +149,40 @@ def partition_ranges(
 
 
 def range_requests(
+    work: str,
     job: str,
     ranges: Iterable[Sequence[str]],
     versions: Mapping[str, Mapping[str, str]],
     selection: tuple[dg.AssetKey, ...] = (),
 ) -> Iterator[Request]:
-    """One request a range, identified by its keys and their ``versions``, each by what it is of."""
+    """One request of ``job`` a range, identified by ``work``, its keys and their ``versions``.
+
+    The same work is the same request, whichever job does it. Each version is known by what it is
+    of.
+    """
     for keys in ranges:
         told = {f"{of} {k}": found[k] for of, found in versions.items() for k in keys if k in found}
-        identity = f"{job}:{keys[0]}...{keys[-1]}:{version_of(told)}"
+        identity = f"{work}:{keys[0]}...{keys[-1]}:{version_of(told)}"
         yield Request(identity, job, selection, tuple(range_tags(keys[0], keys[-1]).items()))
 
 
-def told_underway(
-    instance: dg.DagsterInstance, jobs: Iterable[str], keys: Collection[dg.AssetKey] = ()
-) -> list[str]:
+def find_underway(
+    instance: dg.DagsterInstance, jobs: Iterable[str], keys: Iterable[dg.AssetKey]
+) -> list[dg.DagsterRun]:
     """Runs of ``jobs`` that have not ended, or of assets among ``keys``, whoever asked for them."""
+    assets = set(keys)
     return [
-        f"{'a run of assets' if job == _UNNAMED_JOB else job} is underway (run {run.run_id})"
-        for job in (*jobs, *([_UNNAMED_JOB] if keys else ()))
-        for run in runs_underway(instance, job, requested=False)
-        if job != _UNNAMED_JOB or not set(keys).isdisjoint(run.asset_selection or ())
+        run
+        for job in (*jobs, _UNNAMED_JOB)
+        for run in runs_underway(instance, job)
+        if job != _UNNAMED_JOB or not assets.isdisjoint(run.asset_selection or ())
     ]
+
+
+def tell_underway(runs: Iterable[dg.DagsterRun]) -> list[str]:
+    """That runs are underway, each in words."""
+    names = {_UNNAMED_JOB: "a run of assets"}
+    return [f"{names.get(x.job_name, x.job_name)} is underway (run {x.run_id})" for x in runs]
 
 
 def landed_keys(domain: Domain) -> list[dg.AssetKey]:
@@ -226,21 +230,19 @@ def schedule(
     job: str,
     cron: str,
     description: str,
-    asked: Callable[[dg.ScheduleEvaluationContext], Any] | None = None,
+    asked: Callable[[dg.ScheduleEvaluationContext], Any] = lambda _: dg.RunRequest(),
     resources: Iterable[str] = (),
 ) -> dg.ScheduleDefinition:
     """A schedule in UTC, of what is ``asked`` for at its time, or of all of the job."""
-    told: dict[str, Any] = {
-        "name": name,
-        "job_name": job,
-        "cron_schedule": cron,
-        "execution_timezone": "UTC",
-        "description": description,
-    }
-    if asked is None:
-        return dg.ScheduleDefinition(**told)
 
-    @dg.schedule(**told, required_resource_keys=set(resources))
+    @dg.schedule(
+        cron,
+        name=name,
+        job_name=job,
+        execution_timezone="UTC",
+        description=description,
+        required_resource_keys=set(resources),
+    )
     def tick(context: dg.ScheduleEvaluationContext, **_: object) -> Any:
         return asked(context)
 

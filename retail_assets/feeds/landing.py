@@ -14,7 +14,7 @@ import dagster as dg
 from pydantic import Field
 
 from retail_assets.dataset import Dataset
-from retail_assets.domain import Domain, PlanError
+from retail_assets.domain import MARTS_STAGE, Domain, PlanError, Versions
 from retail_assets.errors import PermanentError, failures_by_kind
 from retail_assets.instance_config import warehouse_pool
 from retail_assets.resources.lake import LakeResource
@@ -151,6 +151,15 @@ def version_of(entries: Mapping[str, str]) -> str:
     """Short text that differs where one of the entries does."""
     text = "\n".join(f"{key} {value}" for key, value in sorted(entries.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def landed_and_built(domain: Domain, warehouse: WarehouseResource) -> tuple[Versions, Versions]:
+    """What is landed, and what the marts are built of."""
+    landed, built = (
+        {x: warehouse.loaded_versions(x, stage) for x in domain.datasets}
+        for stage in ("landed", MARTS_STAGE)
+    )
+    return landed, built
 
 
 def rebuild(

@@ -155,7 +155,8 @@ def processed_asset(
             metadata: dict[str, Any] = {"path": dg.MetadataValue.path(lake.uri(dataset.location))}
             if error is not None:
                 for key in keys:
-                    yield dg.AssetMaterialization(asset, None, of[key] | metadata, key)
+                    told = of[key] | metadata
+                    yield dg.AssetMaterialization(asset, metadata=told, partition=key)
                 yield from checks
                 raise error
         version = None

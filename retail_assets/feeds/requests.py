@@ -10,18 +10,15 @@ run retries are off for what a sensor asks for, which looks again within a minut
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Self, TypeAlias
+from typing import Any
 
 import dagster as dg
 
-from retail_assets.dataset import Dataset
 from retail_assets.runs import permanent_failure
 
-# Fingerprint of each partition of each landed table.
-Versions: TypeAlias = Mapping[Dataset, Mapping[str, str]]
 REQUEST_TAG = "retail_assets/request"
 # Before backfills, whose runs have the priority 0.
 _RUN_TAGS = {"dagster/priority": "1"}
@@ -91,13 +88,6 @@ class GivenUp(str):
 
     identity: str
 
-    @classmethod
-    def of(cls, identity: str, why: str) -> Self:
-        """In words, beginning with the identity."""
-        told = cls(f"{identity} {why}")
-        told.identity = identity
-        return told
-
 
 def next_request(request: Request, history: History) -> dg.RunRequest | str:
     """A request for ``request``, or why there is none now.
@@ -113,24 +103,25 @@ def next_request(request: Request, history: History) -> dg.RunRequest | str:
     if state is RunState.DONE and request.once:
         return f"{request.identity} is done"
     if state is RunState.REFUSED:
-        return GivenUp.of(
-            request.identity,
+        why = (
             f"failed, and will not pass by itself ({history.why}): deliver it anew, mend what that"
-            " says, or run it by hand",
+            " says, or run it by hand"
         )
-    if history.failed_for_good:
+    elif history.failed_for_good:
         why = f"failed {_MOST_ATTEMPTS} times: mend its cause and run it by hand"
-        return GivenUp.of(request.identity, why)
-    if history.latest[:_MOST_ATTEMPTS] == (RunState.DONE,) * _MOST_ATTEMPTS:
+    elif history.latest[:_MOST_ATTEMPTS] == (RunState.DONE,) * _MOST_ATTEMPTS:
         why = f"was done {_MOST_ATTEMPTS} times and is still wanted: look into it"
-        return GivenUp.of(request.identity, why)
-    return dg.RunRequest(
-        run_key=f"{request.identity}:{history.count + 1}",
-        job_name=request.job_name,
-        asset_selection=list(request.asset_selection) or None,
-        run_config=dict(request.run_config),
-        tags=_RUN_TAGS | dict(request.tags) | {REQUEST_TAG: request.identity},
-    )
+    else:
+        return dg.RunRequest(
+            run_key=f"{request.identity}:{history.count + 1}",
+            job_name=request.job_name,
+            asset_selection=list(request.asset_selection) or None,
+            run_config=dict(request.run_config),
+            tags=_RUN_TAGS | dict(request.tags) | {REQUEST_TAG: request.identity},
+        )
+    told = GivenUp(f"{request.identity} {why}")
+    told.identity = request.identity
+    return told
 
 
 def run_history(instance: dg.DagsterInstance, identity: str) -> History:
@@ -142,11 +133,6 @@ def run_history(instance: dg.DagsterInstance, identity: str) -> History:
         tuple(_state(run) for run in runs),
         (permanent_failure(runs[0]) or "") if runs else "",
     )
-
-
-def has_failed_for_good(instance: dg.DagsterInstance, identity: str) -> bool:
-    """Whether what was asked for under ``identity`` failed, and is not asked for again."""
-    return run_history(instance, identity).failed_for_good
 
 
 def note_given_up(
@@ -173,16 +159,12 @@ def given_up(instance: dg.DagsterInstance, domain: str) -> dict[str, dict[str, s
     return dict(json.loads(noted.get(key, "{}")))
 
 
-def runs_underway(
-    instance: dg.DagsterInstance, job_name: str, *, requested: bool = True
-) -> list[dg.DagsterRun]:
-    """Runs of a job that were asked for under any identity, and have not ended.
+def runs_underway(instance: dg.DagsterInstance, job_name: str) -> Sequence[dg.DagsterRun]:
+    """Runs of a job that have not ended, whoever asked for them: a sensor, a schedule, a person.
 
-    Without ``requested`` also those that no sensor of ours asked for: a schedule's, a person's.
     Those whose process is gone are failed elsewhere, when Dagster starts and while it runs.
     """
-    found = instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=list(_UNDERWAY)))
-    return [run for run in found if REQUEST_TAG in run.tags or not requested]
+    return instance.get_runs(dg.RunsFilter(job_name=job_name, statuses=list(_UNDERWAY)))
 
 
 def _state(run: dg.DagsterRun) -> RunState:

@@ -224,6 +224,30 @@ def test_where_something_else_fails_the_run_ends(settings: Settings, started: li
     assert materialized(settings) == {"300", "4000"}
 
 
+def test_what_a_check_blocks_goes_no_further_with_refused_partitions(
+    settings: Settings, started: list[str], assets: list[dg.AssetsDefinition]
+) -> None:
+    spec = dg.AssetCheckSpec("balances", asset=LANDED, blocking=True)
+
+    @dg.asset(
+        key=LANDED,
+        partitions_def=DROPS,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        check_specs=[spec],
+    )
+    def unbalanced(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        yield dg.AssetMaterialization(LANDED, partition="1")
+        yield dg.AssetCheckResult(passed=False, description="1 row is gone")
+        raise dg.Failure("refused-a: another", metadata={REFUSED_PARTITIONS: ["refused-a"]})
+
+    assets[:] = [unbalanced]
+
+    with pytest.raises(RunFailed, match=r"balances: 1 row is gone\. refused-a: another"):
+        run_domain(settings, Shop(("1", "refused-a")), Asked())
+
+    assert materialized(settings) == {"1"}  # nothing was done after it
+
+
 def test_what_was_asked_for_reaches_the_plan(settings: Settings, started: list[str]) -> None:
     shop = Shop(("1", "1"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from retail_assets.defs.retention import build_defs, prune
 from retail_assets.domain import Pruned
-from retail_assets.feeds.requests import REQUEST_TAG, has_failed_for_good
+from retail_assets.feeds.requests import REQUEST_TAG, run_history
 from retail_assets.instance import prepare_instance
 from retail_assets.settings import Settings, load_settings
 from retail_assets_tests.conftest import instance_of
@@ -100,7 +100,7 @@ def test_what_a_sensor_gave_up_stays_given_up(
     prune_all = list(prune(settings, instance, (), dry_run=False))
 
     assert prune_all[0].count == 0
-    assert has_failed_for_good(instance, "days:1")
+    assert run_history(instance, "days:1").failed_for_good
 
 
 def test_by_default_a_month_is_kept_and_zero_is_for_ever(

@@ -15,9 +15,10 @@ from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
 from retail_assets.feeds.automation import (
     Arrivals,
     ask,
+    find_underway,
     partition_ranges,
     range_requests,
-    told_underway,
+    tell_underway,
 )
 from retail_assets.feeds.requests import REQUEST_TAG, Request, given_up
 from retail_assets_tests.feeds.shop import D1, D2, D3, PROCESSED, SALES, SHOPS, Shop, Shops
@@ -169,7 +170,7 @@ def test_runs_underway_are_told_whoever_asked_for_them(
             )
         )
 
-    told = told_underway(instance, [LOAD, MARTS], [key])
+    told = tell_underway(find_underway(instance, [LOAD, MARTS], [key]))
 
     assert [text.partition(" (run")[0] for text in told] == [
         f"{LOAD} is underway",
@@ -225,7 +226,7 @@ def test_a_request_is_a_range_and_another_where_a_version_of_it_is(
     ranges = partition_ranges(versions, days)
 
     def requests(found: dict[str, str]) -> dict[str, dict[str, str]]:
-        asked = list(range_requests(DROPS, ranges, {"day": found}, (PROCESSED,)))
+        asked = list(range_requests("days", DROPS, ranges, {"day": found}, (PROCESSED,)))
         assert all((x.job_name, x.asset_selection) == (DROPS, (PROCESSED,)) for x in asked)
         return {x.identity: dict(x.tags) for x in asked}
 

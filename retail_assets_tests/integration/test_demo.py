@@ -41,7 +41,7 @@ def test_doctor_finds_nothing_wrong(home: Path, retail_assets: Command) -> None:
     done = retail_assets("doctor", home=home)
     assert done.returncode == 0, done.stdout
     lines = done.stdout.strip().splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert re.search(r"ok +postgres: .* \(embedded\), PostgreSQL 1", done.stdout)
     assert re.search(r"ok +kafka: embedded, not running", done.stdout)
     assert all(line.startswith("ok") for line in lines)

@@ -563,16 +563,16 @@ class LakeContract:
 
     # ---- objects
 
-    def test_objects_are_listed_by_name_from_a_name_on(self, lake: LakeResource) -> None:
+    def test_objects_are_listed_by_name(self, lake: LakeResource) -> None:
         names = [f"raw/shop/sales/{n}.csv" for n in ("a_1", "a_2", "deep/a_0", "deep/a_3", "é b")]
         names += ["raw/shop/sales_0.csv", "raw/shopping.csv", "top.csv"]
         for name in reversed(names):
             put(lake, name, name)
         prefixes = ["", "raw", "raw/", "raw/shop", "raw/shop/sales", "raw/shop/sales/", "no/thing"]
         prefixes += ["raw/shop/sales/a_", "raw/shop/sales/deep/", "top.csv", "top.csv/"]
-        for prefix, start in itertools.product(prefixes, ["", *names, "raw/shop/sales/a", "z"]):
-            found = list(lake.list_objects(prefix, start))
-            expected = [n for n in names if n.startswith(prefix) and n >= start]
+        for prefix in prefixes:
+            found = list(lake.list_objects(prefix))
+            expected = [n for n in names if n.startswith(prefix)]
             assert [x.name for x in found] == expected
             assert [x.size for x in found] == [len(name.encode()) for name in expected]
 

@@ -163,7 +163,11 @@ def _type(
         target, scratch = Path(folder, "typed.parquet"), Path(folder, "scratch")
         try:
             read = type_files(
-                *(connection, [file], design.dataset, target, scratch),
+                connection,
+                [file],
+                design.dataset,
+                target,
+                scratch,
                 dates=known or "auto",
                 setting="--dates",
                 constants=design.constants,

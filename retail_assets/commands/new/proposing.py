@@ -139,8 +139,14 @@ def propose(file: Path) -> Proposal:
     dated = _DATE_IN_NAME.search(file.name)
     name = _DATE_IN_NAME.sub("{date}", file.name, count=1)
     return Proposal(
-        *(file, tuple(columns), tuple(header), tuple(rows)),
-        *(name, dated[0] if dated else "", delimiter, has_iso_dates),
+        file,
+        tuple(columns),
+        tuple(header),
+        tuple(rows),
+        name,
+        dated[0] if dated else "",
+        delimiter,
+        has_iso_dates,
     )
 
 

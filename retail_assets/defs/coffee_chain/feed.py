@@ -21,6 +21,7 @@ from retail_assets.defs.coffee_chain.contract import (
     RawFiles,
 )
 from retail_assets.defs.coffee_chain.transforms import TYPING_VERSION
+from retail_assets.domain import Versions
 from retail_assets.feeds.files import ABSENT, FileFeed, FileTable
 from retail_assets.settings import Settings
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from retail_assets.dataset import Dataset
     from retail_assets.errors import PermanentError
     from retail_assets.feeds.files.taking import RawFile, Room, Typed
-    from retail_assets.feeds.requests import Versions
     from retail_assets.resources.cloud_checks import Question
 
 SALES_WINDOW = "coffee_chain_window"
@@ -54,7 +54,7 @@ class CoffeeChain(FileFeed):
             "set RETAIL_SPARK=embedded, or mend what it names",
         )
 
-    def windows(self, landed: "Versions", built: "Versions") -> dict[str, list[list[str]] | None]:
+    def windows(self, landed: Versions, built: Versions) -> dict[str, list[list[str]] | None]:
         """The drops that differ; everything where that is not enough.
 
         Another list of outlets or products, and a customer drop that was taken back or delivered

@@ -18,8 +18,8 @@ import dagster as dg
 
 from retail_assets.dataset import Dataset
 from retail_assets.domain import Domain
-from retail_assets.feeds.automation import WAREHOUSE_WAIT_S, landed_and_built
-from retail_assets.feeds.landing import landed_key, version_of
+from retail_assets.feeds.automation import WAREHOUSE_WAIT_S
+from retail_assets.feeds.landing import landed_and_built, landed_key, version_of
 from retail_assets.resources.warehouse import WarehouseBusyError, WarehouseResource
 from retail_assets.settings import Settings
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import dagster as dg
 
-from retail_assets.domain import RANGE_TAGS
+from retail_assets.domain import range_of
 from retail_assets.feeds.requests import REQUEST_TAG, given_up
 from retail_assets.resources.notify import Alert, Kind, Outbox
 from retail_assets.resources.notify.alert import Words, named
@@ -25,7 +25,6 @@ from retail_assets.settings import Settings
 
 # As Dagster tags a failed run: that it will be executed again, and the run that did so.
 _WILL_RETRY_TAG, _RETRIED_TAG = "dagster/will_retry", "dagster/auto_retry_run_id"
-_PARTITION_TAG = "dagster/partition"
 _EVENT = dg.DagsterEventType
 _Ended: TypeAlias = Literal[
     dg.DagsterEventType.RUN_FAILURE,
@@ -291,8 +290,7 @@ def _evaluation(entry: dg.EventLogEntry) -> dg.AssetCheckEvaluation:
 
 def _partitions(run: dg.DagsterRun | None) -> str:
     """The partition of a run, or its range A...B; empty where it has none."""
-    tags = run.tags if run is not None else {}
-    first, last = (tags.get(tag, tags.get(_PARTITION_TAG, "")) for tag in RANGE_TAGS)
+    first, last = range_of(run.tags if run is not None else {})
     return first if first == last else f"{first}...{last}"
 
 

@@ -5,10 +5,9 @@ messages.py defines; where messages come from and where rows go (batches.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from retail_assets.defs.supply_chain.contract import (
     CODE,
@@ -43,8 +42,7 @@ _ROW = "row"  # the place among the messages
 _NAMES = [c.name for c in SOURCE_COLUMNS]
 
 
-@dataclass(frozen=True)
-class Parsed:
+class Parsed(NamedTuple):
     """What messages hold, each in the order that they came.
 
     ``good`` has MESSAGES's columns and ``payloads`` the JSON object of each of its rows; ``dead``
@@ -57,7 +55,7 @@ class Parsed:
 
 
 def parse_messages(
-    messages: "Sequence[Message]", *, incarnation: str, started_at: datetime, topic: str = TOPIC
+    messages: "Sequence[Message]", *, incarnation: str, started_at: datetime
 ) -> Parsed:
     """Read messages: rows of those that are what they should be, dead letters of the others.
 
@@ -102,7 +100,7 @@ def parse_messages(
         ]
         return [
             pa.repeat(pa.scalar(incarnation), len(rows)),
-            pa.repeat(pa.scalar(topic), len(rows)),
+            pa.repeat(pa.scalar(TOPIC), len(rows)),
             partitions,
             offsets,
             keys,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from retail_assets.dataset import Dataset
 from retail_assets.defs.supply_chain.contract import (
     DEAD_LETTERS,
-    DIM_METADATA,
     DOMAIN,
     FACT_ORDER,
     GROUP,
@@ -27,7 +26,8 @@ from retail_assets.feeds.stream import BuiltTable, StreamFeed
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from retail_assets.defs.supply_chain.star import StarBuilt, StarChecked
+    from retail_assets.defs.supply_chain.star import StarBuilt
+    from retail_assets.feeds.stream.assets import StarConfig
     from retail_assets.resources.broker.resource import BrokerResource, Message
     from retail_assets.resources.lake import LakeResource
     from retail_assets.resources.spark import SparkResource
@@ -57,8 +57,7 @@ class SupplyChain(StreamFeed):
         """As messages.py has it."""
         from retail_assets.defs.supply_chain.fast_messages import parse_messages
 
-        found = parse_messages(messages, incarnation=incarnation, started_at=started_at)
-        return found.good, found.payloads, found.dead
+        return parse_messages(messages, incarnation=incarnation, started_at=started_at)
 
     def payloads_of(self, good: "pa.Table") -> Sequence[bytes]:
         """As messages.py has it."""
@@ -86,21 +85,17 @@ class SupplyChain(StreamFeed):
         lake: "LakeResource",
         spark: "SparkResource",
         run_id: str,
-        ingest_dates: Sequence[str],
-        *,
-        anew: bool,
-        allow_emptying: bool,
+        config: "StarConfig",
     ) -> Iterator[BuiltTable]:
         """The star."""
         from retail_assets.defs.supply_chain.star import build_star, check_star
 
-        built = build_star(
-            lake, spark, run_id, ingest_dates, anew=anew, allow_emptying=allow_emptying
-        )
+        dates, emptying = config.ingest_dates, config.allow_emptying
+        built = build_star(lake, spark, run_id, dates, anew=config.anew, allow_emptying=emptying)
         checked = check_star(lake)
         for dataset in LANDED:
-            metadata, faults = star_metadata(built, dataset), star_faults(checked, dataset)
-            yield BuiltTable(dataset, checked.rows.get(dataset.name, 0), metadata, faults)
+            rows, faults = checked[dataset.name]
+            yield BuiltTable(dataset, rows, star_metadata(built, dataset), faults)
 
     def table_versions(self, lake: "LakeResource", dataset: Dataset) -> dict[str, str]:
         """As the star has it."""
@@ -111,10 +106,7 @@ class SupplyChain(StreamFeed):
 
 def star_metadata(built: "StarBuilt", dataset: Dataset) -> dict[str, Any]:
     """What a build did to a table, as the UI shows it; the messages' ledger with the fact."""
-    found: dict[str, Any] = {
-        "dagster/row_count": built.rows[dataset.name],
-        "changed_partitions": list(built.changed.get(dataset.name, ())),
-    }
+    found: dict[str, Any] = {"changed_partitions": list(built.changed.get(dataset.name, ()))}
     if dataset is FACT_ORDER:
         found |= {
             "ingest_dates": list(built.dates),
@@ -126,20 +118,6 @@ def star_metadata(built: "StarBuilt", dataset: Dataset) -> dict[str, Any]:
             "removed": built.removed,
             "files_gone": built.gone,
         }
-    return found
-
-
-def star_faults(checked: "StarChecked", dataset: Dataset) -> list[str]:
-    """What of a table of the star is not as it should be."""
-    found = []
-    if drift := checked.drifted.get(dataset.name):
-        found.append(drift)
-    if copies := checked.duplicates.get(dataset.name):
-        found.append(f"{copies:,} rows have a key that another row has")
-    if dataset is FACT_ORDER:
-        found += [f"{n:,} rows have a {key} of no dimension" for key, n in checked.orphans.items()]
-    if dataset is DIM_METADATA and checked.unused:
-        found.append(f"{checked.unused:,} rows are of no row of {FACT_ORDER.name}")
     return found
 
 

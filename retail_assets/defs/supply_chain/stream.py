@@ -83,7 +83,6 @@ def stream_file(
     source: Source,
     state_dir: Path,
     *,
-    topic: str = TOPIC,
     progress: Callable[[int], None] | None = None,
     stop: Event | None = None,
 ) -> Streamed:
@@ -100,7 +99,6 @@ def stream_file(
         broker: Where the topic is.
         source: What ``examine_source`` found.
         state_dir: A folder; made if absent.
-        topic: The topic.
         progress: Called with the rows delivered since its last call; at first with those of
             earlier streams.
         stop: Looked at every few hundred rows, and while the broker waits for its consumer.
@@ -111,13 +109,13 @@ def stream_file(
         PermanentError, TransientError: as the broker's producer does; what arrived is saved.
     """
     began = time.perf_counter()
-    reached = _Reached(state_dir, source, topic, progress)
+    reached = _Reached(state_dir, source, progress)
     with _stopped_by_interrupt() if stop is None else nullcontext(stop) as stopped:
         producer = None
         try:
-            with broker.producer(topic, GROUP, on_wait=_Waits(stopped)) as producer:
+            with broker.producer(TOPIC, GROUP, on_wait=_Waits(stopped)) as producer:
                 # Asked for here: the producer makes the topic where it is absent.
-                start = reached.begin(broker.incarnation(topic).id)
+                start = reached.begin(broker.incarnation(TOPIC).id)
                 messages = read_messages(source, start)
                 with suppress(_Stopped):
                     while not stopped.is_set() and (batch := list(islice(messages, _BATCH_ROWS))):
@@ -192,7 +190,6 @@ class _Reached:
         self,
         folder: Path,
         source: Source,
-        topic: str,
         progress: Callable[[int], None] | None,
     ) -> None:
         path = str(source.file.resolve())
@@ -204,7 +201,7 @@ class _Reached:
         self._of = {
             "file": path,
             "identity": source.identity,
-            "topic": topic,
+            "topic": TOPIC,
             "reading": _READING,
         }
         self._start = 0

@@ -30,7 +30,11 @@ def type_by_contract(
             setting = f"dates of {dataset.table} in its feed.py"
             try:
                 read = type_files(
-                    *(connection, [file.path], dataset, typed, scratch / "unpacked"),
+                    connection,
+                    [file.path],
+                    dataset,
+                    typed,
+                    scratch / "unpacked",
                     dates=table.dates,
                     setting=setting,
                     constants=constants,

@@ -5,20 +5,19 @@ a run does (taking.py), the load and the marts (feeds/automation.py), dbt's mode
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import dagster as dg
 
-from retail_assets.domain import RANGE_TAGS
+from retail_assets.domain import range_of
 from retail_assets.feeds import automation as asking
 from retail_assets.feeds.files import FileFeed, FileTable, quarantine_of
 from retail_assets.feeds.files.listing import Changes, Look, describe_drops
 from retail_assets.feeds.files.taking import Room, take_files
 from retail_assets.feeds.landing import landed_asset, landed_key, version_of
 from retail_assets.feeds.processed import Taken, processed_asset, processed_key
-from retail_assets.feeds.requests import Request, runs_underway
+from retail_assets.feeds.requests import Request
 from retail_assets.resources.lake import LakeResource
 from retail_assets.settings import Settings
 
@@ -58,7 +57,10 @@ def _processed(settings: Settings, feed: FileFeed, table: FileTable) -> dg.Asset
         found: Any = context.resources
         may_empty = context.op_execution_context.op_config["allow_emptying"]
         return take_files(
-            *(feed, table, keys, Room(found.lake, context.run.run_id, found)),
+            feed,
+            table,
+            keys,
+            Room(found.lake, context.run.run_id, found),
             most_lost=1.0 if may_empty else settings.most_rows_lost,
             # A person who asks for what a person restored is to have it.
             leave_restored=not _AUTOMATIC_TAGS.isdisjoint(context.run.tags),
@@ -66,7 +68,11 @@ def _processed(settings: Settings, feed: FileFeed, table: FileTable) -> dg.Asset
 
     as_files = "a folder a drop" if table.is_dated else "one partition"
     return processed_asset(
-        *(settings, feed, table.dataset, quarantine_of(table.dataset), take),
+        settings,
+        feed,
+        table.dataset,
+        quarantine_of(table.dataset),
+        take,
         source=raw_key(feed, table),
         partitions=drops_of(feed) if table.is_dated else None,
         description=f"Typed, de-duplicated, as Parquet, {as_files}.",
@@ -111,13 +117,11 @@ def _no_drop_was_deleted(feed: FileFeed) -> dg.AssetChecksDefinition:
     return no_drop_was_deleted
 
 
-def drops_underway(instance: dg.DagsterInstance, feed: FileFeed) -> set[str]:
-    """Drops that a requested run has in hand, whatever was asked for together."""
-    ranges = [
-        tuple(run.tags.get(tag, "") for tag in RANGE_TAGS)
-        for job in (feed.large_job, feed.drops_job)
-        for run in runs_underway(instance, job)
-    ]
+def _drops_in_hand(
+    instance: dg.DagsterInstance, feed: FileFeed, runs: Iterable[dg.DagsterRun]
+) -> set[str]:
+    """Drops that these runs are of, whatever was asked for together, and by whom."""
+    ranges = [range_of(run.tags) for run in runs]
     registered = list(instance.get_dynamic_partitions(feed.partitions)) if ranges else []
     place = {key: i for i, key in enumerate(registered)}
     return {
@@ -142,7 +146,7 @@ def _small_request(feed: FileFeed, wanted: Iterable[str], look: Look) -> Request
 def _drop_events(
     feed: FileFeed, changes: Changes, dates: Iterable[str]
 ) -> Iterator[dg.AssetMaterialization]:
-    """What the graph shows of drops that arrived: their files, sizes and versions."""
+    """What the graph shows of drops that are asked for: their files, sizes and versions."""
     for key in sorted(dates)[:_MOST_EVENTS_A_TICK]:
         metadata: dict[str, str | int] = {}
         for table, files in changes.wanted.items():
@@ -159,40 +163,44 @@ def _drop_events(
 def find_arrivals(
     feed: FileFeed, instance: dg.DagsterInstance, lake: LakeResource, *, dated_only: bool = False
 ) -> asking.Arrivals:
-    """The files that are new work, without those that a requested run has in hand."""
+    """The files that are new work, without those that a run has in hand."""
     # Before the look at the files: of what ends in between, the look shows the outcome.
-    in_hand, small_in_hand = drops_underway(instance, feed), runs_underway(instance, feed.small_job)
-    jobs = (feed.small_job, feed.large_job, feed.drops_job, feed.nightly_job, feed.load_job)
+    jobs = [feed.small_job, feed.large_job, feed.drops_job, feed.nightly_job]
+    jobs += [feed.load_job, feed.marts_job, feed.name]
     keys = [processed_key(feed, dataset) for dataset in feed.datasets] + asking.landed_keys(feed)
-    underway = asking.told_underway(instance, (*jobs, feed.name), keys)
+    runs = asking.find_underway(instance, jobs, keys)
+    in_hand, underway = _drops_in_hand(instance, feed, runs), asking.tell_underway(runs)
+    takers = (feed.small_job, feed.nightly_job, feed.name)
+    small_in_hand = any(run.job_name in takers for run in runs)
     look = Look(lake, feed.tables)
     changes = look.changes()
     look.remember_touched(changes)
     dates = changes.dates - in_hand
     registered = list(instance.get_dynamic_partitions(feed.partitions)) if dates else []
+    ranges = asking.partition_ranges(dates, registered, _MOST_DROPS_A_RUN)
+    versions = {
+        table: {key: files[key].version for key in dates.intersection(files)}
+        for table, files in look.files.items()
+    }
+    # Of what is all that lacks, one run goes on to the marts; else these wait for the others.
+    is_all = len(ranges) == 1 and not (changes.small or underway or dated_only)
+    has_lists = all(look.table(table.dataset).ledgers for table in feed.single)
+    job = feed.drops_job if is_all and has_lists else feed.large_job
+    wanted = list(asking.range_requests(feed.large_job, job, ranges, versions))
+    drops = {request.identity: keys for request, keys in zip(wanted, ranges, strict=True)}
+    if changes.small and not (small_in_hand or dated_only):
+        wanted.insert(0, _small_request(feed, changes.small, look))
 
-    def wanted() -> Iterator[Request]:
-        if changes.small and not (small_in_hand or dated_only):
-            yield _small_request(feed, changes.small, look)
-        ranges = asking.partition_ranges(dates, registered, _MOST_DROPS_A_RUN)
-        versions = {
-            table: {key: files[key].version for key in dates.intersection(files)}
-            for table, files in look.files.items()
-        }
-        # Of what is all that lacks, one run goes on to the marts; else these wait for the others.
-        is_all = len(ranges) == 1 and not (changes.small or underway or dated_only)
-        has_lists = all(look.table(table.dataset).ledgers for table in feed.single)
-        job = feed.drops_job if is_all and has_lists else feed.large_job
-        for request in asking.range_requests(feed.large_job, ranges, versions):
-            yield replace(request, job_name=job)
+    def events(asked: Collection[str]) -> Iterator[dg.AssetMaterialization]:
+        return _drop_events(feed, changes, [key for x in asked for key in drops.get(x, ())])
 
     new = sorted(dates.difference(registered))
     return asking.Arrivals(
-        wanted=wanted,
+        wanted=lambda: wanted,
         underway=underway,
         notes=[f"no drop by its name: {name}" for name in look.strays[:_MOST_STRAYS]],
         partitions=[drops_of(feed).build_add_request(new)] if new else [],
-        events=list(_drop_events(feed, changes, dates)),
+        events=events,
         versions=partial(feed.lake_versions, lake, known=look.table),
     )
 
@@ -241,8 +249,12 @@ def build_defs(feed: FileFeed, settings: Settings) -> dg.Definitions:
     if feed.dated:
         schedules.append(
             asking.schedule(
-                *(f"{feed.name}_drops_nightly", feed.large_job, "0 3 * * *"),
-                *("Drops that the sensor missed.", partial(catch_up, feed), ["lake"]),
+                f"{feed.name}_drops_nightly",
+                feed.large_job,
+                "0 3 * * *",
+                "Drops that the sensor missed.",
+                partial(catch_up, feed),
+                ["lake"],
             )
         )
     sensed = {feed.small_job, feed.large_job, feed.drops_job, feed.load_job, feed.marts_job}

@@ -164,13 +164,10 @@ def _is_unfinished(name: str) -> bool:
 
 def is_date(text: str) -> bool:
     """Whether it is a day as YYYY-MM-DD, and nothing else that Python takes for one."""
-    if len(text) != 10 or text[4] != "-" or text[7] != "-":  # such as 20181231 and 2018-W52-1
-        return False
     try:
-        date.fromisoformat(text)
+        return date.fromisoformat(text).isoformat() == text  # it is not of 20181231, 2018-W52-1
     except ValueError:
         return False
-    return True
 
 
 def hash_file(file: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,13 +117,11 @@ def take_files(
     refused = _without_file(feed, table, wanted, look)
     taken: dict[str, Taken] = {}
 
-    def stage_batch(batch: Mapping[str, LakeObject]) -> dict[str, Taken]:
-        return _stage_batch(room, stage, table, batch, refused)
-
     with lake.staging(room.run_id, processed_key(feed, dataset).to_user_string()) as stage:
         # Two at once: one's scan and writing, a core each, go beside the other's group-by.
         with ThreadPoolExecutor(_JOBS_AT_ONCE) as pool:
-            for found in pool.map(stage_batch, _batches(files)):
+            take = partial(_stage_batch, room, stage, table, refused)
+            for found in pool.map(take, _batches(files)):
                 taken |= found
         empty = wanted.difference(files, kept, refused)
         for key in sorted({*taken, *empty}):
@@ -134,7 +133,10 @@ def take_files(
         if published := {*done, *empty}.difference(refused):
             source = {files[key].name: x.told["sha256"] for key, x in done.items()}
             publish(
-                *(stage, dataset, quarantine_of(dataset), published),
+                stage,
+                dataset,
+                quarantine_of(dataset),
+                published,
                 {key: x.ledger for key, x in done.items()},
                 source=source if len(source) <= _MOST_TOLD else f"{len(source)} files",
                 code_version=table.version,
@@ -229,8 +231,8 @@ def _stage_batch(
     room: Room,
     stage: Stage,
     table: FileTable,
-    batch: Mapping[str, LakeObject],
     refused: dict[str, PermanentError],
+    batch: Mapping[str, LakeObject],
 ) -> dict[str, Taken]:
     """Type a batch of files and stage what came out; returns what was taken.
 

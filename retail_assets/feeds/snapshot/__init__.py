@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from retail_assets.dataset import Column, Dataset
 from retail_assets.days import changed_window
-from retail_assets.domain import Asked, Execution, PlanError, Pruned, QuarantineTable
+from retail_assets.domain import Asked, Execution, PlanError, Pruned, QuarantineTable, Versions
 from retail_assets.feeds import REASON, PartitionFeed
 from retail_assets.settings import (
     SAMPLE_SOURCE,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from retail_assets.feeds.reading import ReadFiles
-    from retail_assets.feeds.requests import Versions
     from retail_assets.resources.cloud_checks import Question
     from retail_assets.resources.dbt.project import Windows
     from retail_assets.resources.lake import LakeResource
@@ -219,7 +218,7 @@ class SnapshotFeed(PartitionFeed):
         others = dg.AssetSelection.groups(self.name) - dg.AssetSelection.assets(raw)
         yield Execution(self.name, (min(days), max(days)), asset_selection=others)
 
-    def windows(self, landed: "Versions", built: "Versions") -> "Windows":
+    def windows(self, landed: Versions, built: Versions) -> "Windows":
         """The days that differ."""
         window = changed_window(landed[self.dataset], built[self.dataset])
         return {f"{self.name}_window": window}

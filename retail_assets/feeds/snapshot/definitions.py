@@ -6,7 +6,6 @@ Here: reporting what was read and written, what is asked for and when. Not here:
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -31,6 +30,7 @@ from retail_assets.settings import Settings
 _BATCH_ROWS = 122_880
 _CODE_VERSION = "1"
 _LOADING = "Load what the lake has otherwise than the warehouse."
+_BUILDING = "Build and test the dbt models of the domain."
 
 
 def day_partitions(feed: SnapshotFeed, settings: Settings) -> dg.DailyPartitionsDefinition:
@@ -81,7 +81,11 @@ def build_assets(feed: SnapshotFeed, settings: Settings) -> list[dg.AssetsDefini
         return write_days(feed, context.resources.lake, context.run.run_id, sorted(days))
 
     processed = processed_asset(
-        *(settings, feed, feed.dataset, feed.quarantine, take),
+        settings,
+        feed,
+        feed.dataset,
+        feed.quarantine,
+        take,
         source=feed.raw_key,
         partitions=day_partitions(feed, settings),
         description="As Parquet, a folder a day.",
@@ -185,9 +189,9 @@ def day_requests(
     """
     every = day_partitions(feed, settings).get_partition_keys()
     ranges = asking.partition_ranges(set(every).intersection(days), every)
-    of = alone if alone and len(ranges) == 1 else job
-    for request in asking.range_requests(job, ranges, {"day": manifest.fingerprints}, selection):
-        yield replace(request, job_name=of)
+    by = alone if alone and len(ranges) == 1 else job
+    versions = {"day": manifest.fingerprints}
+    return asking.range_requests(feed.days_job, by, ranges, versions, selection)
 
 
 def find_arrivals(
@@ -201,7 +205,7 @@ def find_arrivals(
     assets = [feed.raw_key, processed_key(feed, feed.dataset), landed_key(feed.dataset)]
     days_jobs = (feed.days_job, feed.days_to_marts_job)
     jobs = (feed.source_job, *days_jobs, feed.load_job, feed.marts_job, feed.name)
-    underway = asking.told_underway(instance, jobs, assets)
+    underway = asking.tell_underway(asking.find_underway(instance, jobs, assets))
     notes: list[str] = []
     origins: Sequence[Fingerprint] | None = None
     try:
@@ -256,7 +260,7 @@ def build_defs(feed: SnapshotFeed, settings: Settings) -> dg.Definitions:
                 "Days that the source changed, to the lake and on to the marts.",
             ),
             feed.load_job: (landed, _LOADING),
-            feed.marts_job: (models, "Build and test the dbt models of the domain."),
+            feed.marts_job: (models, _BUILDING),
             feed.name: (everything, "Everything of the domain, for a range of days."),
         }
     )
@@ -293,12 +297,15 @@ def build_defs(feed: SnapshotFeed, settings: Settings) -> dg.Definitions:
                 f"{feed.source_job}_daily", feed.source_job, "0 2 * * *", looking, look, ["lake"]
             ),
             asking.schedule(
-                *(f"{feed.load_job}_daily", feed.load_job, "0 4 * * *", _LOADING),
-                *(load, ["lake", "warehouse"]),
+                f"{feed.load_job}_daily",
+                feed.load_job,
+                "0 4 * * *",
+                _LOADING,
+                load,
+                ["lake", "warehouse"],
             ),
             asking.schedule(
-                *(f"{feed.marts_job}_every_12_hours", feed.marts_job, "0 6,18 * * *"),
-                "Build and test the dbt models of the domain.",
+                f"{feed.marts_job}_every_12_hours", feed.marts_job, "0 6,18 * * *", _BUILDING
             ),
         ],
         sensors=[

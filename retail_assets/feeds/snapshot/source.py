@@ -24,7 +24,7 @@ from retail_assets.feeds.snapshot.manifest import (
 )
 from retail_assets.feeds.snapshot.rows import TypedRows
 from retail_assets.losses import Quarantined, public_reason, refuse_to_shrink
-from retail_assets.resources.http import Fingerprint, fetch, is_url, probe, redact
+from retail_assets.resources.http import Fingerprint, fetch, is_url, probe
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.lake.ledger import Ledger
 from retail_assets.resources.lake.staging import partition_folder
@@ -116,9 +116,8 @@ class Source:
         files, downloaded = [], False
         with lake.scratch() as inbox:
             for number, location in enumerate(self._place.locations):
-                shown = _shown(location)
                 before = known.get(number)
-                if before and (before.location != shown or not lake.exists(before.raw)):
+                if before and not lake.exists(before.raw):
                     before = None
                 name = _file_name(location)
                 got = fetch(
@@ -134,10 +133,7 @@ class Source:
                     continue
                 downloaded = True
                 file = SourceFile(
-                    location=shown,
-                    etag=got.etag,
-                    last_modified=got.last_modified,
-                    size=got.size,
+                    **vars(got.fingerprint),
                     sha256=got.sha256,
                     bytes=got.path.stat().st_size,
                     raw=f"raw/{self._feed.name}/{got.sha256[:16]}/{name}",
@@ -291,13 +287,6 @@ class Source:
             stage.write_partitions(self._feed.quarantine, [(key, rows)] if rows.num_rows else [])
             told = {"source": manifest.hashes}
             stage.publish(self._feed.quarantine, {key, REFUSED}, told=told)
-
-
-def _shown(location: str) -> str:
-    """A location as the manifest keeps it: without credentials, a path made absolute."""
-    if is_url(location):
-        return redact(location)
-    return str(Path(location.removeprefix("file://")).expanduser().absolute())
 
 
 def _file_name(location: str) -> str:

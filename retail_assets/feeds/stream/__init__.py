@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import dagster as dg
     import pyarrow as pa
 
+    from retail_assets.feeds.stream.assets import StarConfig
     from retail_assets.resources.broker.resource import BrokerResource, Message
     from retail_assets.resources.cloud_checks import Question
     from retail_assets.resources.lake import LakeResource
@@ -109,16 +110,9 @@ class StreamFeed(Domain):
         lake: "LakeResource",
         spark: "SparkResource",
         run_id: str,
-        ingest_dates: Sequence[str],
-        *,
-        anew: bool,
-        allow_emptying: bool,
+        config: "StarConfig",
     ) -> Iterable[BuiltTable]:
-        """Bring ``datasets`` to what the messages say, check them, and tell of each.
-
-        Besides what is new, messages of ``ingest_dates`` are taken again, or all of them ``anew``.
-        Then ``allow_emptying`` goes on without rows of messages whose files are gone.
-        """
+        """Bring ``datasets`` to what the messages say, check them, and tell of each."""
 
     @abstractmethod
     def table_versions(self, lake: "LakeResource", dataset: Dataset) -> dict[str, str]:

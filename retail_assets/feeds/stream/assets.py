@@ -159,7 +159,11 @@ def _messages(settings: Settings, feed: StreamFeed) -> dg.AssetsDefinition:
         operational_db: OperationalDbResource,
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
         drain = Drain(
-            *(feed, lake, broker, operational_db, config),
+            feed,
+            lake,
+            broker,
+            operational_db,
+            config,
             report=lambda so_far: context.log.info(f"{so_far.messages:,} messages landed"),
             told={
                 "run_id": context.run.run_id,
@@ -282,12 +286,13 @@ def _star(settings: Settings, feed: StreamFeed) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult]:  # type: ignore[type-arg]
         with failures_by_kind(context.retry_number):
             run_id = context.run.run_id
-            built = list(feed.build_tables(lake, spark, run_id, **config.model_dump()))
+            built = list(feed.build_tables(lake, spark, run_id, config))
         for table in built:
             key = transformed_key(table.dataset)
             yield dg.MaterializeResult(
                 asset_key=key,
                 metadata={
+                    "dagster/row_count": table.rows,
                     **table.metadata,
                     "path": dg.MetadataValue.path(lake.uri(table.dataset.location)),
                 },

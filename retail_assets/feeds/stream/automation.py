@@ -112,7 +112,7 @@ def find_arrivals(
     return asking.Arrivals(
         wanted=lambda: wanted,
         beside=True,
-        underway=asking.told_underway(instance, jobs, tables),
+        underway=asking.tell_underway(asking.find_underway(instance, jobs, tables)),
         notes=[] if wanted else [note],
         # What is made already goes on to the marts first: else these would wait for as long as
         # messages come.

@@ -95,9 +95,9 @@ class GcsLake(LakeResource):
         """Whether there is an object of that name."""
         return self._stat(name) is not None
 
-    def list_objects(self, prefix: str, start: str = "") -> Iterator[LakeObject]:
-        """Objects whose name begins with ``prefix``, by name, from the name ``start`` on."""
-        for found in self._list(prefix, start):
+    def list_objects(self, prefix: str) -> Iterator[LakeObject]:
+        """Objects whose name begins with ``prefix``, by name."""
+        for found in self._list(prefix):
             yield found.object
 
     def local_file(self, name: str) -> Path:
@@ -351,7 +351,7 @@ class GcsLake(LakeResource):
         """Tell an absent bucket from an absent object, once for each bucket or ``again``."""
         clients.require_bucket(self.emulator_host, self.bucket_name, self._retry(), again=again)
 
-    def _list(self, prefix: str, start: str = "", *, markers: bool = False) -> Iterator[_Stat]:
+    def _list(self, prefix: str, *, markers: bool = False) -> Iterator[_Stat]:
         """Objects by name; ``markers`` are those that some programs make for a folder."""
         with self._faults("list", self.uri(prefix)):
             pages = iter(
@@ -359,7 +359,6 @@ class GcsLake(LakeResource):
                 .list_blobs(
                     self.bucket_name,
                     prefix=self._object(prefix),
-                    start_offset=self._object(start) if start else None,
                     fields="items(name,size,generation,crc32c,timeCreated),nextPageToken",
                     retry=self._retry(),
                 )

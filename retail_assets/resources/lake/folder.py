@@ -39,14 +39,14 @@ class LocalLake(LakeResource):
         """Whether there is a file of that name."""
         return self.path(name).is_file()
 
-    def list_objects(self, prefix: str, start: str = "") -> Iterator[LakeObject]:
-        """Files whose name begins with ``prefix``, by name, from the name ``start`` on."""
+    def list_objects(self, prefix: str) -> Iterator[LakeObject]:
+        """Files whose name begins with ``prefix``, by name."""
         folder = prefix[: prefix.rfind("/") + 1]
         # scandir, for a folder may hold 100,000 files: paths as objects would take seconds.
         found = [
             (name, entry)
             for name, entry in _scan(os.path.join(self.root, folder), folder)
-            if name.startswith(prefix) and name >= start
+            if name.startswith(prefix)
         ]
         for name, entry in sorted(found, key=itemgetter(0)):
             try:

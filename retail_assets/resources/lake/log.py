@@ -18,8 +18,8 @@ _PARALLEL = 8
 class LogStore(Protocol):
     """What a log is read from."""
 
-    def list_objects(self, prefix: str, start: str = "") -> Iterator[LakeObject]:
-        """Objects whose name begins with ``prefix``, by name, from the name ``start`` on."""
+    def list_objects(self, prefix: str) -> Iterator[LakeObject]:
+        """Objects whose name begins with ``prefix``, by name."""
         ...
 
     def read_bytes(self, name: str) -> bytes | None:

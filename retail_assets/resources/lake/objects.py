@@ -84,8 +84,8 @@ class LakeResource(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
         """Whether there is an object of that name."""
 
     @abstractmethod
-    def list_objects(self, prefix: str, start: str = "") -> "Iterator[LakeObject]":
-        """Objects whose name begins with ``prefix``, by name, from the name ``start`` on."""
+    def list_objects(self, prefix: str) -> "Iterator[LakeObject]":
+        """Objects whose name begins with ``prefix``, by name."""
 
     @abstractmethod
     def local_file(self, name: str) -> Path:

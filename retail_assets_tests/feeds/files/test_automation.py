@@ -22,13 +22,14 @@ from retail_assets.defs.coffee_chain.contract import (
     SALES,
 )
 from retail_assets.defs.coffee_chain.feed import FEED
-from retail_assets.domain import MARTS_STAGE, RANGE_TAGS
+from retail_assets.domain import MARTS_STAGE, RANGE_TAGS, range_tags
 from retail_assets.errors import PermanentError
 from retail_assets.feeds import WHOLE_TABLE
 from retail_assets.feeds.files import FileTable
-from retail_assets.feeds.files.definitions import drops_underway, raw_key
+from retail_assets.feeds.files.definitions import raw_key
 from retail_assets.feeds.files.taking import Room, take_files
 from retail_assets.feeds.landing import loadable_uris
+from retail_assets.feeds.processed import processed_key
 from retail_assets.feeds.requests import REQUEST_TAG
 from retail_assets.resources.lake.restoring import restore
 from retail_assets.resources.spark import SparkResource
@@ -334,7 +335,6 @@ def test_a_run_is_left_to_its_work_at_every_stage(house: House, stage: str) -> N
         house.land()
 
     assert house.sense() == f"{DROPS_JOB} is underway (run {run_id})"
-    assert drops_underway(house.instance, FEED) == {D1, D2}
 
 
 def test_runs_of_small_files_are_left_to_their_work(house: House) -> None:
@@ -394,6 +394,46 @@ def test_a_run_that_a_person_asked_for_is_waited_for(house: House) -> None:
     assert house.shown(only(house.sense())) == D2
 
 
+@pytest.mark.parametrize("job", [DOMAIN, "__ASSET_JOB"])
+@pytest.mark.parametrize("tags", [range_tags(D1, D1), {"dagster/partition": D1}])
+def test_what_a_person_has_in_hand_is_left_to_them(
+    house: House, job: str, tags: dict[str, str]
+) -> None:
+    deliver(house, D1)
+    house.settle()
+    deliver(house, D1, rows=2)
+    run = dg.DagsterRun(
+        job_name=job,
+        run_id=str(uuid4()),
+        tags=tags,
+        status=STARTED,
+        asset_selection=frozenset([processed_key(FEED, SALES)]),
+    )
+    house.instance.add_run(run)
+
+    assert f"is underway (run {run.run_id})" in str(house.sense())
+
+
+def test_lists_that_a_run_by_hand_takes_are_left_to_it(house: House) -> None:
+    house.settle()
+    house.raw.products("1,PD001,Latte,RM 10.90")
+    house.instance.add_run(dg.DagsterRun(job_name=NIGHTLY_JOB, run_id=str(uuid4()), status=STARTED))
+
+    assert f"{NIGHTLY_JOB} is underway" in str(house.sense())
+
+
+def test_marts_that_are_being_built_are_waited_for_by_the_next(house: House) -> None:
+    deliver(house, D1)
+    house.settle()
+    house.instance.add_run(dg.DagsterRun(job_name=MARTS_JOB, run_id=str(uuid4()), status=STARTED))
+
+    deliver(house, D2)
+    request = only(house.sense())
+    assert request.job_name == LARGE_JOB
+    house.run(request)
+    assert f"{MARTS_JOB} is underway" in str(house.sense())
+
+
 def test_a_bad_drop_does_not_keep_back_the_others_nor_the_marts(house: House) -> None:
     deliver(house, D1, D2, D3)
     house.raw.deliver(RAW_SALES, D2, "x", header="another")
@@ -409,6 +449,11 @@ def test_a_bad_drop_does_not_keep_back_the_others_nor_the_marts(house: House) ->
     answer = house.sense()
     assert isinstance(answer, str)
     assert f"{LARGE_JOB}:{D2}...{D2}:" in answer and "failed 3 times" in answer
+    deliver(house, D0)
+    tick = house.tick()
+    assert isinstance(tick, dg.SensorResult)  # and what arrived is told once
+    assert [event.partition for event in tick.asset_events] == [D0]
+    house.settle()
 
     deliver(house, D2)
     assert house.settle() == [D2, "marts"]

@@ -476,6 +476,15 @@ def test_the_source_schedule_looks_at_the_source_and_writes_what_changed(
     assert only(house.schedule(name)).asset_selection == [RAW]
 
 
+def test_the_source_schedule_leaves_days_to_the_run_that_has_them(scheduled_house: House) -> None:
+    house = scheduled_house
+    house.publish(d01=1, d02=1)
+    house.refresh()
+    record(house.instance, TO_MARTS_JOB, dg.DagsterRunStatus.STARTED, only(house.sense()).tags)
+
+    assert only(house.schedule("online_retail_source_to_lake_daily")).asset_selection == [RAW]
+
+
 def test_the_warehouse_schedule_loads_what_was_processed(scheduled_house: House) -> None:
     house = scheduled_house
     name = "online_retail_lake_to_warehouse_daily"

@@ -188,9 +188,10 @@ def test_a_relative_path_is_not_fetched_again(
 ) -> None:
     source(line())
     monkeypatch.chdir(tmp_path)
-    behind = source(Path("online_retail.csv"))
-    behind.refresh(lake)
+    behind = source(Path("..", tmp_path.name, "online_retail.csv"))
+    first = behind.refresh(lake)
 
+    assert first.manifest.is_of(behind.probe())
     assert behind.refresh(lake).downloaded is False
 
 

@@ -15,12 +15,7 @@ from retail_assets.defs.supply_chain.contract import (
     LANDED,
     MESSAGES,
 )
-from retail_assets.defs.supply_chain.star.check import (
-    StarChecked,
-    check_star,
-    star_rows,
-    star_versions,
-)
+from retail_assets.defs.supply_chain.star.check import check_star, star_versions
 from retail_assets.defs.supply_chain.star.merge import Merged, Merger, open_database
 from retail_assets.defs.supply_chain.star.new import plan_build, publish
 from retail_assets.defs.supply_chain.star.typed import stage_messages
@@ -28,7 +23,7 @@ from retail_assets.defs.supply_chain.transforms import TYPING_VERSION
 from retail_assets.resources.lake import LakeResource
 from retail_assets.resources.spark import SparkResource
 
-__all__ = ["StarBuilt", "StarChecked", "build_star", "check_star", "star_rows", "star_versions"]
+__all__ = ["StarBuilt", "build_star", "check_star", "star_versions"]
 
 _LOCK = f"{DOMAIN}/build_star"
 
@@ -37,11 +32,11 @@ _LOCK = f"{DOMAIN}/build_star"
 class StarBuilt:
     """What a build did.
 
-    ``rows`` are those of each table now, and ``changed`` the partitions ("" for a table without)
-    whose content is another than before. ``messages`` were read of ``dates``: ``written`` are in
-    the fact, the others superseded by one of them or by one that was there. ``removed`` rows of the
-    fact were superseded by this build's. ``gone`` files are in the star and, since the last build,
-    no longer in the lake; their rows stay.
+    ``changed`` are by table the partitions ("" for a table without) whose content is another than
+    before. ``messages`` were read of ``dates``: ``written`` are in the fact, the others superseded
+    by one of them or by one that was there. ``removed`` rows of the fact were superseded by this
+    build's. ``gone`` files are in the star and, since the last build, no longer in the lake; their
+    rows stay.
     """
 
     dates: tuple[str, ...]
@@ -52,7 +47,6 @@ class StarBuilt:
     superseded_by_later: int
     removed: int
     gone: int
-    rows: Mapping[str, int]
     changed: Mapping[str, tuple[str, ...]]
 
 
@@ -108,6 +102,5 @@ def build_star(
             superseded_by_later=merged.later,
             removed=merged.removed,
             gone=plan.gone,
-            rows=star_rows(lake),
             changed=changed,
         )

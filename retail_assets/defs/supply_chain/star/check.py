@@ -3,7 +3,7 @@
 Here: what is read of the star's tables. Not here: building them.
 """
 
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from retail_assets.dataset import Dataset
 from retail_assets.defs.supply_chain.contract import (
@@ -18,20 +18,11 @@ from retail_assets.defs.supply_chain.star.new import StarError, read_origins
 from retail_assets.resources.lake import LakeResource
 
 
-@dataclass(frozen=True)
-class StarChecked:
-    """How the star's files stand to the contract, by count; all is well where nothing is found.
+class CheckedTable(NamedTuple):
+    """How a table's files stand to the contract: their rows, and what of them is wrong."""
 
-    ``drifted`` has, by table, columns that differ; ``duplicates`` rows of a key beyond its first;
-    ``orphans`` rows of the fact whose key is in no row of the dimension, and ``unused`` rows of
-    dim_metadata that no row of the fact has.
-    """
-
-    rows: dict[str, int] = field(default_factory=dict)
-    drifted: dict[str, str] = field(default_factory=dict)
-    duplicates: dict[str, int] = field(default_factory=dict)
-    orphans: dict[str, int] = field(default_factory=dict)
-    unused: int = 0
+    rows: int
+    faults: list[str]
 
 
 def star_versions(lake: LakeResource, dataset: Dataset) -> dict[str, str]:
@@ -52,41 +43,36 @@ def star_versions(lake: LakeResource, dataset: Dataset) -> dict[str, str]:
     return lake.table(dataset).snapshot().fingerprints
 
 
-def star_rows(lake: LakeResource) -> dict[str, int]:
-    """Rows of each table of the star, by name; {} where it was never built."""
-    there = {dataset.name: lake.table(dataset).snapshot() for dataset in LANDED}
-    if there[FACT_ORDER.name].version < 0:
-        return {}
-    return {name: found.rows for name, found in there.items()}
-
-
-def check_star(lake: LakeResource) -> StarChecked:
+def check_star(lake: LakeResource) -> dict[str, CheckedTable]:
     """Hold the star's files against the contract: columns, keys, and the fact's foreign keys."""
-    checked = StarChecked()
-    fact = FACT_ORDER.name
+    checked: dict[str, CheckedTable] = {}
+    fact, has_drifted = FACT_ORDER.name, False
     with lake.scratch() as scratch, open_database(scratch) as database:
         for dataset in LANDED:
             name, key = dataset.name, dataset.columns[0].name
-            found = rows_there(lake, dataset, lake.table(dataset).snapshot())
+            snapshot = lake.table(dataset).snapshot()
+            found = rows_there(lake, dataset, snapshot)
             database.execute(f"create view {name} as from {found}")
             columns = database.execute(f"describe {name}").fetchall()
-            rows = copies = 0
             if drift := dataset.compare({column: kind for column, kind, *_ in columns}):
-                checked.drifted[name] = drift.describe()
-            else:
-                query = f"select count(*), count(*) - count(distinct {key}) from {name}"
-                rows, copies = one(database, query)
-            checked.rows[name] = rows
-            if copies:
-                checked.duplicates[name] = copies
-        if checked.drifted:
+                checked[name] = CheckedTable(snapshot.rows, [drift.describe()])
+                has_drifted = True
+                continue
+            query = f"select count(*), count(*) - count(distinct {key}) from {name}"
+            rows, copies = one(database, query)
+            told = f"{copies:,} rows have a key that another row has"
+            checked[name] = CheckedTable(rows, [told] if copies else [])
+        if has_drifted:
             return checked
         for dataset in LANDED[:-1]:  # the fact is the last one
             name, key = dataset.name, dataset.columns[0].name
             query = f"select count(*) from {fact} anti join {name} using ({key})"
             (orphans,) = one(database, query)
             if orphans:
-                checked.orphans[key] = orphans
+                checked[fact].faults.append(f"{orphans:,} rows have a {key} of no dimension")
         query = f"select count(*) from {DIM_METADATA.name} anti join {fact} using (metadata_id)"
         (unused,) = one(database, query)
-    return replace(checked, unused=unused)
+        if unused:
+            told = f"{unused:,} rows are of no row of {fact}"
+            checked[DIM_METADATA.name].faults.append(told)
+    return checked
