@@ -316,7 +316,7 @@ def build_defs(feed: SnapshotFeed, settings: Settings) -> dg.Definitions:
                     feed, settings, instance, found.lake, found.warehouse
                 ),
                 jobs[:-1],
-                every_s=60,
+                every_s=60 if settings.bigquery else 30,  # which bills each look
                 description="Asks for the source once a version of it, then for exactly the days"
                 " that it changed, then for what the warehouse has otherwise, then for the marts.",
             )

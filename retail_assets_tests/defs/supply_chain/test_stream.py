@@ -839,6 +839,17 @@ from retail_assets.resources.broker.resource import BrokerResource
 
 stream._SAVE_EVERY_S = 0.0
 home, file = sys.argv[1:]
+read = stream.read_messages
+
+
+def slowly(*arguments):
+    for number, message in enumerate(read(*arguments)):
+        if number % 500 == 0:
+            time.sleep(0.3)  # what was sent arrives before the rest is
+        yield message
+
+
+stream.read_messages = slowly
 broker = BrokerResource(servers="embedded", home=home)
 source = order_lines.examine_source(Path(file))
 stream.stream_file(
